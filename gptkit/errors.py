@@ -1,0 +1,102 @@
+"""What can go wrong, as exceptions with an exit code each.
+
+Raised anywhere, caught once: by the command line, which prints the message and leaves with `exit_code`.
+A message is one to three lines that say what, where, and what to do.
+
+    GptkitError                 1   (the bare class is never raised: 1 is a defect of gptkit)
+    ├── UsageError              2   a command line, a name or a prompt that cannot be used
+    │   └── ExperimentError     2   an experiment file; carries every problem found in it
+    ├── PluginError             3   a plugin or the environment
+    ├── DataError               4   a text: missing, empty, too short, not UTF-8, changed
+    ├── CheckpointError         5   a checkpoint or run folder that does not verify
+    ├── DiskError               6   the disk: full, read-only, failing
+    ├── RunInUseError           7   another process holds the run
+    ├── DivergedError           8   the loss or a gradient is not finite
+    ├── OutOfMemoryError        9   what was asked for does not fit
+    ├── NetworkError           10   a download was tried and failed
+    └── StoppedError                a signal asked to stop; the run was saved
+        ├── InterruptedRun    130   SIGINT
+        └── TerminatedRun     143   SIGTERM
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class GptkitError(Exception):
+    """An error meant for a person to read; `exit_code` is the process's answer to it."""
+
+    exit_code = 1
+
+
+class UsageError(GptkitError):
+    exit_code = 2
+
+
+class ExperimentError(UsageError):
+    """Problems of an experiment file, all of them together.
+
+    `problems` holds one line each: the dotted key, what is wrong with it, what would be right.
+    """
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            text = f"{source}: {self.problems[0]}"
+        else:
+            lines = "".join(f"\n  {problem}" for problem in self.problems)
+            text = f"{source} has {len(self.problems)} problems:{lines}"
+        super().__init__(text)
+
+
+class PluginError(GptkitError):
+    exit_code = 3
+
+
+class DataError(GptkitError):
+    exit_code = 4
+
+
+class CheckpointError(GptkitError):
+    exit_code = 5
+
+
+class DiskError(GptkitError):
+    exit_code = 6
+
+
+class RunInUseError(GptkitError):
+    exit_code = 7
+
+
+class DivergedError(GptkitError):
+    exit_code = 8
+
+
+class OutOfMemoryError(GptkitError):
+    exit_code = 9
+
+
+class NetworkError(GptkitError):
+    exit_code = 10
+
+
+class StoppedError(GptkitError):
+    """Training was asked to stop by a signal and did, saved."""
+
+
+class InterruptedRun(StoppedError):
+    exit_code = 130
+
+
+class TerminatedRun(StoppedError):
+    exit_code = 143
+
+
+def nearest(wanted: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest of `known`, or nothing where none is close."""
+    match = difflib.get_close_matches(wanted, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,127 @@
+"""What a training run reports, as frozen values.
+
+The core is silent: it hands these to the listeners it was given. The run recorder and the terminal are two
+of them. Events carry numbers, strings and paths, never tensors or the trainer, so a listener cannot change
+what it watches and may outlive it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    run_id: str
+    folder: Path
+    dataset: str  # what it trains on, for a person
+    tokenizer: str  # name of the tokenizer plugin
+    vocab_size: int
+    train_tokens: int
+    val_tokens: int
+    parameters: int
+    device: str
+    precision: str  # "fp32" or "bf16"
+    compiled: bool
+    start_step: int  # 0, or the step that it resumes from
+    stop_step: int  # the last step of this session
+    max_steps: int  # the step that the schedule ends at
+    tokens_per_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """Sent every `log_interval` steps; loss is the mean of the steps since the last one, in nats a token."""
+
+    step: int
+    train_loss: float
+    learning_rate: float
+    grad_norm: float  # of the last step, before clipping
+    tokens: int  # trained on so far, over the whole run
+    tokens_per_second: float  # of the steps since the last one, evaluation and saving left out
+    seconds: float  # of training in this run so far, all sessions
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """Sent after every step, for displays that count; it carries nothing that costs anything to know."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationFinished:
+    step: int
+    val_loss: float  # mean nats per token
+    bits_per_byte: float  # comparable across tokenizers
+    best_val_loss: float
+    best_step: int
+    tokens: int
+    learning_rate: float
+    seconds: float  # of training in this run so far, all sessions
+
+    @property
+    def is_best(self) -> bool:
+        return self.step == self.best_step
+
+
+@dataclass(frozen=True, slots=True)
+class SampleDrawn:
+    step: int
+    text: str  # the prompt included
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    step: int
+    folder: Path
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    status: str  # "finished", "stopped", "interrupted", "terminated", "diverged", "failed"
+    step: int
+    max_steps: int
+    train_loss: float | None  # the last that was logged
+    val_loss: float | None
+    best_val_loss: float | None
+    best_step: int | None
+    tokens: int
+    seconds: float
+    saved: bool  # a checkpoint of this step stands
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkProgressed:
+    """Long work other than training: a download, tokenizing. `total` is 0 where it is unknown."""
+
+    what: str
+    done: int
+    total: int
+    unit: str  # "bytes", "characters", "tokens"
+
+
+Event = (
+    RunStarted
+    | StepDone
+    | StepFinished
+    | EvaluationFinished
+    | SampleDrawn
+    | CheckpointSaved
+    | RunFinished
+    | Warned
+    | WorkProgressed
+)
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener for those who do not listen."""

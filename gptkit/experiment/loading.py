@@ -1,0 +1,254 @@
+"""Experiment files: read, overridden, checked, written back.
+
+In: a TOML file or a dict, and overrides as (dotted key, value). Out: an `Experiment` with every plugin option
+explicit, or one `ExperimentError` with all the problems. Loads the plugins that the file names, to check
+their options; whether their data is here is not asked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from gptkit.errors import ExperimentError, PluginError, UsageError, nearest
+from gptkit.experiment.schema import AdamWSettings, Experiment, MuonSettings, OptimizerSettings, PluginTable
+from gptkit.plugins import registry
+
+MAX_BYTES = 1_000_000  # an experiment file larger than this is something else
+Override = tuple[str, Any]
+
+_OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonSettings}
+
+_PLUGIN_KEYS = (
+    (("tokenizer",), registry.TOKENIZERS),
+    (("model", "position"), registry.POSITIONS),
+    (("data", "dataset"), registry.DATASETS),
+    (("data", "fallback"), registry.DATASETS),
+)
+
+
+def load_experiment(path: Path | str, overrides: Sequence[Override] = ()) -> Experiment:
+    """The experiment of a TOML file. Its name is the file's, unless it has one.
+
+    Raises UsageError where there is no such file, ExperimentError, PluginError.
+    """
+    path = Path(path)
+    data = _parse(path)
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", path.stem):
+        data.setdefault("name", path.stem)
+    return experiment_from_dict(data, overrides, source=str(path))
+
+
+def experiment_from_dict(
+    data: Mapping[str, Any], overrides: Sequence[Override] = (), *, source: str = "the experiment"
+) -> Experiment:
+    """The experiment of a nested dict, keys as in a file. Raises ExperimentError, PluginError."""
+    raw = _copy_tables(data)
+    problems = [problem for key, value in overrides if (problem := _override(raw, key, value))]
+    missing: list[PluginError] = []
+    for keys, family in _PLUGIN_KEYS:
+        try:
+            problems += _fill_plugin_options(raw, keys, family)
+        except PluginError as error:
+            missing.append(error)
+    try:
+        experiment = Experiment.model_validate(raw)
+    except ValidationError as error:
+        problems += _describe_all(error)
+    if problems:
+        raise ExperimentError(source, problems + [str(error) for error in missing])
+    if missing:
+        raise missing[0]
+    return experiment
+
+
+def parse_override(text: str) -> Override:
+    """`model.n_layer=6` as (key, value). The value is TOML; a bare word counts as a string."""
+    key, separator, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not separator or not key:
+        raise UsageError(f"--set {text!r}: expected KEY=VALUE, as in --set training.max_steps=200")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError, RecursionError, ValueError):
+        return key, value
+
+
+def to_toml(experiment: Experiment) -> str:
+    """The file that gives this experiment again, every field explicit."""
+    return tomli_w.dumps(experiment.model_dump(exclude_none=True))
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ExperimentError(str(path), ["larger than 1 MB, so not an experiment file"])
+        return tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise UsageError(f"there is no experiment file {path}. {_experiments_beside(path)}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder, not an experiment file. {_experiments_beside(path)}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ExperimentError(str(path), [f"not UTF-8 at byte {error.start}, so not TOML"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ExperimentError(str(path), [f"not valid TOML: {error}"]) from None
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of too many digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ExperimentError(str(path), [f"not usable TOML: {reason}"]) from None
+
+
+def _experiments_beside(path: Path) -> str:
+    for folder in (path, path.parent, Path("experiments")):
+        found = sorted(folder.glob("*.toml")) if folder.is_dir() else []
+        if found:
+            return f"There are: {', '.join(str(file) for file in found[:12])}"
+    return "Give the path of a TOML file."
+
+
+def _copy_tables(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy_tables(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def _override(raw: dict[str, Any], dotted: str, value: Any) -> str | None:
+    """Sets one field in place; the problem with it, if there is one."""
+    *tables, last = dotted.split(".")
+    table = raw
+    for depth, name in enumerate(tables):
+        inner = table.setdefault(name, {})
+        if isinstance(inner, str):  # `position = "rope"` becomes a table when an option of it is set
+            inner = table[name] = {"type": inner}
+        if not isinstance(inner, dict):
+            return f"{dotted}: {'.'.join(tables[: depth + 1])} is not a table"
+        table = inner
+    if dotted == "training.max_steps":
+        table.pop("epochs", None)
+    table[last] = value
+    return None
+
+
+def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str) -> list[str]:
+    """Makes the options of the plugin at `keys` explicit in place; the problems with them."""
+    table: Any = raw
+    for key in keys[:-1]:
+        table = table.setdefault(key, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        return []  # the schema will say so
+    last, dotted = keys[-1], ".".join(keys)
+    default = _default_plugin(keys)
+    choice = table.get(last, default)
+    if choice is None:
+        return []
+    if isinstance(choice, str):
+        choice = {"type": choice}
+    if not isinstance(choice, dict) or not isinstance(choice.get("type"), str):
+        return []
+    name = choice["type"]
+    if family == registry.DATASETS and name not in registry.names(family):
+        if len(choice) > 1:
+            return [f"{dotted}: {name!r} is no registered dataset, so it takes no options"]
+        table[last] = choice  # a text of one's own; the workflow looks for it
+        return []
+    plugin = registry.load(family, name).cls
+    options = {key: value for key, value in choice.items() if key != "type"}
+    try:
+        filled = plugin.Options.model_validate(options)
+    except ValidationError as error:
+        return _describe_all(error, prefix=dotted, model=plugin.Options)
+    table[last] = {"type": name, **filled.model_dump(mode="json", exclude_none=True)}
+    return []
+
+
+def _default_plugin(keys: tuple[str, ...]) -> str | None:
+    value: Any = Experiment()
+    for key in keys:
+        value = getattr(value, key)
+    return value.type if isinstance(value, PluginTable) else None
+
+
+def _describe_all(
+    error: ValidationError, *, prefix: str = "", model: type[BaseModel] = Experiment
+) -> list[str]:
+    """The problems that pydantic found, a line for each field: 'dotted.key = value: what would be right'."""
+    lines: dict[str, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        path = [str(part) for part in detail["loc"] if not _is_union_member(part)]
+        place = ".".join([prefix, *path] if prefix else path) or "the file"
+        place, message = _describe(detail, place, path, model)
+        messages = lines.setdefault(place, [])
+        if message not in messages:
+            messages.append(message)
+    return [f"{place}: {' or '.join(messages)}" for place, messages in lines.items()]
+
+
+def _is_union_member(part: int | str) -> bool:
+    """Whether pydantic put the name of a union's member into the path; a file has no such key."""
+    plain = {*_OPTIMIZERS, "bool", "int", "float", "str"}
+    return isinstance(part, str) and (part in plain or part.startswith(("literal[", "constrained-")))
+
+
+def _describe(
+    detail: ErrorDetails, place: str, path: list[str], model: type[BaseModel]
+) -> tuple[str, str]:
+    """The place, with the value where it is short, and what would be right there."""
+    kind, value = detail["type"], detail["input"]
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    if kind == "extra_forbidden":
+        return place, f"unknown key{_suggest(path, model, detail['loc'])}"
+    if kind == "missing":
+        return place, "is required"
+    if kind == "union_tag_invalid":
+        tag, expected = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+        return f"{place}.type = {tag!r}", f"should be {expected.replace(', ', ' or ')}"
+    if kind == "string_pattern_mismatch":
+        message = "should be letters, digits, '_' and '-', starting with a letter or digit"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        message = "should be a table"
+    if kind == "value_error" or isinstance(value, dict | list | BaseModel):
+        return place, message
+    return f"{place} = {_short(value)}", message
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, bool | str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _suggest(path: Sequence[str], model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """The nearest key of the same table, or the table that does have this key."""
+    *tables, wrong = path
+    fields = [field for field in _fields(model, tables, location) if field != wrong]
+    near = nearest(wrong, fields)
+    if near:
+        return near
+    if model is Experiment:
+        for section in Experiment.model_fields:
+            if [section] != tables and wrong in _fields(Experiment, [section], ()):
+                return f"; it belongs in [{section}]"
+    return f"; known here: {', '.join(sorted(fields))}" if fields else "; it takes no options"
+
+
+def _fields(model: type[BaseModel], tables: Sequence[str], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of a table of the schema; of a union those of the member in `location`, or of all."""
+    models: list[type[BaseModel]] = [model]
+    for name in tables:
+        inner: list[type[BaseModel]] = []
+        for candidate in models:
+            field = candidate.model_fields.get(name)
+            annotation = field.annotation if field else None
+            if annotation == OptimizerSettings:
+                chosen = [member for tag, member in _OPTIMIZERS.items() if tag in location]
+                inner += chosen or _OPTIMIZERS.values()
+            elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                inner.append(annotation)
+        models = inner
+    return list(dict.fromkeys(key for candidate in models for key in candidate.model_fields))

@@ -1,0 +1,239 @@
+"""What an experiment file may say: every field with its default, its unit and its reason.
+
+The fields are described and validated here and nowhere else. The defaults are a modern recipe for a small
+GPT; a file holds only what differs. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+# Bounds that no honest experiment meets; they keep absurd numbers from becoming a crash much later.
+_MANY = 2**31 - 1
+
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"),
+]
+Count = Annotated[int, Field(ge=1, le=_MANY)]
+CountOrNone = Annotated[int, Field(ge=0, le=_MANY)]
+Rate = Annotated[float, Field(ge=0, le=1000)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A table of an experiment file: unknown keys, nan and inf are refused, and values are not coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class PluginTable(BaseModel):
+    """`name`, short for `{ type = "name" }`, or that table with the plugin's own options beside `type`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str = Field(min_length=1, max_length=200, description="The plugin's name.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DataSettings(Section):
+    dataset: PluginTable = Field(
+        default=PluginTable(type="shakespeare"),
+        description="A registered dataset, or a text file: looked up as given, then in the data folders.",
+    )
+    fallback: PluginTable | None = Field(
+        default=None,
+        description="The dataset to use, with a warning, when `dataset` is not here and cannot be had.",
+    )
+    val_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="The last part of the text, as a fraction of its characters, kept for evaluation.",
+    )
+
+
+class ModelSettings(Section):
+    context_length: int = Field(
+        default=64, ge=1, le=2**20, description="Tokens that the model sees at once. Attention grows with its square."
+    )
+    n_layer: int = Field(default=4, ge=1, le=1000, description="Blocks, one after the other.")
+    n_head: int = Field(default=4, ge=1, le=4096, description="Attention heads in a block; divides n_embd.")
+    n_embd: int = Field(default=128, ge=1, le=2**20, description="Width: numbers that stand for one token.")
+    dropout: BelowOne = Field(
+        default=0.0, description="Share of activations dropped in training. Helps when a text is seen many times."
+    )
+    position: PluginTable = Field(
+        default=PluginTable(type="rope"), description="The positional encoding: how a token knows its place."
+    )
+    norm: Literal["layernorm", "rmsnorm"] = Field(
+        default="rmsnorm", description="layernorm has a gain and, with `bias`, a shift; rmsnorm a gain only."
+    )
+    mlp: Literal["gelu", "relu2", "swiglu"] = Field(
+        default="relu2", description="gelu and relu2 (squared ReLU): 4x hidden width; swiglu: 8/3x, gated."
+    )
+    qk_norm: bool = Field(
+        default=True, description="Normalise each query and key (RMS), which keeps attention tame at high rates."
+    )
+    bias: bool = Field(default=False, description="A bias in linear layers and layernorms.")
+    tie_embeddings: bool = Field(
+        default=False, description="The output projection shares the token embedding's weights."
+    )
+    init: Literal["gpt2", "modern"] = Field(
+        default="modern", description="Initial weights; the table is in gptkit/model/gpt.py."
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelSettings:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}")
+        return self
+
+
+class TrainingSettings(Section):
+    max_steps: Count = Field(default=1000, description="Optimizer updates; the schedule ends here.")
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        default=None, description="Passes over the training text, instead of max_steps; a fraction is allowed."
+    )
+    batch_size: Annotated[int, Field(ge=1, le=2**20)] = Field(
+        default=32, description="Sequences in one forward pass."
+    )
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=2**20)] = Field(
+        default=1, description="Forward passes whose gradients make one step."
+    )
+    grad_clip: Rate = Field(default=1.0, description="Largest norm of the gradient; 0 leaves it as it is.")
+    log_interval: Count = Field(default=10, description="Steps from one logged training loss to the next.")
+    backend: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="What computes; auto takes the best there is."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Of the matrix products; weights stay fp32. auto takes what is fast here."
+    )
+    compile: Literal["auto"] | bool = Field(
+        default="auto", description="torch.compile; auto uses it where the run is long enough to win it back."
+    )
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
+        default="auto", description="CPU threads; another number may change the last bits of the result."
+    )
+
+
+class _Optimizer(Section):
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=0.1, description="Decoupled weight decay, of matrices only."
+    )
+    beta1: BelowOne = Field(default=0.9, description="AdamW's average of gradients.")
+    beta2: BelowOne = Field(default=0.99, description="AdamW's average of squared gradients.")
+    eps: Annotated[float, Field(gt=0, le=1)] = Field(default=1e-8, description="AdamW's guard against 0.")
+
+
+class AdamWSettings(_Optimizer):
+    """AdamW (Loshchilov and Hutter 2019) for all parameters."""
+
+    type: Literal["adamw"] = "adamw"
+    learning_rate: Rate = Field(default=0.001, description="The peak of the schedule.")
+
+
+class MuonSettings(_Optimizer):
+    """Muon (Jordan et al. 2024) for the hidden matrices, AdamW for the rest."""
+
+    type: Literal["muon"] = "muon"
+    learning_rate: Rate = Field(default=0.02, description="Of the hidden matrices: the peak of the schedule.")
+    adamw_learning_rate: Rate = Field(
+        default=0.004, description="Of embeddings, output projection and norms: the peak of the same schedule."
+    )
+    momentum: BelowOne = Field(default=0.95, description="Muon's average of gradients.")
+
+
+OptimizerSettings = AdamWSettings | MuonSettings
+
+
+def _muon_unless_said(value: Any) -> Any:
+    return {"type": "muon", **value} if isinstance(value, dict) else value
+
+
+class ScheduleSettings(Section):
+    type: Literal["constant", "cosine", "linear"] = Field(
+        default="linear",
+        description="After the warm-up: constant, a cosine to the end, or constant and then linearly down.",
+    )
+    warmup_steps: CountOrNone = Field(default=0, description="Steps from 0 to learning_rate, linearly.")
+    min_learning_rate: Rate = Field(
+        default=0.0, description="Where cosine and linear end; other rates end in the same proportion."
+    )
+    warmdown_fraction: Fraction = Field(
+        default=1.0, description="linear: the last part of max_steps, in which the rate goes down."
+    )
+
+
+class EvaluationSettings(Section):
+    eval_interval: Count = Field(default=500, description="Steps from one evaluation to the next.")
+    eval_tokens: Count = Field(
+        default=262_144,
+        description="The whole val split up to this many tokens; of a larger one, fixed windows spread over it.",
+    )
+
+
+class CheckpointSettings(Section):
+    save: bool = Field(default=True, description="false: train and record, but write no checkpoint.")
+    checkpoint_interval: Count = Field(default=500, description="Steps from one checkpoint to the next.")
+    keep_last: Count = Field(default=3, description="How many of the newest checkpoints stay.")
+    keep_every: CountOrNone = Field(default=0, description="Checkpoints at multiples of it stay; 0: none.")
+
+
+class SamplingSettings(Section):
+    prompt: str = Field(default="\n", min_length=1, max_length=1_000_000, description="What a sample starts with.")
+    max_new_tokens: CountOrNone = Field(default=500, description="Tokens written after the prompt.")
+    temperature: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=1.0, description="Below 1 bolder, above 1 wilder; 0 always takes the likeliest token."
+    )
+    top_k: CountOrNone = Field(default=0, description="Only the k likeliest tokens; 0: all.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Only the likeliest tokens that together have this probability; 1: all."
+    )
+    min_p: Fraction = Field(
+        default=0.0, description="Only tokens at least this probable, relative to the likeliest; 0: all."
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[], description="Texts that end a sample when they appear."
+    )
+    sample_interval: CountOrNone = Field(
+        default=500, description="Steps from one sample shown while training to the next; 0: none."
+    )
+
+
+class Experiment(Section):
+    """All that a training run depends on."""
+
+    name: Name = Field(default="gpt", description="The run's name; letters, digits, '_' and '-'.")
+    seed: Literal["random"] | Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default="random", description="All randomness comes from it; random draws one and records it."
+    )
+    tokenizer: PluginTable = Field(
+        default=PluginTable(type="char"), description="How text becomes tokens."
+    )
+    data: DataSettings = Field(default=DataSettings(), description="What it trains on.")
+    model: ModelSettings = Field(default=ModelSettings(), description="The GPT.")
+    training: TrainingSettings = Field(default=TrainingSettings(), description="How long, on what.")
+    optimizer: Annotated[
+        Annotated[OptimizerSettings, Field(discriminator="type")], BeforeValidator(_muon_unless_said)
+    ] = Field(default=MuonSettings(), description="How a gradient becomes an update.")
+    schedule: ScheduleSettings = Field(default=ScheduleSettings(), description="The rate over the steps.")
+    evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="When and how much.")
+    checkpoints: CheckpointSettings = Field(default=CheckpointSettings(), description="What is kept.")
+    sampling: SamplingSettings = Field(default=SamplingSettings(), description="Text that it writes.")
+
+    @property
+    def tokens_per_step(self) -> int:
+        training = self.training
+        return training.batch_size * training.gradient_accumulation_steps * self.model.context_length

@@ -1,0 +1,38 @@
+"""What a plugin author imports, and all of it.
+
+A package adds a tokenizer, a positional encoding or a dataset by subclassing `Tokenizer`,
+`PositionalEncoding` or `Dataset`, and naming the class in its own pyproject under the entry-point group
+`gptkit.tokenizers`, `gptkit.positions` or `gptkit.datasets`. The built-in ones come in through the same door.
+
+`PositionalEncoding` is a torch module, so it is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gptkit.plugins.dataset import DataFolders, Dataset
+from gptkit.plugins.options import API_VERSION, PluginOptions
+from gptkit.plugins.tokenizer import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from gptkit.plugins.position import ModelShape, PositionalEncoding
+
+__all__ = [
+    "API_VERSION",
+    "DataFolders",
+    "Dataset",
+    "ModelShape",
+    "PluginOptions",
+    "PositionalEncoding",
+    "StreamDecoder",
+    "Tokenizer",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("PositionalEncoding", "ModelShape"):
+        from gptkit.plugins import position
+
+        return getattr(position, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

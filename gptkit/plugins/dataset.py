@@ -1,0 +1,78 @@
+"""The contract of a dataset: a name to a text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gptkit.plugins.options import API_VERSION, PluginOptions
+
+
+def _no_progress(done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class DataFolders:
+    """Where texts are looked for, in order, and where a download goes.
+
+    `progress` is called with bytes done and bytes in all (0 where unknown) while something is downloaded.
+    """
+
+    search: tuple[Path, ...] = (Path("data"),)
+    downloads: Path = Path("data")
+    progress: Callable[[int, int], None] = field(default=_no_progress, compare=False)
+
+    def find(self, name: str) -> Path | None:
+        """The first file of that name."""
+        for folder in self.search:
+            if (folder / name).is_file():
+                return folder / name
+        return None
+
+
+class Dataset(ABC):
+    """A text by name.
+
+    Attributes:
+        summary: one line for listings.
+        source: where it comes from, for listings.
+        Options: the options of its table in an experiment file.
+        api_version: the version of this surface that it was written for.
+    """
+
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    Options: ClassVar[type[PluginOptions]] = PluginOptions
+    api_version: ClassVar[int] = API_VERSION
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def read(self, folders: DataFolders) -> str:
+        """The whole text. The same options give the same text, always.
+
+        Raises gptkit.errors.DataError, or any error of its own, when there is none to be had.
+        """
+
+    def is_here(self, folders: DataFolders) -> bool:
+        """Whether `read` will work without `fetch`."""
+        return True
+
+    def fetch(self, folders: DataFolders, *, repair: bool = False) -> None:
+        """Brings the text here, into `folders.downloads`, replacing a damaged one where `repair` is set.
+
+        The default has nothing to bring.
+        """
+
+    def size(self, folders: DataFolders) -> int | None:
+        """Bytes of the text, where that is known without reading it."""
+        return None
+
+    def facts(self) -> dict[str, str | float]:
+        """What else a person or a program may want to know about it, such as its entropy rate."""
+        return {}
