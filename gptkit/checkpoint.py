@@ -1,0 +1,214 @@
+"""One training state on disk: saved all at once, verified before it is believed.
+
+In: named tensors (weights, optimizer state) and a small state of numbers. Out: the same, from the newest
+checkpoint that verifies. A checkpoint is `checkpoints/step-<12 digits>/` with model.safetensors,
+optimizer.safetensors, state.json and MANIFEST.json, which holds the size and SHA-256 of the others. It is
+written under a temporary name and renamed when every byte has reached the disk, so a folder of that name is
+whole, or was damaged later, which the hashes tell. No pickle anywhere. Knows nothing of models or runs.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gptkit.errors import CheckpointError
+from gptkit.files import disk, disk_errors, parse_json, sha256, to_json, write_file
+
+FORMAT = 1
+MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
+_FILES = (MODEL, OPTIMIZER, STATE)
+_STEP = re.compile(r"step-(\d{12})")
+_SMALL = 1_000_000  # bytes; no manifest and no state.json is larger
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read and verified."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A checkpoint that did not verify, and where it is now."""
+
+    step: int
+    reason: str
+    path: Path
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:012d}"
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Steps that have a checkpoint in `folder` (a run's checkpoints/), oldest first; by name, unverified."""
+    if not folder.is_dir():
+        return []
+    matches = (_STEP.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    run_id: str,
+    step: int,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
+) -> Path:
+    """Commits a checkpoint of `step` into `folder` and returns it. One that verifies already is left alone.
+
+    Raises DiskError; then nothing but what was there before is there.
+    """
+    target = step_folder(folder, step)
+    contents = {
+        MODEL: safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.items()}),
+        OPTIMIZER: safetensors.torch.save({name: tensor.contiguous() for name, tensor in optimizer.items()}),
+        STATE: to_json(state),
+    }
+    manifest = {
+        "format": FORMAT,
+        "run_id": run_id,
+        "step": step,
+        "files": {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in contents.items()},
+    }
+    contents[MANIFEST] = to_json(manifest)
+    temporary = folder / f".tmp-{step}-{secrets.token_hex(4)}"
+    with disk_errors(f"saving step {step}", needed=sum(map(len, contents.values()))):
+        try:
+            disk.make_folder(temporary)
+            for name, data in contents.items():  # the manifest last
+                write_file(temporary / name, data)
+            disk.fsync_folder(temporary)
+            if target.exists():  # a step trained again after a resume from before it
+                _move_away(target, "trash")
+            disk.rename(temporary, target)
+        except BaseException:
+            disk.remove_folder(temporary)
+            raise
+        disk.fsync_folder(folder)
+    return target
+
+
+def load_checkpoint(folder: Path, step: int, *, run_id: str) -> Checkpoint:
+    """The checkpoint of that step, verified. Raises CheckpointError with the reason where it does not verify."""
+    path = step_folder(folder, step)
+    try:
+        contents = _verified(path, step, run_id)
+        return Checkpoint(
+            step=step,
+            model=safetensors.torch.load(contents[MODEL]),
+            optimizer=safetensors.torch.load(contents[OPTIMIZER]),
+            state=_object(parse_json(contents[STATE])),
+        )
+    except (ValueError, SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} does not verify: {error}") from error
+
+
+def verify_checkpoint(folder: Path, step: int, *, run_id: str) -> None:
+    """Raises CheckpointError where a file of the checkpoint is missing, changed, or one too many."""
+    load_checkpoint(folder, step, run_id=run_id)
+
+
+def newest_checkpoint(
+    folder: Path, *, run_id: str, warn: Callable[[SetAside], None] = lambda aside: None
+) -> Checkpoint:
+    """The newest checkpoint that verifies; damaged ones are set aside as `.bad-…` and reported to `warn`.
+
+    Raises CheckpointError where none verifies.
+    """
+    steps = list_steps(folder)
+    for step in reversed(steps):
+        try:
+            return load_checkpoint(folder, step, run_id=run_id)
+        except CheckpointError as error:
+            with disk_errors(f"setting aside step {step}"):
+                warn(SetAside(step, str(error), _move_away(step_folder(folder, step), "bad")))
+    if steps:
+        raise CheckpointError(f"no checkpoint in {folder} verifies; {len(steps)} were set aside as .bad-…")
+    raise CheckpointError(f"there is no checkpoint in {folder}")
+
+
+def clear_temporaries(folder: Path) -> int:
+    """Removes what an interrupted save or prune has left; the caller holds the run's lock. How many there were."""
+    leftovers = [
+        entry for entry in folder.iterdir() if entry.name.startswith((".tmp-", ".trash-"))
+    ] if folder.is_dir() else []
+    for entry in leftovers:
+        disk.remove_folder(entry) if entry.is_dir() and not entry.is_symlink() else disk.remove_file(entry)
+    return len(leftovers)
+
+
+def prune(folder: Path, *, keep: Iterable[int], keep_last: int, keep_every: int) -> None:
+    """Removes old checkpoints. `keep`, the `keep_last` newest and multiples of `keep_every` (0: none) stay."""
+    steps = list_steps(folder)
+    staying = {*keep, *steps[-keep_last:]}
+    if keep_every:
+        staying.update(step for step in steps if step % keep_every == 0)
+    with disk_errors("removing old checkpoints"):
+        for step in steps:
+            if step not in staying:
+                disk.remove_folder(_move_away(step_folder(folder, step), "trash"))
+
+
+def _move_away(path: Path, word: str) -> Path:
+    """Renames a checkpoint so that it is one no more: a half-removed one is never mistaken for a whole one."""
+    aside = path.with_name(f".{word}-{path.name}-{secrets.token_hex(4)}")
+    disk.rename(path, aside)
+    return aside
+
+
+def _verified(path: Path, step: int, run_id: str) -> dict[str, bytes]:
+    """The bytes of every file, after names, sizes and hashes agreed with the manifest. Raises ValueError."""
+    if path.is_symlink() or not path.is_dir():
+        raise ValueError("it is not a folder")
+    entries = {entry.name for entry in path.iterdir()}
+    if entries != {*_FILES, MANIFEST}:
+        missing, extra = sorted({*_FILES, MANIFEST} - entries), sorted(entries - {*_FILES, MANIFEST})
+        raise ValueError(f"{'missing ' + ', '.join(missing) if missing else 'unexpected ' + ', '.join(extra)}")
+    manifest = _object(parse_json(_read(path / MANIFEST, at_most=_SMALL)))
+    if (manifest.get("format"), manifest.get("run_id"), manifest.get("step")) != (FORMAT, run_id, step):
+        raise ValueError(f"its {MANIFEST} is of another run, step or format")
+    files = _object(manifest.get("files"))
+    if set(files) != set(_FILES):
+        raise ValueError(f"its {MANIFEST} names other files")
+    contents = {}
+    for name in _FILES:
+        said = _object(files[name])
+        size = said.get("bytes")
+        if not isinstance(size, int) or (path / name).stat().st_size != size:
+            raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, not {size}")
+        contents[name] = _read(path / name, at_most=size)
+        if sha256(contents[name]) != said.get("sha256"):
+            raise ValueError(f"{name} is not what was saved (SHA-256 differs)")
+    return contents
+
+
+def _read(path: Path, *, at_most: int) -> bytes:
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(f"{path.name} is not a file")
+    with path.open("rb") as file:
+        data = file.read(at_most + 1)
+    if len(data) > at_most:
+        raise ValueError(f"{path.name} is too large")
+    return data
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value

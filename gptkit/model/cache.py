@@ -1,0 +1,46 @@
+"""Keys and values of the tokens that a model has read, so that writing on need not read them again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KeyValueCache:
+    """Room for `context_length` tokens of every layer, allocated once.
+
+    Holds keys and values (L, 2, B, H, context_length, D); the first `length` positions are filled.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_layer: int,
+        batch: int,
+        n_head: int,
+        context_length: int,
+        head_size: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        shape = (n_layer, 2, batch, n_head, context_length, head_size)
+        self._store = torch.zeros(shape, device=device, dtype=dtype)
+        self.context_length = context_length
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds k and v (B, H, T, D) of the tokens being read; returns those of all tokens so far.
+
+        `length` moves on only when the model has been through all its layers (`advance`).
+        """
+        end = self.length + k.size(2)
+        keys, values = self._store[layer, 0], self._store[layer, 1]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        self.length += tokens
+
+    def clear(self) -> None:
+        self.length = 0

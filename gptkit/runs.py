@@ -1,0 +1,295 @@
+"""A run is a folder: made, locked, recorded, found, listed.
+
+In: the resolved experiment and what a run reports. Out: `runs/<id>/` with experiment.toml, run.json,
+metrics.jsonl, tokenizer.json, checkpoints/ and samples/, readable by a person and by tools. Knows nothing of
+torch or of training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from gptkit import events
+from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError, nearest
+from gptkit.files import append_lines, disk, disk_errors, parse_json, replace_file, to_json
+
+EXPERIMENT, RECORD, METRICS, TOKENIZER = "experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json"
+CHECKPOINTS, SAMPLES, LOCK = "checkpoints", "samples", ".lock"
+MAX_RECORD_BYTES = 10_000_000
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+DEFAULT_RUNS_FOLDER = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder; the names of what is in it."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def experiment_file(self) -> Path:
+        return self.path / EXPERIMENT
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
+    def samples(self) -> Path:
+        return self.path / SAMPLES
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says. Raises CheckpointError where it is no usable JSON object."""
+        return self._read_json(RECORD)
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        with disk_errors(f"recording the run {self.id}"):
+            replace_file(self.path / RECORD, to_json(record))
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        return self._read_json(TOKENIZER, at_most=1_000_000_000)
+
+    def write_tokenizer(self, data: dict[str, Any]) -> None:
+        with disk_errors(f"recording the run {self.id}"):
+            replace_file(self.path / TOKENIZER, to_json(data))
+
+    def write_sample(self, step: int, text: str) -> None:
+        with disk_errors(f"writing a sample of step {step}"):
+            disk.make_folder(self.samples)
+            replace_file(self.samples / f"step-{step:012d}.txt", text.encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dict a step, in order. A later line of a step adds to an earlier one and replaces its values.
+
+        A last line that was cut short, and any line that is no JSON object with a step, is left out.
+        """
+        path = self.path / METRICS
+        rows: dict[int, dict[str, Any]] = {}
+        if path.is_symlink() or not path.is_file():
+            return []
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    row = parse_json(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    rows.setdefault(row["step"], {}).update(row)
+        return [rows[step] for step in sorted(rows)]
+
+    def _read_json(self, name: str, at_most: int = MAX_RECORD_BYTES) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            if path.is_symlink() or not path.is_file():
+                raise ValueError("there is no such file")
+            if path.stat().st_size > at_most:
+                raise ValueError("it is too large")
+            value = parse_json(path.read_bytes())
+            if not isinstance(value, dict):
+                raise ValueError("it is not a JSON object")
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        return value
+
+
+def create_run(runs_folder: Path, *, stem: str, experiment_toml: str) -> RunFolder:
+    """A new folder `<stem>-<local time>`, with its experiment file in it. Raises DiskError."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    with disk_errors(f"making a run folder in {runs_folder}"):
+        if runs_folder.exists() and not runs_folder.is_dir():
+            raise DiskError(f"{runs_folder} is a file; give a folder with --runs-dir.")
+        disk.make_folder(runs_folder)
+        for attempt in range(1000):  # two runs started within a second
+            path = runs_folder / (f"{stem}-{stamp}" + (f"-{attempt + 1}" if attempt else ""))
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            run = RunFolder(path)
+            disk.make_folder(run.checkpoints)
+            replace_file(run.experiment_file, experiment_toml.encode())
+            return run
+    raise DiskError(f"cannot find a free name for the run in {runs_folder}.")
+
+
+def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> RunFolder:
+    """The run that `wanted` means: a folder, an id, a unique beginning of an id, or 'latest'.
+
+    Raises UsageError where there is none, or more than one.
+    """
+    if "\0" in wanted or not wanted:
+        raise UsageError(f"{wanted!r} names no run.")
+    path = Path(wanted)
+    if path.is_symlink():
+        raise UsageError(f"{wanted} is a symbolic link; give the run's folder itself.")
+    if (path / EXPERIMENT).is_file():
+        return RunFolder(path)
+    ids = run_ids(runs_folder)
+    if wanted == "latest":
+        if not ids:
+            raise UsageError(f"there are no runs in {runs_folder}; 'gptkit train EXPERIMENT' makes one.")
+        return RunFolder(runs_folder / max(ids, key=lambda name: _started(runs_folder / name)))
+    matches = [name for name in ids if name == wanted] or [name for name in ids if name.startswith(wanted)]
+    if len(matches) == 1:
+        return RunFolder(runs_folder / matches[0])
+    if matches:
+        raise UsageError(f"{wanted!r} is the beginning of {len(matches)} runs: {', '.join(matches[:8])}.")
+    if path.is_dir():
+        raise UsageError(f"{wanted} is no run folder: it has no {EXPERIMENT}.")
+    raise UsageError(f"no run {wanted!r} in {runs_folder}{nearest(wanted, ids) or '.'} See 'gptkit runs'.")
+
+
+def run_ids(runs_folder: Path) -> list[str]:
+    """The ids of all runs in a folder, sorted by name; links are not followed."""
+    if not runs_folder.is_dir():
+        return []
+    return sorted(
+        entry.name
+        for entry in runs_folder.iterdir()
+        if _ID.fullmatch(entry.name) and not entry.is_symlink() and (entry / EXPERIMENT).is_file()
+    )
+
+
+def _started(path: Path) -> str:
+    """When a run was started, as text that sorts; the end of its id where it has no record yet."""
+    try:
+        return str(RunFolder(path).record().get("started", ""))
+    except CheckpointError:
+        return ""
+
+
+@contextmanager
+def lock_run(run: RunFolder) -> Iterator[None]:
+    """Holds the run for this process, by a lock of the operating system that dies with it.
+
+    Raises RunInUseError where another process holds it, DiskError where the folder cannot be written.
+    """
+    lock = filelock.FileLock(run.path / LOCK, timeout=0)
+    try:
+        with disk_errors(f"locking the run {run.id}"):
+            lock.acquire()
+    except filelock.Timeout:
+        holder = run.record().get("process", {}) if (run.path / RECORD).exists() else {}
+        by = f" by process {holder['pid']} on {holder.get('host')}" if "pid" in holder else ""
+        raise RunInUseError(f"run {run.id} is in use{by}; wait for it or stop it first.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(run: RunFolder) -> bool:
+    """Whether a process holds the run now."""
+    if not (run.path / LOCK).exists():
+        return False
+    lock = filelock.FileLock(run.path / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except (filelock.Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+class Recorder:
+    """A listener that writes metrics.jsonl, samples and run.json as a run reports.
+
+    A step's line is written when the step is complete, before its checkpoint is: so a checkpoint never stands
+    without the metrics that led to it.
+    """
+
+    def __init__(self, run: RunFolder, record: dict[str, Any], now: Callable[[], datetime] = datetime.now) -> None:
+        self._run = run
+        self._record = record
+        self._now = now
+        self._row: dict[str, Any] = {}
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.RunStarted():
+                self._record |= {"status": "running", "process": this_process(), "parameters": event.parameters}
+                self._write()
+            case events.StepFinished():
+                self._row |= {
+                    "step": event.step,
+                    "train_loss": event.train_loss,
+                    "learning_rate": event.learning_rate,
+                    "grad_norm": event.grad_norm,
+                    "tokens": event.tokens,
+                    "tokens_per_second": round(event.tokens_per_second, 1),
+                    "seconds": round(event.seconds, 3),
+                }
+            case events.EvaluationFinished():
+                self._row |= {
+                    "step": event.step,
+                    "val_loss": event.val_loss,
+                    "bits_per_byte": event.bits_per_byte,
+                    "tokens": event.tokens,
+                    "learning_rate": event.learning_rate,
+                    "seconds": round(event.seconds, 3),
+                }
+            case events.StepDone():
+                self._flush()
+            case events.SampleDrawn():
+                self._run.write_sample(event.step, event.text)
+            case events.CheckpointSaved():
+                self._record["last_checkpoint"] = event.step
+            case events.RunFinished():
+                self._finish(event)
+
+    def _flush(self) -> None:
+        if self._row:
+            row, self._row = self._row, {}
+            with disk_errors(f"recording step {row['step']}"):
+                append_lines(self._run.path / METRICS, [json.dumps(row)])
+
+    def _finish(self, event: events.RunFinished) -> None:
+        self._flush()
+        self._record |= {
+            "status": event.status,
+            "ended": self._now().astimezone().isoformat(timespec="seconds"),
+            "step": event.step,
+            "train_loss": event.train_loss,
+            "val_loss": event.val_loss,
+            "best_val_loss": event.best_val_loss,
+            "best_step": event.best_step,
+            "tokens": event.tokens,
+            "seconds": round(event.seconds, 3),
+        }
+        self._record.pop("process", None)
+        self._write()
+
+    def _write(self) -> None:
+        self._run.write_record(self._record)
+
+
+def drop_torn_line(run: RunFolder) -> None:
+    """Cuts a last line of metrics.jsonl that a crash left incomplete; the caller holds the run's lock."""
+    path = run.path / METRICS
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data):
+        with disk_errors(f"mending {METRICS}"):
+            replace_file(path, data[:whole])

@@ -1,0 +1,95 @@
+"""A text as a run uses it: split, tokenized, hashed.
+
+In: the text and a tokenizer plugin, or the tokenizer of another run. Out: ids of both splits, with the counts
+that a run records. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptkit.errors import DataError
+from gptkit.files import sha256, to_json
+from gptkit.plugins import Tokenizer
+
+Ids = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    tokenizer: Tokenizer
+    train: Ids  # (tokens of the train split,)
+    val: Ids  # (tokens of the val split,)
+    val_bytes: int  # UTF-8 bytes of the val split, to turn nats a token into bits a byte
+    characters: int
+    text_sha256: str
+
+
+def split_text(text: str, val_fraction: float) -> tuple[str, str]:
+    """The first part of the text to train on, the last to evaluate on."""
+    cut = int(len(text) * (1 - val_fraction))
+    return text[:cut], text[cut:]
+
+
+def build_corpus(
+    text: str, tokenizer: Tokenizer | Any, *, options: Any = None, val_fraction: float, context_length: int
+) -> Corpus:
+    """Tokenizes a text. `tokenizer` is a Tokenizer, or a class of them to train one with `options`.
+
+    Raises DataError where the text has characters that the tokenizer lacks, or is too short.
+    """
+    train_text, val_text = split_text(text, val_fraction)
+    if isinstance(tokenizer, type):
+        tokenizer = tokenizer.train(options, train_text, val_text)
+    unknown = tokenizer.unknown_characters(text)
+    if unknown:
+        raise DataError(
+            f"the text has {len(unknown)} characters that the run's tokenizer lacks: {quote_characters(unknown)}. "
+            "Use a text without them, or train a new run."
+        )
+    corpus = Corpus(
+        tokenizer=tokenizer,
+        train=tokenizer.encode(train_text),
+        val=tokenizer.encode(val_text),
+        val_bytes=len(val_text.encode("utf-8", "surrogatepass")),
+        characters=len(text),
+        text_sha256=_text_hash(text),
+    )
+    _check_length(corpus, context_length)
+    return corpus
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 of what the tokenizer says of itself: equal exactly where two tokenizers are the same."""
+    return sha256(to_json(tokenizer.to_json()))
+
+
+def quote_characters(characters: str, at_most: int = 20) -> str:
+    """Characters for a message: each quoted, the first few of them."""
+    shown = " ".join(repr(character) for character in characters[:at_most])
+    return shown + (f" and {len(characters) - at_most} more" if len(characters) > at_most else "")
+
+
+def _check_length(corpus: Corpus, context_length: int) -> None:
+    for name, ids in (("train", corpus.train), ("val", corpus.val)):
+        if len(ids) < context_length + 1:
+            fits = min(len(corpus.train), len(corpus.val)) - 1
+            remedy = (
+                f"the largest model.context_length that fits is {fits}" if fits > 0 else "use a longer text"
+            )
+            raise DataError(
+                f"the {name} split of the text has {len(ids)} tokens, needs at least {context_length + 1} "
+                f"(model.context_length + 1); {remedy}."
+            )
+
+
+def _text_hash(text: str, chunk: int = 1 << 20) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(text), chunk):
+        digest.update(text[start : start + chunk].encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""From batches to updates: the loop, the loss, the optimizers."""
