@@ -24,7 +24,12 @@ from gptkit.errors import CheckpointError
 from gptkit.files import disk, disk_errors, parse_json, sha256, to_json, write_file
 
 FORMAT = 1
-MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
+MODEL, OPTIMIZER, STATE, MANIFEST = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "MANIFEST.json",
+)
 _FILES = (MODEL, OPTIMIZER, STATE)
 _STEP = re.compile(r"step-(\d{12})")
 _SMALL = 1_000_000  # bytes; no manifest and no state.json is larger
@@ -38,15 +43,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class SetAside:
-    """A checkpoint that did not verify, and where it is now."""
-
-    step: int
-    reason: str
-    path: Path
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -125,9 +121,9 @@ def verify_checkpoint(folder: Path, step: int, *, run_id: str) -> None:
 
 
 def newest_checkpoint(
-    folder: Path, *, run_id: str, warn: Callable[[SetAside], None] = lambda aside: None
+    folder: Path, *, run_id: str, on_bad: Callable[[int, CheckpointError], None] = lambda step, error: None
 ) -> Checkpoint:
-    """The newest checkpoint that verifies; damaged ones are set aside as `.bad-…` and reported to `warn`.
+    """The newest checkpoint that verifies; `on_bad` hears of each newer one that does not, with the reason.
 
     Raises CheckpointError where none verifies.
     """
@@ -136,18 +132,24 @@ def newest_checkpoint(
         try:
             return load_checkpoint(folder, step, run_id=run_id)
         except CheckpointError as error:
-            with disk_errors(f"setting aside step {step}"):
-                warn(SetAside(step, str(error), _move_away(step_folder(folder, step), "bad")))
+            on_bad(step, error)
     if steps:
-        raise CheckpointError(f"no checkpoint in {folder} verifies; {len(steps)} were set aside as .bad-…")
-    raise CheckpointError(f"there is no checkpoint in {folder}")
+        raise CheckpointError(f"none of the {len(steps)} checkpoints in {folder} verifies.")
+    raise CheckpointError(f"there is no checkpoint in {folder}; was the run trained with --no-save?")
+
+
+def set_aside(folder: Path, step: int) -> Path:
+    """Renames a checkpoint that does not verify to `.bad-…`, so that it is never looked at again."""
+    return _move_away(step_folder(folder, step), "bad")
 
 
 def clear_temporaries(folder: Path) -> int:
     """Removes what an interrupted save or prune has left; the caller holds the run's lock. How many there were."""
-    leftovers = [
-        entry for entry in folder.iterdir() if entry.name.startswith((".tmp-", ".trash-"))
-    ] if folder.is_dir() else []
+    leftovers = (
+        [entry for entry in folder.iterdir() if entry.name.startswith((".tmp-", ".trash-"))]
+        if folder.is_dir()
+        else []
+    )
     for entry in leftovers:
         disk.remove_folder(entry) if entry.is_dir() and not entry.is_symlink() else disk.remove_file(entry)
     return len(leftovers)
@@ -179,7 +181,9 @@ def _verified(path: Path, step: int, run_id: str) -> dict[str, bytes]:
     entries = {entry.name for entry in path.iterdir()}
     if entries != {*_FILES, MANIFEST}:
         missing, extra = sorted({*_FILES, MANIFEST} - entries), sorted(entries - {*_FILES, MANIFEST})
-        raise ValueError(f"{'missing ' + ', '.join(missing) if missing else 'unexpected ' + ', '.join(extra)}")
+        raise ValueError(
+            f"{'missing ' + ', '.join(missing) if missing else 'unexpected ' + ', '.join(extra)}"
+        )
     manifest = _object(parse_json(_read(path / MANIFEST, at_most=_SMALL)))
     if (manifest.get("format"), manifest.get("run_id"), manifest.get("step")) != (FORMAT, run_id, step):
         raise ValueError(f"its {MANIFEST} is of another run, step or format")

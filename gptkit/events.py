@@ -95,6 +95,14 @@ class RunFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumeChecked:
+    """Sent when a run is taken up again."""
+
+    step: int  # that it goes on from
+    differences: tuple[str, ...]  # from the recorded environment, such as "threads 2 -> 4"; none: exact
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     message: str
 
@@ -117,6 +125,7 @@ Event = (
     | SampleDrawn
     | CheckpointSaved
     | RunFinished
+    | ResumeChecked
     | Warned
     | WorkProgressed
 )

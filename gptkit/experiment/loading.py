@@ -62,7 +62,7 @@ def experiment_from_dict(
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
-        problems += _describe_all(error)
+        problems += describe_all(error)
     if problems:
         raise ExperimentError(source, problems + [str(error) for error in missing])
     if missing:
@@ -163,7 +163,7 @@ def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str
     try:
         filled = plugin.Options.model_validate(options)
     except ValidationError as error:
-        return _describe_all(error, prefix=dotted, model=plugin.Options)
+        return describe_all(error, prefix=dotted, model=plugin.Options)
     table[last] = {"type": name, **filled.model_dump(mode="json", exclude_none=True)}
     return []
 
@@ -175,7 +175,7 @@ def _default_plugin(keys: tuple[str, ...]) -> str | None:
     return value.type if isinstance(value, PluginTable) else None
 
 
-def _describe_all(
+def describe_all(
     error: ValidationError, *, prefix: str = "", model: type[BaseModel] = Experiment
 ) -> list[str]:
     """The problems that pydantic found, a line for each field: 'dotted.key = value: what would be right'."""
@@ -196,9 +196,7 @@ def _is_union_member(part: int | str) -> bool:
     return isinstance(part, str) and (part in plain or part.startswith(("literal[", "constrained-")))
 
 
-def _describe(
-    detail: ErrorDetails, place: str, path: list[str], model: type[BaseModel]
-) -> tuple[str, str]:
+def _describe(detail: ErrorDetails, place: str, path: list[str], model: type[BaseModel]) -> tuple[str, str]:
     """The place, with the value where it is short, and what would be right there."""
     kind, value = detail["type"], detail["input"]
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")

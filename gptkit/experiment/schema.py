@@ -66,25 +66,30 @@ class DataSettings(Section):
 
 class ModelSettings(Section):
     context_length: int = Field(
-        default=64, ge=1, le=2**20, description="Tokens that the model sees at once. Attention grows with its square."
+        default=64,
+        ge=1,
+        le=2**20,
+        description="Tokens that the model sees at once. Attention grows with its square.",
     )
     n_layer: int = Field(default=4, ge=1, le=1000, description="Blocks, one after the other.")
     n_head: int = Field(default=4, ge=1, le=4096, description="Attention heads in a block; divides n_embd.")
     n_embd: int = Field(default=128, ge=1, le=2**20, description="Width: numbers that stand for one token.")
     dropout: BelowOne = Field(
-        default=0.0, description="Share of activations dropped in training. Helps when a text is seen many times."
+        default=0.0,
+        description="Share of activations dropped in training. Helps when a text is seen many times.",
     )
     position: PluginTable = Field(
         default=PluginTable(type="rope"), description="The positional encoding: how a token knows its place."
     )
     norm: Literal["layernorm", "rmsnorm"] = Field(
-        default="rmsnorm", description="layernorm has a gain and, with `bias`, a shift; rmsnorm a gain only."
+        default="rmsnorm", description="layernorm has a gain and, with `bias`, a shift; rmsnorm has neither."
     )
     mlp: Literal["gelu", "relu2", "swiglu"] = Field(
         default="relu2", description="gelu and relu2 (squared ReLU): 4x hidden width; swiglu: 8/3x, gated."
     )
     qk_norm: bool = Field(
-        default=True, description="Normalise each query and key (RMS), which keeps attention tame at high rates."
+        default=True,
+        description="Normalise each query and key (RMS), which keeps attention tame at high rates.",
     )
     bias: bool = Field(default=False, description="A bias in linear layers and layernorms.")
     tie_embeddings: bool = Field(
@@ -104,7 +109,8 @@ class ModelSettings(Section):
 class TrainingSettings(Section):
     max_steps: Count = Field(default=1000, description="Optimizer updates; the schedule ends here.")
     epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
-        default=None, description="Passes over the training text, instead of max_steps; a fraction is allowed."
+        default=None,
+        description="Passes over the training text, instead of max_steps; a fraction is allowed.",
     )
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = Field(
         default=32, description="Sequences in one forward pass."
@@ -150,7 +156,8 @@ class MuonSettings(_Optimizer):
     type: Literal["muon"] = "muon"
     learning_rate: Rate = Field(default=0.02, description="Of the hidden matrices: the peak of the schedule.")
     adamw_learning_rate: Rate = Field(
-        default=0.004, description="Of embeddings, output projection and norms: the peak of the same schedule."
+        default=0.004,
+        description="Of embeddings, output projection and norms: the peak of the same schedule.",
     )
     momentum: BelowOne = Field(default=0.95, description="Muon's average of gradients.")
 
@@ -192,7 +199,9 @@ class CheckpointSettings(Section):
 
 
 class SamplingSettings(Section):
-    prompt: str = Field(default="\n", min_length=1, max_length=1_000_000, description="What a sample starts with.")
+    prompt: str = Field(
+        default="\n", min_length=1, max_length=1_000_000, description="What a sample starts with."
+    )
     max_new_tokens: CountOrNone = Field(default=500, description="Tokens written after the prompt.")
     temperature: Annotated[float, Field(ge=0, le=100)] = Field(
         default=1.0, description="Below 1 bolder, above 1 wilder; 0 always takes the likeliest token."
@@ -219,9 +228,7 @@ class Experiment(Section):
     seed: Literal["random"] | Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default="random", description="All randomness comes from it; random draws one and records it."
     )
-    tokenizer: PluginTable = Field(
-        default=PluginTable(type="char"), description="How text becomes tokens."
-    )
+    tokenizer: PluginTable = Field(default=PluginTable(type="char"), description="How text becomes tokens.")
     data: DataSettings = Field(default=DataSettings(), description="What it trains on.")
     model: ModelSettings = Field(default=ModelSettings(), description="The GPT.")
     training: TrainingSettings = Field(default=TrainingSettings(), description="How long, on what.")

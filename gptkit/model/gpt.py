@@ -14,7 +14,7 @@ Initial weights, by `init` (all from one generator):
     | linear layers                  | normal, std 0.02         | normal, std 1 / sqrt(inputs)       |
     | projections back to the width  | normal, 0.02 / sqrt(2 L) | 0: every block starts as identity  |
     | lm_head (where not tied)       | normal, std 0.02         | 0: every token starts as likely    |
-    | biases; gains of norms         | 0; 1                     | 0; 1                               |
+    | biases; gains of layernorms    | 0; 1                     | 0; 1                               |
 """
 
 from __future__ import annotations
@@ -26,13 +26,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptkit.experiment.schema import ModelSettings
+from gptkit.model import kernels
 from gptkit.model.cache import KeyValueCache
 from gptkit.plugins import PositionalEncoding
 
 
+class RMSNorm(nn.Module):
+    """Without a gain: the matrix that follows can do what it would."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x)
+
+
 def build_norm(settings: ModelSettings) -> nn.Module:
     if settings.norm == "rmsnorm":
-        return nn.RMSNorm(settings.n_embd, eps=1e-6)
+        return RMSNorm()
     return nn.LayerNorm(settings.n_embd, eps=1e-5, bias=settings.bias)
 
 
@@ -60,22 +68,16 @@ class CausalSelfAttention(nn.Module):
     ) -> Tensor:
         """x (B, T, C) -> (B, T, C). Without a mask every query sees what is behind it, itself included."""
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, self.head_size).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, self.head_size).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.contiguous().unbind()  # each (B, H, T, D)
         if self.qk_norm:
-            q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
-        q, k = position.rotate(q, k, positions)
+            q, k = kernels.rms_norm(q), kernels.rms_norm(k)
+        q, k = (turned.to(x.dtype) for turned in position.rotate(q, k, positions))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, Tk, D), Tk >= T
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,
-        )
+        out = kernels.attend(q, k, v, mask, self.dropout if self.training else 0.0)
         out = out.transpose(1, 2).reshape(B, T, C)
-        return F.dropout(self.projection(out), self.dropout, self.training)
+        return kernels.dropout(self.projection(out), self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -103,7 +105,7 @@ class MLP(nn.Module):
         else:
             gate, h = h.chunk(2, dim=-1)
             h = F.silu(gate) * h
-        return F.dropout(self.projection(h), self.dropout, self.training)
+        return kernels.dropout(self.projection(h), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -125,7 +127,8 @@ class Block(nn.Module):
         cache: KeyValueCache | None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), position, positions, mask, cache)
-        return x + self.mlp(self.mlp_norm(x))
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
 
 
 class GPT(nn.Module):
@@ -155,8 +158,9 @@ class GPT(nn.Module):
             raise ValueError(f"{start + T} tokens, but the context holds {self.settings.context_length}")
         positions = torch.arange(start, start + T, device=tokens.device)
         mask = self._mask(positions, start)
-        x = self.position.embed(self.token_embedding(tokens), positions)  # (B, T, C)
-        x = F.dropout(x, self.settings.dropout, self.training)
+        x = self.token_embedding(tokens)  # (B, T, C)
+        x = self.position.embed(x, positions).to(x.dtype)
+        x = kernels.dropout(x, self.settings.dropout, self.training)
         for block in self.blocks:
             x = block(x, self.position, positions, mask, cache)
         if cache is not None:

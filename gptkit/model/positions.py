@@ -77,20 +77,21 @@ class RotaryPosition(PositionalEncoding):
             raise ValueError(f"rope turns pairs, so n_embd / n_head must be even; it is {D}")
         t = torch.arange(shape.context_length, dtype=torch.float64).unsqueeze(1)
         angles = t * options.base ** -(torch.arange(0, D, 2, dtype=torch.float64) / D)  # (context, D/2)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        # Over whole heads, so that turning is two products over contiguous memory:
+        # (x1, x2) (cos, cos) + (x2, x1) (-sin, sin)
+        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), 1).float(), persistent=False)
+        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), 1).float(), persistent=False)
         self.cos: Tensor
         self.sin: Tensor
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.cos[positions].to(q.dtype), self.sin[positions].to(q.dtype)  # (T, D/2)
+        cos, sin = self.cos[positions].to(q.dtype), self.sin[positions].to(q.dtype)  # (T, D)
         return _turn(q, cos, sin), _turn(k, cos, sin)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Each pair (x1, x2) of the last dimension turned by its angle; x (B, H, T, D), cos and sin (T, D/2)."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    """Each pair of the last dimension turned by its angle; x (B, H, T, D), cos and sin (T, D)."""
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)
 
 
 class AlibiPosition(PositionalEncoding):

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptkit.errors import DataError
-from gptkit.files import sha256, to_json
 from gptkit.plugins import Tokenizer
 
 Ids = NDArray[np.integer[Any]]
@@ -37,7 +36,12 @@ def split_text(text: str, val_fraction: float) -> tuple[str, str]:
 
 
 def build_corpus(
-    text: str, tokenizer: Tokenizer | Any, *, options: Any = None, val_fraction: float, context_length: int
+    text: str,
+    tokenizer: Tokenizer | type[Tokenizer],
+    *,
+    options: Any = None,
+    val_fraction: float,
+    context_length: int,
 ) -> Corpus:
     """Tokenizes a text. `tokenizer` is a Tokenizer, or a class of them to train one with `options`.
 
@@ -62,11 +66,6 @@ def build_corpus(
     )
     _check_length(corpus, context_length)
     return corpus
-
-
-def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """SHA-256 of what the tokenizer says of itself: equal exactly where two tokenizers are the same."""
-    return sha256(to_json(tokenizer.to_json()))
 
 
 def quote_characters(characters: str, at_most: int = 20) -> str:

@@ -152,7 +152,9 @@ class BigramTokenizer(Tokenizer):
         for start in range(0, len(train_text) - 1, _CHUNK):  # _CHUNK is even, so pairs stay together
             chunk = train_text[start : start + _CHUNK]
             keys = plain._keys(plain._alphabet.encode(chunk[: len(chunk) // 2 * 2]))
-            for key, count in zip(*(part.tolist() for part in np.unique(keys, return_counts=True)), strict=True):
+            for key, count in zip(
+                *(part.tolist() for part in np.unique(keys, return_counts=True)), strict=True
+            ):
                 counts[key] = counts.get(key, 0) + count
         commonest = sorted(counts, key=lambda key: (-counts[key], key))[: options.max_pairs]
         size = len(characters)

@@ -1,0 +1,38 @@
+"""gptkit: train small GPTs from experiment files, and keep every run.
+
+The public Python API, for notebooks and scripts; `gptkit --help` is the command.
+
+    import gptkit
+    run = gptkit.train("experiments/shakespeare_quick.toml")   # a path, a dict or an Experiment
+    run = gptkit.open_run("runs/…")                            # or "latest", or the beginning of an id
+    model, tokenizer = run.load()
+    print(run.metrics()[-1], run.generate("ROMEO:", max_new_tokens=200))
+
+Importing gptkit imports no torch; the first use of one of these does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptkit.api import Run, open_run, train
+    from gptkit.experiment import Experiment, load_experiment
+
+__all__ = ["Experiment", "Run", "__version__", "load_experiment", "open_run", "train"]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("Run", "open_run", "train"):
+        from gptkit import api
+
+        return getattr(api, name)
+    if name in ("Experiment", "load_experiment"):
+        from gptkit import experiment
+
+        return getattr(experiment, name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("gptkit")
+    raise AttributeError(f"module 'gptkit' has no attribute {name!r}")

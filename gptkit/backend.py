@@ -1,0 +1,143 @@
+"""What computes, and how: device, precision, threads, compilation; and the fingerprint of all that.
+
+In: the settings of an experiment, which may say "auto". Out: a `Backend` with a plain answer to each. Knows
+nothing of models or runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+import torch
+
+from gptkit.errors import UsageError
+from gptkit.experiment.schema import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Backend:
+    device: str  # "cpu", "cuda" or "mps"
+    precision: str  # of the matrix products in training: "fp32" or "bf16"
+    threads: int
+    compile: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+
+def choose_backend(settings: TrainingSettings) -> Backend:
+    """Answers every "auto". Raises UsageError for a device that is not here."""
+    device = choose_device(settings.backend)
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if _bf16_is_fast(device) else "fp32"
+    threads = settings.threads if settings.threads != "auto" else _cores()
+    # A compiler takes half a minute to warm up and changes the last bits; only the user knows if that pays
+    wanted = settings.compile is True or (settings.compile == "auto" and device == "cuda")
+    return Backend(device, precision, threads, wanted and _can_compile(device))
+
+
+def choose_device(wanted: str) -> str:
+    """The device for "auto", "cpu", "cuda" or "mps". Raises UsageError for one that is not here."""
+    here = ["cpu"]
+    if torch.backends.mps.is_available():
+        here.insert(0, "mps")
+    if torch.cuda.is_available():
+        here.insert(0, "cuda")
+    if wanted == "auto":
+        return here[0]
+    if wanted not in here:
+        raise UsageError(f"backend {wanted!r} is not available here; there is {' and '.join(here)}.")
+    return wanted
+
+
+@contextmanager
+def computing(backend: Backend) -> Iterator[None]:
+    """Sets torch up for `backend` and leaves its threads and random numbers as they were."""
+    threads = torch.get_num_threads()
+    keep_freed_memory()
+    torch.set_num_threads(backend.threads)
+    try:
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if backend.device == "cuda" else []):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed memory for the next tensor instead of returning it to the system at once.
+
+    A training step frees and takes the same large blocks again and again; without this each one is mapped
+    anew and its pages are faulted in. No effect where the C library is another one.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_threshold, one_gigabyte = -1, -3, 1 << 30  # numbers of mallopt(3)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_threshold, one_gigabyte)
+    libc.mallopt(trim_threshold, one_gigabyte)
+
+
+def fingerprint(backend: Backend) -> dict[str, str | int | bool]:
+    """What can make the last bits of a result differ; recorded with a run, compared when it is resumed."""
+    return {
+        **asdict(backend),
+        "python": platform.python_version(),
+        "gptkit": version("gptkit"),
+        "torch": torch.__version__,
+        "numpy": version("numpy"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(backend.device),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _bf16_is_fast(device: str) -> bool:
+    """Whether bf16 matrix products are in the hardware; elsewhere they are emulated and slow."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def _can_compile(device: str) -> bool:
+    if device == "cpu":
+        return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+    if device == "cuda":
+        try:
+            import triton  # noqa: F401
+        except ImportError:
+            return False
+        return True
+    return False
+
+
+def _cores() -> int:
+    """Processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), torch.get_num_threads())
+    return torch.get_num_threads()
+
+
+def _processor(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

@@ -1,0 +1,300 @@
+"""The `gptkit` command: each subcommand parses, calls one function, renders.
+
+Errors end here: a GptkitError becomes its message on standard error and its exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptkit.cli import options
+from gptkit.cli.datasets import datasets_app
+from gptkit.errors import GptkitError, InterruptedRun, TerminatedRun, UsageError
+
+app = typer.Typer(
+    name="gptkit",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
+    pretty_exceptions_enable=False,
+)
+app.add_typer(datasets_app, name="datasets")
+
+# UsageError and ClickException, of click or of typer's own copy of it
+_ClickUsageError = typer.BadParameter.__bases__[0]
+_ClickException = _ClickUsageError.__bases__[0]
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs a command line (without the program's name) and returns its exit code."""
+    debug = "--debug" in arguments
+    try:
+        result = app(args=list(arguments), prog_name="gptkit", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except typer.Exit as end:
+        return end.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        if debug:
+            raise
+        return _fail("interrupted", InterruptedRun.exit_code)
+    except GptkitError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # `gptkit generate | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if isinstance(error, _ClickException):
+            hint = getattr(getattr(error, "ctx", None), "command_path", "gptkit")
+            return _fail(f"{error.format_message()}\nSee '{hint} --help'.", UsageError.exit_code)
+        if debug:
+            raise
+        return _fail(
+            f"{type(error).__name__}: {error}\nThis is a defect of gptkit. Please report it, with what --debug shows.",
+            GptkitError.exit_code,
+        )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"gptkit: {message}", file=sys.stderr)
+    return code
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"gptkit {version('gptkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def gptkit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train small GPTs from experiment files, and keep every run.
+
+    Examples:
+
+      gptkit train experiments/shakespeare.toml
+
+      gptkit generate latest --prompt "ROMEO:" -n 300
+
+      gptkit resume latest --steps 2000
+
+      gptkit runs
+    """
+
+
+@app.command(short_help="Train a GPT as an experiment file says.")
+def train(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A TOML file.")],
+    set_: options.Set = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    l2_reg: options.WeightDecay = None,
+    eval_interval: options.EvalInterval = None,
+    seed: options.Seed = None,
+    ctx: options.Context = None,
+    emb: options.Width = None,
+    heads: options.Heads = None,
+    blocks: options.Blocks = None,
+    drop: options.Dropout = None,
+    dataset: options.DatasetName = None,
+    data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    backend: options.Backend = None,
+    output: options.RunName = None,
+    no_save: options.NoSave = False,
+    generate: options.GenerateAfter = None,
+    stop_at: options.StopAt = None,
+    load: options.LoadFrom = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit train experiments/shakespeare.toml
+
+      gptkit train experiments/shakespeare.toml --steps 200 --emb 64 --heads 2
+
+      gptkit train experiments/my_text.toml --dataset novel.txt --name novel
+
+      gptkit train experiments/shakespeare.toml --set model.position=alibi --seed 1
+
+    Trains a GPT as the experiment file says and records it in its own folder under runs/. A flag overrides
+    the field of the file that it names; what neither says has a default.
+    """
+    from gptkit.cli import commands
+
+    flags = {
+        "training.max_steps": steps,
+        "training.epochs": epochs,
+        "training.batch_size": batch_size,
+        "optimizer.learning_rate": learning_rate,
+        "optimizer.weight_decay": l2_reg,
+        "evaluation.eval_interval": eval_interval,
+        "seed": seed,
+        "model.context_length": ctx,
+        "model.n_embd": emb,
+        "model.n_head": heads,
+        "model.n_layer": blocks,
+        "model.dropout": drop,
+        "data.dataset": dataset,
+        "training.backend": backend,
+        "name": output,
+        "checkpoints.save": False if no_save else None,
+    }
+    commands.train(
+        experiment,
+        options.overrides(set_, flags),
+        runs_dir=runs_dir,
+        data_dir=data_dir,
+        stop_at=stop_at,
+        load=load,
+        generate=generate,
+        quiet=quiet,
+    )
+
+
+@app.command(short_help="Go on with a run that was stopped.")
+def resume(
+    run: options.RunArgument,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="N", min=1, help="Go on to step N, past the end of the schedule."),
+    ] = None,
+    stop_at: options.StopAt = None,
+    data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit resume latest
+
+      gptkit resume shakespeare.c64 --steps 2000
+
+    Goes on in the same run from its newest checkpoint, as if it had never been stopped: the weights come out
+    the same, bit for bit, on the same machine. Past the end of the schedule the learning rate stays as it
+    ended.
+    """
+    from gptkit.cli import commands
+
+    commands.resume(run, steps=steps, stop_at=stop_at, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet)
+
+
+@app.command(short_help="Write text with a run's model.")
+def generate(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RUN]", help="A run's folder, its id, a unique beginning of it, or 'latest'."
+        ),
+    ] = "latest",
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", "-n", min=0, metavar="N", help="Tokens to write. [default: 500]")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT|-|@FILE", help="What to go on from; - reads standard input."
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", "-t", metavar="X", help="Below 1 bolder, above 1 wilder, 0 greedy."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="N", help="Only the N likeliest tokens; 0: all.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", metavar="X", help="Only the likeliest tokens with this probability."),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", metavar="X", help="Only tokens this probable beside the likeliest."),
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End when this appears. Repeatable.")
+    ] = None,
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", min=1, max=4096, metavar="N", help="How many texts.")
+    ] = 1,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same text.")
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", metavar="best|last|STEP", help="Which weights.")
+    ] = "best",
+    unknown: Annotated[
+        str,
+        typer.Option(
+            "--unknown", metavar="error|skip", help="Prompt characters that the model has never seen."
+        ),
+    ] = "error",
+    echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Write the prompt first.")] = True,
+    backend: options.Backend = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit generate latest
+
+      gptkit generate shakespeare.c64 --prompt "ROMEO:" -n 300 --temperature 0.8
+
+      cat beginning.txt | gptkit generate latest --prompt - > story.txt
+
+    Writes text as it is made. Only the text goes to standard output; all else goes to standard error.
+    """
+    from gptkit.cli import commands
+
+    sampling = {
+        "max_new_tokens": tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "stop": stop or None,
+    }
+    commands.generate(
+        run,
+        prompt=prompt,
+        sampling={key: value for key, value in sampling.items() if value is not None},
+        num_samples=num_samples,
+        seed=seed,
+        checkpoint=checkpoint,
+        unknown=unknown,
+        echo=echo,
+        backend=backend,
+        runs_dir=runs_dir,
+    )
+
+
+@app.command(short_help="A table of all runs.")
+def runs(runs_dir: options.RunsDir = Path("runs"), debug: options.Debug = False) -> None:
+    """Example:
+
+      gptkit runs
+
+    Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, when. Piped, it
+    is plain lines.
+    """
+    from gptkit.cli import commands
+
+    commands.list_runs(runs_dir)

@@ -1,0 +1,185 @@
+"""What the commands do with what was parsed: call a workflow, render what comes of it."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptkit.cli.signals import StopFlag, stop_signals
+from gptkit.errors import InterruptedRun, StoppedError, TerminatedRun, UsageError
+from gptkit.runs import RunFolder, find_run
+
+_STOPPED: dict[str, type[StoppedError]] = {"interrupted": InterruptedRun, "terminated": TerminatedRun}
+
+
+def train(
+    experiment_file: Path,
+    overrides: Sequence[tuple[str, Any]],
+    *,
+    runs_dir: Path,
+    data_dir: Path | None,
+    stop_at: int | None,
+    load: str | None,
+    generate: int | None,
+    quiet: bool,
+) -> None:
+    with stop_signals() as stop:
+        from gptkit.experiment import load_experiment
+        from gptkit.workflows.training import train_run
+
+        experiment = load_experiment(experiment_file, overrides)
+        source = find_run(load, runs_dir) if load else None
+        _session(
+            lambda around: train_run(experiment, around, stop_at=stop_at, load_from=source),
+            stop=stop,
+            runs_dir=runs_dir,
+            data_dir=data_dir,
+            quiet=quiet,
+            then_generate=generate,
+        )
+
+
+def resume(
+    run: str, *, steps: int | None, stop_at: int | None, runs_dir: Path, data_dir: Path | None, quiet: bool
+) -> None:
+    with stop_signals() as stop:
+        from gptkit.workflows.training import resume_run
+
+        folder = find_run(run, runs_dir)
+        _session(
+            lambda around: resume_run(folder, around, steps=steps, stop_at=stop_at),
+            stop=stop,
+            runs_dir=runs_dir,
+            data_dir=data_dir,
+            quiet=quiet,
+        )
+
+
+def _session(
+    work: Any,
+    *,
+    stop: StopFlag,
+    runs_dir: Path,
+    data_dir: Path | None,
+    quiet: bool,
+    then_generate: int | None = None,
+) -> None:
+    """Trains with a view of it, prints where the run is, and ends as the signal asked, if one came."""
+    from gptkit.cli.render_training import training_view
+    from gptkit.text.catalogue import data_folders
+    from gptkit.workflows.session import Surroundings, Trained
+
+    with training_view(quiet=quiet) as view:
+        around = Surroundings(
+            runs_folder=runs_dir,
+            folders=data_folders(data_dir, view.downloading),
+            listener=view,
+            stop_requested=stop,
+            command=("gptkit", *sys.argv[1:]),
+        )
+        trained: Trained = work(around)
+    if then_generate is not None and not stop():
+        _write_after(trained.run, trained.progress.step, then_generate, quiet=quiet)
+    if quiet:
+        print(trained.run.path)
+    if trained.status in _STOPPED:
+        raise _STOPPED[trained.status](
+            f"{trained.status} at step {trained.progress.step}, saved. Go on with: gptkit resume {trained.run.path}"
+        )
+
+
+def _write_after(run: RunFolder, step: int, tokens: int, *, quiet: bool) -> None:
+    """What --generate asks for: text from the model as training left it, shown and kept in the run."""
+    from gptkit.workflows.writing import write_once
+
+    text = write_once(run, step, tokens)
+    if not quiet:
+        _write_out(text)
+        _write_out("\n")
+
+
+def generate(
+    run: str,
+    *,
+    prompt: str | None,
+    sampling: dict[str, Any],
+    num_samples: int,
+    seed: int | None,
+    checkpoint: str,
+    unknown: str,
+    echo: bool,
+    backend: str | None,
+    runs_dir: Path,
+) -> None:
+    if unknown not in ("error", "skip"):
+        raise UsageError(f"--unknown {unknown!r}: expected error or skip.")
+    text = _prompt_text(prompt)
+    folder = find_run(run, runs_dir)
+    from gptkit.workflows.writing import open_writer
+
+    writer = open_writer(
+        folder,
+        checkpoint=checkpoint,
+        backend=backend or "auto",
+        prompt=text,
+        sampling=sampling,
+        skip_unknown=unknown == "skip",
+        warn=_note,
+    )
+    seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+    _note(f"{writer.title}; seed {seed}")
+    started = time.monotonic()
+    begin = writer.prompt if echo else ""
+    if num_samples == 1:
+        _write_out(begin)
+        for _, piece in writer.write(seed=seed, num_samples=1):
+            _write_out(piece)
+    else:
+        texts = [begin] * num_samples
+        for number, piece in writer.write(seed=seed, num_samples=num_samples):
+            texts[number] += piece
+        for number, text in enumerate(texts):
+            _note(f"sample {number + 1} of {num_samples}")
+            _write_out(text if text.endswith("\n") else text + "\n")
+    if sys.stdout.isatty():
+        print(file=sys.stderr)
+    seconds = time.monotonic() - started
+    _note(
+        f"{writer.tokens_written} tokens in {seconds:.1f} s ({writer.tokens_written / max(seconds, 1e-9):,.0f} tokens/s)"
+    )
+
+
+def _prompt_text(prompt: str | None) -> str | None:
+    """The prompt as given, of standard input for '-', of a file for '@FILE'."""
+    if prompt is None or not (prompt == "-" or prompt.startswith("@")):
+        return prompt
+    where = "standard input" if prompt == "-" else prompt[1:]
+    try:
+        data = sys.stdin.buffer.read() if prompt == "-" else Path(prompt[1:]).read_bytes()
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt from {where} is not UTF-8 at byte {error.start}.") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the prompt from {where}: {error}") from None
+
+
+def _write_out(text: str) -> None:
+    """Exactly these characters on standard output, in UTF-8, at once."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
+
+
+def _note(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def list_runs(runs_dir: Path) -> None:
+    from gptkit.cli import render_runs
+    from gptkit.runs import summarise_runs
+
+    render_runs.show_runs(summarise_runs(runs_dir), runs_dir)

@@ -1,0 +1,98 @@
+"""`gptkit datasets`: see, show, fetch and add texts.
+
+In: the command line. Out: one call of gptkit.text.catalogue for each command, its result shown by
+render_datasets. What goes wrong is raised, for the command line's one handler. Imports no torch, and the
+catalogue only when a command runs, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptkit.cli import render_datasets as render
+
+datasets_app = typer.Typer(
+    help="""Texts to train on: see, show, fetch and add them.
+
+    Example:  gptkit datasets list
+    """,
+    short_help="Texts to train on: list, show, fetch, add.",
+    no_args_is_help=True,
+)
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        metavar="FOLDER",
+        help="Where texts are looked for first and put. Otherwise they are looked for in "
+        "$GPTKIT_DATA_DIR and data/, and put into data/.",
+    ),
+]
+
+
+@datasets_app.command("list", short_help="What there is, and whether it is here.")
+def list_command(data_dir: DataDir = None) -> None:
+    """Example:  gptkit datasets list
+
+    Lists the registered datasets and the texts in the data folders.
+    Piped, it is plain lines: gptkit datasets list | grep yes
+    """
+    from gptkit.text import catalogue
+
+    render.show_list(catalogue.list_datasets(catalogue.data_folders(data_dir)))
+
+
+@datasets_app.command("show", short_help="Characters, tokens, hash and first lines of one.")
+def show_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset, or a text file.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Example:  gptkit datasets show shakespeare
+
+    Shows characters, tokens per tokenizer, hash, splits and the first lines.
+    A text file will do as well: gptkit datasets show my_text.txt
+    """
+    from gptkit.text import catalogue
+
+    with render.progress(f"downloading {name}") as progress:
+        description = catalogue.describe_dataset(name, catalogue.data_folders(data_dir, progress))
+    render.show_description(description)
+
+
+@datasets_app.command("fetch", short_help="Download one, verified.")
+def fetch_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset that can be downloaded.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Replace a file that is damaged.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Example:  gptkit datasets fetch shakespeare
+
+    Downloads a dataset into the data folder, unless it is there, and verifies it.
+    """
+    from gptkit.text import catalogue
+
+    with render.progress(f"downloading {name}") as progress:
+        fetched = catalogue.fetch_dataset(name, catalogue.data_folders(data_dir, progress), repair=repair)
+    render.show_fetched(fetched)
+
+
+@datasets_app.command("add", short_help="Copy a text of yours to where it is found by name.")
+def add_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '_' and '-'.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A text in UTF-8.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a text of that name.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Example:  gptkit datasets add my_text ~/Documents/novel.txt
+
+    Copies a text into the data folder after checking it. Then train on it:
+    gptkit train experiments/shakespeare.toml --dataset my_text
+    """
+    from gptkit.text import catalogue
+
+    target = catalogue.add_text(name, file, catalogue.data_folders(data_dir), force=force)
+    render.show_added(name, target)

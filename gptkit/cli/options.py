@@ -1,0 +1,131 @@
+"""The flags of the commands, each described once, and how those of `train` become overrides of fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gptkit.errors import UsageError
+
+RunsDir = Annotated[
+    Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where runs are kept.", rich_help_panel="Where")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        metavar="FOLDER",
+        help="Where texts are looked for first. Then: $GPTKIT_DATA_DIR, data/.",
+        rich_help_panel="Where",
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print the run's folder on standard output, and nothing else.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run's folder, its id, a unique beginning of it, or 'latest'."),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", "--device", metavar="NAME", help="auto, cpu, cuda or mps. [training.backend]"),
+]
+StopAt = Annotated[
+    int | None,
+    typer.Option(
+        "--stop-at",
+        metavar="N",
+        min=1,
+        help="Stop after step N, saved, as if interrupted; go on with resume.",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override any field, as in training.max_steps=200. Repeatable."
+    ),
+]
+
+_MODEL, _DATA, _TRAINING = "Model", "Data", "Training"
+
+
+def _flag(*names: str, metavar: str, help: str, panel: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+
+
+Steps = Annotated[int | None, _flag("--steps", metavar="N", help="[training.max_steps]", panel=_TRAINING)]
+Epochs = Annotated[
+    float | None,
+    _flag(
+        "--epochs", metavar="X", help="Passes over the training text, instead of --steps.", panel=_TRAINING
+    ),
+]
+BatchSize = Annotated[
+    int | None, _flag("--batch-size", "-B", metavar="N", help="[training.batch_size]", panel=_TRAINING)
+]
+LearningRate = Annotated[
+    float | None,
+    _flag("--learning-rate", "--lr", "-l", metavar="X", help="[optimizer.learning_rate]", panel=_TRAINING),
+]
+WeightDecay = Annotated[
+    float | None, _flag("--l2-reg", metavar="X", help="[optimizer.weight_decay]", panel=_TRAINING)
+]
+EvalInterval = Annotated[
+    int | None,
+    _flag("--eval-interval", metavar="N", help="[evaluation.eval_interval]", panel=_TRAINING),
+]
+Seed = Annotated[
+    int | None,
+    _flag("--seed", metavar="N", help="[seed]; random, and recorded, unless given.", panel=_TRAINING),
+]
+Context = Annotated[
+    int | None, _flag("--ctx", "-c", metavar="N", help="[model.context_length]", panel=_MODEL)
+]
+Width = Annotated[int | None, _flag("--emb", "-e", metavar="N", help="[model.n_embd]", panel=_MODEL)]
+Heads = Annotated[int | None, _flag("--heads", metavar="N", help="[model.n_head]", panel=_MODEL)]
+Blocks = Annotated[
+    int | None, _flag("--blocks", "--bl", "-b", metavar="N", help="[model.n_layer]", panel=_MODEL)
+]
+Dropout = Annotated[float | None, _flag("--drop", "-d", metavar="X", help="[model.dropout]", panel=_MODEL)]
+DatasetName = Annotated[
+    str | None,
+    _flag(
+        "--dataset",
+        metavar="NAME|FILE",
+        help="A dataset, or a text file, looked up as given and then in the data folders. [data.dataset]",
+        panel=_DATA,
+    ),
+]
+RunName = Annotated[
+    str | None, typer.Option("--output", "--name", metavar="NAME", help="The run's name. [name]")
+]
+NoSave = Annotated[
+    bool, typer.Option("--no-save", help="Train and record, but write no checkpoint. [checkpoints.save]")
+]
+GenerateAfter = Annotated[
+    int | None,
+    typer.Option("--generate", "-g", metavar="N", min=0, help="Write N tokens when training ends."),
+]
+LoadFrom = Annotated[
+    str | None,
+    typer.Option("--load", metavar="RUN", help="Start from another run's weights and tokenizer."),
+]
+
+
+def overrides(pairs: list[str] | None, flags: dict[str, Any]) -> list[tuple[str, Any]]:
+    """--set pairs, then flags by the dotted key that they stand for; those not given (None) left out.
+
+    A dataset named here is meant: no fallback takes its place.
+    """
+    from gptkit.experiment import parse_override
+
+    given = [parse_override(pair) for pair in pairs or []]
+    if flags.get("training.max_steps") is not None and flags.get("training.epochs") is not None:
+        raise UsageError("--steps and --epochs say the same thing twice; give one of them.")
+    given += [(key, value) for key, value in flags.items() if value is not None]
+    if flags.get("data.dataset") is not None:
+        given.append(("data.fallback", None))
+    return given

@@ -1,0 +1,41 @@
+"""Tables and words that several commands show. Rich is imported only where there is a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """A table on a terminal; piped, plain lines of full width. `right` names the columns set to the right."""
+    if sys.stdout.isatty():
+        _rich_table(header, rows, right)
+    else:
+        _plain_table([header, *rows])
+
+
+def _plain_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for name in header:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: no markup in what a stranger wrote
+    Console().print(table)
+
+
+def printable(text: str) -> str:
+    """Line ends, control characters and halves of characters as escapes, all else as it is."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )

@@ -1,0 +1,276 @@
+"""How training looks: a live display on a terminal, plain lines elsewhere, nothing when quiet.
+
+In: events. Out: standard output (warnings go to standard error). Costs a few redraws a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from gptkit import events
+from gptkit.cli.render_tables import printable
+
+_SAMPLE_LINES = 8  # of a sample, shown when it is drawn; the whole of it is in the run's folder
+_REDRAWS = 4  # a second
+
+
+class TrainingView(Protocol):
+    def __call__(self, event: events.Event) -> None: ...
+
+    def downloading(self, done: int, total: int) -> None: ...
+
+
+@contextmanager
+def training_view(*, quiet: bool) -> Iterator[TrainingView]:
+    """The view that fits where standard output goes."""
+    if quiet:
+        yield _QuietView()
+    elif sys.stdout.isatty():
+        console = Console()
+        view = LiveView(console)
+        with Live(
+            get_renderable=view.render, console=console, refresh_per_second=_REDRAWS, transient=True
+        ) as live:
+            view.live = live
+            yield view
+        view.conclude()
+    else:
+        yield PlainView()
+
+
+class _QuietView:
+    """Only warnings, on standard error."""
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.Warned):
+            _warn(event.message)
+
+    def downloading(self, done: int, total: int) -> None:
+        pass
+
+
+def _warn(message: str) -> None:
+    print(f"gptkit: warning: {message}", file=sys.stderr)
+
+
+def describe_start(event: events.RunStarted) -> list[str]:
+    """What is being trained, on what, in lines."""
+    compiled = ", compiled" if event.compiled else ""
+    return [
+        f"run {event.run_id}",
+        f"{event.dataset}: {event.train_tokens:,} tokens to train on, {event.val_tokens:,} to evaluate on "
+        f"({event.tokenizer}, vocabulary {event.vocab_size:,})",
+        f"{event.parameters:,} parameters, {event.device}, {event.precision}{compiled}; steps "
+        f"{event.start_step} to {event.stop_step}, {event.tokens_per_step:,} tokens each",
+    ]
+
+
+def describe_resume(event: events.ResumeChecked) -> str:
+    verdict = f"valid, not bit-identical ({', '.join(event.differences)})" if event.differences else "exact"
+    return f"resume: {verdict}, from step {event.step}"
+
+
+def describe_end(event: events.RunFinished, folder: str) -> list[str]:
+    """What was reached, where it is, and how to go on."""
+    best = (
+        f"; best val loss {event.best_val_loss:.4f} at step {event.best_step}"
+        if event.best_val_loss is not None
+        else ""
+    )
+    lines = [
+        f"{event.status}: step {event.step} of {event.max_steps}, {duration(event.seconds)} of training{best}",
+        f"run folder:  {folder}",
+    ]
+    if event.saved:
+        lines.append(f"write text:  gptkit generate {folder}")
+        if event.step < event.max_steps:
+            lines.append(f"go on:       gptkit resume {folder}")
+        else:
+            lines.append(f"go further:  gptkit resume {folder} --steps {2 * event.max_steps}")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 52.3 s, 4:07, 1:02:03."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class PlainView:
+    """A line each log_interval, for pipes and log files."""
+
+    def __init__(self) -> None:
+        self._folder = ""
+        self._words: dict[str, str] = {}
+        self._downloading = False
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.RunStarted():
+                self._folder = str(event.folder)
+                self._say(*describe_start(event))
+            case events.StepFinished():
+                self._words = {
+                    "step": str(event.step),
+                    "train loss": f"{event.train_loss:.4f}",
+                    "learning rate": f"{event.learning_rate:.3g}",
+                    "grad norm": f"{event.grad_norm:.3g}",
+                    "tokens/s": f"{event.tokens_per_second:,.0f}",
+                }
+            case events.EvaluationFinished():
+                self._words |= {
+                    "val loss": f"{event.val_loss:.4f}" + (" (best)" if event.is_best else ""),
+                    "bits/byte": f"{event.bits_per_byte:.4f}",
+                }
+            case events.StepDone():
+                if self._words:
+                    self._say("  ".join(f"{name} {value}" for name, value in self._words.items()))
+                    self._words = {}
+            case events.RunFinished():
+                self._say(*describe_end(event, self._folder))
+            case events.ResumeChecked():
+                self._say(describe_resume(event))
+            case events.Warned():
+                _warn(event.message)
+
+    def downloading(self, done: int, total: int) -> None:
+        if not self._downloading:
+            self._downloading = True
+            self._say(f"downloading the text ({total:,} bytes)" if total else "downloading the text")
+
+    def _say(self, *lines: str) -> None:
+        print("\n".join(printable(line) for line in lines), flush=True)
+
+
+class LiveView:
+    """A bar with the numbers of the moment, below lines that stay: evaluations, samples, warnings."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.live: Live | None = None
+        self._start: events.RunStarted | None = None
+        self._logged: events.StepFinished | None = None
+        self._evaluated: events.EvaluationFinished | None = None
+        self._finished: events.RunFinished | None = None
+        self._step = 0
+        self._began = time.monotonic()
+        self._download: tuple[int, int] | None = None
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.RunStarted():
+                self._start, self._step, self._began = event, event.start_step, time.monotonic()
+                self._download = None
+                for line in describe_start(event):
+                    self._console.print(escape(printable(line)), style="dim", highlight=False)
+            case events.StepDone():
+                self._step = event.step
+            case events.StepFinished():
+                self._logged = event
+            case events.EvaluationFinished():
+                self._evaluated = event
+                self._console.print(_evaluation_line(event), highlight=False)
+            case events.SampleDrawn():
+                self._console.print(_sample(event), highlight=False)
+            case events.ResumeChecked():
+                style = "yellow" if event.differences else "green"
+                self._console.print(escape(describe_resume(event)), style=style, highlight=False)
+            case events.Warned():
+                self._console.print(Text(f"warning: {event.message}", style="yellow"))
+            case events.RunFinished():
+                self._finished = event
+
+    def downloading(self, done: int, total: int) -> None:
+        self._download = (done, total)
+
+    def render(self) -> RenderableType:
+        """What stands below the lines now."""
+        if self._start is None:
+            return self._preparing()
+        start = self._start
+        todo = max(start.stop_step - start.start_step, 1)
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(ratio=1)
+        bar.add_column(justify="right", no_wrap=True)
+        bar.add_row(
+            ProgressBar(total=todo, completed=self._step - start.start_step),
+            Text(f"step {self._step}/{start.stop_step}  {self._time_left()}"),
+        )
+        return Panel(
+            Group(bar, self._numbers()), title=Text(start.run_id, overflow="ellipsis"), border_style="cyan"
+        )
+
+    def _preparing(self) -> RenderableType:
+        if self._download is None:
+            return Text("preparing…", style="dim")
+        done, total = self._download
+        return Group(
+            Text("downloading the text", style="dim"), ProgressBar(total=total or None, completed=done)
+        )
+
+    def _time_left(self) -> str:
+        assert self._start is not None
+        done = self._step - self._start.start_step
+        if done == 0:
+            return ""
+        left = (time.monotonic() - self._began) / done * (self._start.stop_step - self._step)
+        return f"{duration(left)} left"
+
+    def _numbers(self) -> Text:
+        words: list[tuple[str, str]] = []
+        if self._logged:
+            words += [
+                ("tokens/s", f"{self._logged.tokens_per_second:,.0f}"),
+                ("lr", f"{self._logged.learning_rate:.3g}"),
+                ("train", f"{self._logged.train_loss:.4f}"),
+            ]
+        if self._evaluated:
+            words += [
+                ("val", f"{self._evaluated.val_loss:.4f}"),
+                ("best", f"{self._evaluated.best_val_loss:.4f} @ {self._evaluated.best_step}"),
+            ]
+        text = Text()
+        for name, value in words:
+            text.append(f"{name} ", style="dim")
+            text.append(f"{value}   ", style="bold")
+        return text
+
+    def conclude(self) -> None:
+        """The last lines, when the display is gone."""
+        if self._finished and self._start:
+            first, *rest = describe_end(self._finished, str(self._start.folder))
+            style = "bold green" if self._finished.status == "finished" else "bold yellow"
+            self._console.print(Text(first, style=style))
+            for line in rest:
+                self._console.print(Text(printable(line)), soft_wrap=True)
+
+
+def _evaluation_line(event: events.EvaluationFinished) -> Text:
+    line = Text(f"step {event.step:>6}  ", style="dim")
+    line.append(f"val loss {event.val_loss:.4f}", style="bold green" if event.is_best else "")
+    line.append(f"  bits/byte {event.bits_per_byte:.4f}  after {duration(event.seconds)}", style="dim")
+    return line
+
+
+def _sample(event: events.SampleDrawn) -> Panel:
+    lines = event.text.strip("\n").splitlines()
+    shown = "\n".join(printable(line) for line in lines[:_SAMPLE_LINES])
+    more = "\n…" if len(lines) > _SAMPLE_LINES else ""
+    return Panel(
+        Text(shown + more), title=f"sample at step {event.step}", title_align="left", border_style="dim"
+    )

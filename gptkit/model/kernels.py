@@ -1,0 +1,97 @@
+"""Operations of the model for which torch has a slow way on the CPU, each with a fast one.
+
+On a GPU, and where nothing is trained, these are torch's own functions. On a CPU the same values are computed
+with fewer or cheaper passes over memory; what each gains there was measured and is said beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EPS = 1e-6
+_BLOCK = 128  # queries at a time: keys ahead of all of them are not multiplied at all
+_LONGEST = 1024  # keys up to which the whole matrix of scores is kept for the backward pass
+
+
+def _trains_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x divided by its root mean square over the last dimension (Zhang and Sennrich 2019), without a gain."""
+    if _trains_on_cpu(x):
+        out: Tensor = _RMSNorm.apply(x)  # type: ignore[no-untyped-call]
+        return out
+    return F.rms_norm(x, (x.size(-1),), eps=_EPS)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """torch's own has a backward pass of many small operations: three to eight times slower on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = (length.square_() / x.size(-1) + _EPS).rsqrt_().to(x.dtype)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        y, scale = ctx.saved_tensors
+        along = (gradient * y).mean(-1, keepdim=True)  # the part that only changes the length of x
+        return torch.addcmul(gradient, y, along, value=-1).mul_(scale)
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """x with a share `p` of its elements 0 and the rest scaled by 1 / (1 - p), while training."""
+    if p == 0.0 or not training:
+        return x
+    if _trains_on_cpu(x):
+        # 16 random bits for each element, four elements a draw: sixteen times as fast as torch's Bernoulli
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+        return x * (bits >= round(p * 65536) - 32768).to(x.dtype).mul_(1 / (1 - p))
+    return F.dropout(x, p)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
+    """softmax(q k' / sqrt(D) + mask) v: q (B, H, Tq, D), k and v (B, H, Tk, D) -> (B, H, Tq, D).
+
+    `mask` (H or 1, Tq, Tk) is added to the scores. Without one, each query sees the keys up to its own place,
+    queries being the last ones; a single query sees them all.
+    """
+    if _trains_on_cpu(q) and q.size(2) == k.size(2) <= _LONGEST:
+        return _attend_in_blocks(q, k, v, mask, dropout_p)
+    if (
+        q.device.type == "cpu" and q.dtype == torch.bfloat16
+    ):  # its bf16 kernel is five times slower than fp32's
+        return attend(q.float(), k.float(), v.float(), mask, dropout_p).to(q.dtype)
+    if mask is not None:
+        mask = mask.to(q.dtype)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=mask is None and q.size(2) > 1
+    )
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
+    """Plain batched products: two to ten times as fast as the fused kernel with its backward on a CPU."""
+    B, H, T, D = q.shape
+    if mask is None:
+        mask = torch.full((1, T, T), float("-inf"), device=q.device).triu_(1)
+    elif mask.size(0) > 1:
+        mask = mask.repeat(B, 1, 1)  # (B H, T, T)
+    mask = mask.to(q.dtype)
+    q, k, v = (x.reshape(B * H, T, D) for x in (q * D**-0.5, k, v))
+    blocks = []
+    for start in range(0, T, _BLOCK):
+        end = min(start + _BLOCK, T)
+        scores = torch.baddbmm(mask[:, start:end, :end], q[:, start:end], k[:, :end].mT)
+        share = dropout(scores.softmax(-1), dropout_p, training=True)
+        blocks.append(share @ v[:, :end])
+    out = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+    return out.view(B, H, T, D)

@@ -1,0 +1,56 @@
+"""Cross-entropy, and the loss over a whole split.
+
+In: logits or a model with ids. Out: nats a token. Knows nothing of updates.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gptkit.text.batches import evaluation_starts
+
+_EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean nats per token: logits (B, T, V), targets (B, T) -> scalar, in fp32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, ids: NDArray[np.integer[Any]], *, context_length: int, eval_tokens: int
+) -> float:
+    """Mean nats per token over a split: windows side by side, the same ones at every call.
+
+    All of the split up to `eval_tokens`, or that many tokens spread over it. Draws no random number, and
+    leaves the model in the mode that it was in.
+    """
+    device = next(model.parameters()).device
+    starts = evaluation_starts(len(ids), context_length=context_length, eval_tokens=eval_tokens)
+    window = np.arange(context_length + 1)
+    rows = max(1, _EVALUATION_TOKENS // context_length)
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    for first in range(0, len(starts), rows):
+        windows = torch.from_numpy(ids[starts[first : first + rows, None] + window].astype(np.int64)).to(
+            device
+        )
+        logits = model(windows[:, :-1])
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
+        total += losses.cpu()
+    model.train(was_training)
+    return float(total) / (len(starts) * context_length)
+
+
+def bits_per_byte(nats_per_token: float, *, tokens: int, text_bytes: int) -> float:
+    """The loss in a unit that does not depend on the tokenizer: bits for each byte of UTF-8 text."""
+    return nats_per_token * tokens / (text_bytes * math.log(2))

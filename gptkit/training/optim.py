@@ -1,0 +1,227 @@
+"""Gradients to updates: AdamW, Muon, and the learning rate over the steps.
+
+In: flat weights with their gradient. Out: the weights, updated in place. Weight decay is decoupled and
+applies to matrices only (embeddings included), as is usual for GPTs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from gptkit.experiment.schema import AdamWSettings, MuonSettings, ScheduleSettings
+from gptkit.training.weights import Slot, Weights
+
+# Newton-Schulz: coefficients of the quintic and number of iterations (Jordan et al. 2024)
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+
+
+def learning_rate_factor(schedule: ScheduleSettings, step: int, *, peak: float, max_steps: int) -> float:
+    """The learning rate of `step` (from 1) as a share of the peak.
+
+    Warm-up is linear from peak / warmup_steps. Past max_steps the rate stays where the schedule ended.
+    """
+    if step <= schedule.warmup_steps:
+        return step / schedule.warmup_steps
+    if schedule.type == "constant" or peak == 0:
+        return 1.0
+    lowest = min(schedule.min_learning_rate / peak, 1.0)
+    start = schedule.warmup_steps
+    if schedule.type == "linear":
+        start = max(start, round(max_steps * (1 - schedule.warmdown_fraction)))
+    # The first step after `start` has the full rate, the last one nearly the lowest: no update is wasted on 0
+    done = min(max((step - 1 - start) / max(max_steps - start, 1), 0.0), 1.0)
+    shape = (1 + math.cos(math.pi * done)) / 2 if schedule.type == "cosine" else 1 - done
+    return lowest + (1 - lowest) * shape
+
+
+class Optimizer:
+    """AdamW for all parameters, or Muon for the hidden matrices and AdamW for the rest."""
+
+    def __init__(self, weights: Weights, settings: AdamWSettings | MuonSettings) -> None:
+        self._weights = weights
+        self._settings = settings
+        muon = isinstance(settings, MuonSettings)
+        self._adamw_rate = (
+            settings.adamw_learning_rate if isinstance(settings, MuonSettings) else settings.learning_rate
+        )
+        self._adamw: list[_Stretch] = []
+        self._muon: list[_Stack] = []
+        for (kind, *_), slots in groupby(
+            weights.slots, key=lambda slot: group_of(slot.name, slot.shape, muon)
+        ):
+            run = list(slots)
+            if kind == _MUON:
+                self._muon.append(_Stack.of(run, weights, _matrix_shape(run[0].name, run[0].shape)))
+            else:
+                self._adamw.append(_Stretch.of(run, weights, decay=kind == _DECAYED))
+        self._adam = torch.optim.AdamW(
+            [
+                {"params": [part.values], "weight_decay": settings.weight_decay if part.decay else 0.0}
+                for part in self._adamw
+            ],
+            lr=self._adamw_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            fused=weights.master.device.type in ("cpu", "cuda", "mps"),
+        )
+        for part in self._adamw:
+            part.values.grad = part.gradient
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """One update with every learning rate at `factor` of its peak."""
+        settings = self._settings
+        for group in self._adam.param_groups:
+            group["lr"] = self._adamw_rate * factor
+        self._adam.step()
+        if isinstance(settings, MuonSettings):
+            for stack in self._muon:
+                stack.update(settings.learning_rate * factor, settings.momentum, settings.weight_decay)
+        self._weights.publish()
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next update depends on beside the weights, by parameter name; copies on the CPU."""
+        out: dict[str, Tensor] = {}
+        for part in self._adamw:
+            state = self._adam.state[part.values]
+            for slot in part.slots:
+                for kind in ("exp_avg", "exp_avg_sq"):
+                    if kind in state:
+                        out[f"{kind}.{slot.name}"] = part.of_slot(state[kind], slot).cpu().clone()
+            if "step" in state:
+                out[f"step.{part.slots[0].name}"] = state["step"].cpu().clone()
+        for stack in self._muon:
+            for slot in stack.slots:
+                out[f"momentum.{slot.name}"] = stack.of_slot(slot).cpu().clone()
+        return out
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Sets what `state` gave. Raises ValueError where names or shapes differ."""
+        wanted = set()
+        for part in self._adamw:
+            first = part.slots[0].name
+            if f"step.{first}" not in tensors:
+                continue  # saved before the first update
+            averages = {kind: torch.zeros_like(part.values) for kind in ("exp_avg", "exp_avg_sq")}
+            for kind, flat in averages.items():
+                for slot in part.slots:
+                    wanted.add(f"{kind}.{slot.name}")
+                    _fill(part.of_slot(flat, slot), tensors, f"{kind}.{slot.name}")
+            wanted.add(f"step.{first}")
+            step = tensors[f"step.{first}"].to(part.values.device, torch.float32).clone()
+            self._adam.state[part.values] = {"step": step, **averages}
+        for stack in self._muon:
+            for slot in stack.slots:
+                wanted.add(f"momentum.{slot.name}")
+                _fill(stack.of_slot(slot), tensors, f"momentum.{slot.name}")
+        if wanted != tensors.keys():
+            raise ValueError(f"its optimizer state is not this run's: {sorted(wanted ^ tensors.keys())[:3]}")
+
+
+def _fill(target: Tensor, tensors: dict[str, Tensor], name: str) -> None:
+    if name not in tensors:
+        raise ValueError(f"{name} is missing")
+    if tensors[name].shape != target.shape:
+        raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(target.shape)}")
+    target.copy_(tensors[name])
+
+
+_DECAYED, _PLAIN, _MUON = 0, 1, 2
+
+
+def group_of(name: str, shape: torch.Size, muon: bool) -> tuple[int, ...]:
+    """Sorts parameters: matrices for AdamW, other shapes, and Muon's hidden matrices shape by shape."""
+    if muon and len(shape) == 2 and name.startswith("blocks."):
+        return (_MUON, *_matrix_shape(name, shape))
+    return (_DECAYED,) if len(shape) >= 2 else (_PLAIN,)
+
+
+def _matrix_shape(name: str, shape: torch.Size) -> tuple[int, int]:
+    """What Muon orthogonalises as one: queries, keys and values each for themselves."""
+    rows, columns = shape
+    return (rows // 3, columns) if name.endswith(".qkv.weight") else (rows, columns)
+
+
+def weights_for(model: nn.Module, dtype: torch.dtype, settings: AdamWSettings | MuonSettings) -> Weights:
+    """The model's weights, laid out so that each kind of update finds its parameters side by side."""
+    muon = isinstance(settings, MuonSettings)
+    return Weights(model, dtype, order=lambda name, parameter: group_of(name, parameter.shape, muon))
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Neighbouring parameters that AdamW updates as one tensor."""
+
+    slots: list[Slot]
+    values: nn.Parameter
+    gradient: Tensor
+    decay: bool
+
+    @staticmethod
+    def of(slots: list[Slot], weights: Weights, decay: bool) -> _Stretch:
+        start, end = slots[0].start, slots[-1].end
+        return _Stretch(
+            slots,
+            nn.Parameter(weights.master[start:end], requires_grad=True),
+            weights.gradient[start:end],
+            decay,
+        )
+
+    def of_slot(self, flat: Tensor, slot: Slot) -> Tensor:
+        """The slot's part of a flat tensor of this stretch."""
+        offset = self.slots[0].start
+        return flat[slot.start - offset : slot.end - offset].view(slot.shape)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Matrices of one shape, (N, rows, columns), that Muon updates together.
+
+    The update is torch.optim.Muon's with Nesterov momentum, for all N at once: momentum, orthogonalised by
+    Newton-Schulz, scaled by sqrt(max(1, rows / columns)).
+    """
+
+    slots: list[Slot]
+    values: Tensor
+    gradient: Tensor
+    momentum: Tensor
+
+    @staticmethod
+    def of(slots: list[Slot], weights: Weights, shape: tuple[int, int]) -> _Stack:
+        start, end = slots[0].start, slots[-1].end
+        values, gradient = (flat[start:end].view(-1, *shape) for flat in (weights.master, weights.gradient))
+        return _Stack(slots, values, gradient, torch.zeros_like(values))
+
+    def of_slot(self, slot: Slot) -> Tensor:
+        """The slot's part of the momentum."""
+        offset = self.slots[0].start
+        return self.momentum.view(-1)[slot.start - offset : slot.end - offset].view(slot.shape)
+
+    def update(self, rate: float, momentum: float, weight_decay: float) -> None:
+        self.momentum.lerp_(self.gradient, 1 - momentum)
+        update = orthogonalise(self.gradient.lerp(self.momentum, momentum))
+        rows, columns = self.values.shape[1:]
+        self.values.mul_(1 - rate * weight_decay)
+        self.values.add_(update, alpha=-rate * math.sqrt(max(1, rows / columns)))
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Singular values brought near 1: (N, rows, columns) -> the same shape, in bf16.
+
+    Newton-Schulz iteration with the quintic of Jordan et al. 2024, "Muon: an optimizer for hidden layers".
+    """
+    a, b, c = _QUINTIC
+    tall = matrices.size(1) > matrices.size(2)
+    x = matrices.mT if tall else matrices
+    x = (x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)).bfloat16()
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x

@@ -1,0 +1,104 @@
+"""From an experiment to a model: built, checked against the memory there is, given its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from gptkit.errors import CheckpointError, ExperimentError, OutOfMemoryError, PluginError
+from gptkit.experiment import Experiment
+from gptkit.model import GPT
+from gptkit.plugins import ModelShape, registry
+from gptkit.seeds import derive_seed
+
+# Bytes for each parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
+_TRAINING_BYTES = 4 + 4 + 8 + 2 + 2
+
+
+def build_model(experiment: Experiment, vocab_size: int) -> GPT:
+    """The GPT of an experiment, on the CPU, its weights not yet drawn. Raises ExperimentError."""
+    settings = experiment.model
+    plugin = registry.load(registry.POSITIONS, settings.position.type).cls
+    shape = ModelShape(settings.context_length, settings.n_embd, settings.n_head)
+    try:
+        position = plugin(plugin.Options.model_validate(settings.position.options), shape)
+    except ValueError as error:
+        raise ExperimentError("the experiment", [f"model.position: {error}"]) from error
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise PluginError(f"positional encoding {settings.position.type!r} failed: {error}") from error
+    return GPT(settings, vocab_size, position)
+
+
+def build_new_model(experiment: Experiment, vocab_size: int, seed: int) -> GPT:
+    """A model with its initial weights. Raises OutOfMemoryError before it takes what is not there."""
+    _check_memory(experiment, vocab_size)
+    model = build_model(experiment, vocab_size)
+    model.initialise(torch.Generator().manual_seed(derive_seed(seed, "init")))
+    return model
+
+
+def _check_memory(experiment: Experiment, vocab_size: int) -> None:
+    """Compares the least that training needs with the memory of this machine."""
+    with torch.device("meta"):
+        parameters = build_model(experiment, vocab_size).parameter_count
+    model, training = experiment.model, experiment.training
+    weights = parameters * _TRAINING_BYTES
+    # Of each token: logits and their gradient, and in each block about sixteen numbers a channel, two bytes each
+    token = 8 * vocab_size + 32 * model.n_embd * model.n_layer
+    activations = training.batch_size * model.context_length * token
+    there = _memory()
+    if weights > there:
+        raise OutOfMemoryError(
+            f"a model of {parameters:,} parameters needs {weights / 1e9:.1f} GB to train; this machine has "
+            f"{there / 1e9:.1f} GB. Lower model.n_embd or model.n_layer."
+        )
+    if weights + activations > there:
+        raise OutOfMemoryError(
+            f"a batch of {training.batch_size} x {model.context_length} tokens needs at least "
+            f"{activations / 1e9:.1f} GB; this machine has {there / 1e9:.1f} GB. Lower training.batch_size and "
+            "raise training.gradient_accumulation_steps, or lower model.context_length."
+        )
+
+
+def _memory() -> int:
+    """Bytes of the largest memory that a model could be in."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [2**46]
+    if torch.cuda.is_available():
+        sizes.append(torch.cuda.get_device_properties(0).total_memory)
+    return max(sizes)
+
+
+@contextmanager
+def out_of_memory(experiment: Experiment) -> Iterator[None]:
+    """Turns a failed allocation into an OutOfMemoryError that names the field to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if (
+            type(error) is RuntimeError
+            and "allocate memory" not in str(error)
+            and "out of memory" not in str(error)
+        ):
+            raise
+        training, model = experiment.training, experiment.model
+        raise OutOfMemoryError(
+            f"out of memory with batches of {training.batch_size} x {model.context_length} tokens, "
+            f"{model.n_layer} layers of width {model.n_embd}. Lower training.batch_size and raise "
+            "training.gradient_accumulation_steps, or lower model.context_length."
+        ) from error
+
+
+def load_weights(model: GPT, tensors: dict[str, torch.Tensor], whose: str) -> None:
+    """Gives the model weights by name. Raises CheckpointError where names or shapes differ."""
+    own = dict(model.named_parameters())
+    wrong = sorted(own.keys() ^ tensors.keys()) or [
+        name for name, parameter in own.items() if parameter.shape != tensors[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"the weights of {whose} are not of this model: {', '.join(wrong[:3])} differ.")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])

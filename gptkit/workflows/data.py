@@ -1,0 +1,64 @@
+"""From the [data] table of an experiment to a text, with the fallback where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gptkit.errors import DataError, GptkitError, NetworkError, PluginError
+from gptkit.events import Listener, Warned
+from gptkit.experiment import DataSettings, PluginTable
+from gptkit.plugins import DataFolders, Dataset
+from gptkit.text.catalogue import resolve_dataset
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """A text, and what it is: `used` differs from `requested` where the fallback took its place."""
+
+    text: str
+    requested: PluginTable
+    used: PluginTable
+    facts: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """What a person calls it: the dataset's name, or the text's path."""
+        return str(self.used.options.get("path", self.used.type))
+
+
+def obtain_text(data: DataSettings, folders: DataFolders, listener: Listener) -> Obtained:
+    """The text to train on. Raises DataError or NetworkError where there is none and no fallback."""
+    try:
+        dataset, used = _bring(data.dataset, folders)
+    except (DataError, NetworkError) as error:
+        if data.fallback is None:
+            raise
+        dataset, used = _bring(data.fallback, folders)
+        listener(Warned(f"{error}\nTraining on the fallback {used.type!r} instead, until the text is here."))
+    return Obtained(_read(dataset, used, folders), data.dataset, used, dataset.facts())
+
+
+def recorded_text(data: DataSettings, folders: DataFolders) -> str:
+    """The text of a run that goes on: the one it has, never a fallback."""
+    dataset, used = _bring(data.dataset, folders)
+    return _read(dataset, used, folders)
+
+
+def _bring(table: PluginTable, folders: DataFolders) -> tuple[Dataset, PluginTable]:
+    """The dataset, here. A fallback may take its place where this raises DataError or NetworkError."""
+    dataset, used = resolve_dataset(table, folders)
+    if not dataset.is_here(folders):
+        dataset.fetch(folders)
+    return dataset, used
+
+
+def _read(dataset: Dataset, used: PluginTable, folders: DataFolders) -> str:
+    try:
+        return dataset.read(folders)
+    except GptkitError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise PluginError(f"dataset {used.type!r} failed: {type(error).__name__}: {error}") from error

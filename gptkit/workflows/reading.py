@@ -1,0 +1,101 @@
+"""From a run's folder to what it recorded: experiment, tokenizer, checkpoint, model. Changes nothing in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gptkit.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from gptkit.errors import CheckpointError, GptkitError, PluginError, UsageError
+from gptkit.experiment import Experiment, load_experiment
+from gptkit.files import sha256, to_json
+from gptkit.model import GPT
+from gptkit.plugins import Tokenizer, registry
+from gptkit.runs import RunFolder
+from gptkit.workflows.building import build_model, load_weights
+
+
+def read_model(
+    run: RunFolder, which: str = "best", *, warn: Callable[[str], None] = lambda message: None
+) -> tuple[GPT, Tokenizer, Checkpoint]:
+    """The model of a run at a checkpoint ("best", "last" or a step), in fp32 on the CPU, and its tokenizer.
+
+    Raises CheckpointError where something does not verify or does not fit together, PluginError.
+    """
+    experiment = run_experiment(run)
+    tokenizer = run_tokenizer(run, experiment)
+    checkpoint = read_checkpoint(run, which, warn=warn)
+    if checkpoint.state.get("tokenizer_sha256") != tokenizer_hash(tokenizer):
+        raise CheckpointError(
+            f"the tokenizer of run {run.id} is not the one that step {checkpoint.step} was trained with; "
+            "put the run's own tokenizer.json back."
+        )
+    model = build_model(experiment, tokenizer.vocab_size)
+    load_weights(model, checkpoint.model, f"run {run.id}")
+    return model.eval(), tokenizer, checkpoint
+
+
+def read_checkpoint(
+    run: RunFolder, which: str = "best", *, warn: Callable[[str], None] = lambda message: None
+) -> Checkpoint:
+    """The checkpoint that `which` means: "best", "last" or a step.
+
+    "last" is the newest that verifies, "best" the one of the lowest val loss, or the last where no evaluation
+    was made. Raises CheckpointError, UsageError.
+    """
+    if which.isdecimal() and len(which) <= 12:
+        return load_checkpoint(run.checkpoints, int(which), run_id=run.id)
+    if which not in ("best", "last"):
+        raise UsageError(f"--checkpoint {which!r}: expected best, last or a step.")
+    last = newest_checkpoint(run.checkpoints, run_id=run.id, on_bad=lambda step, error: warn(str(error)))
+    progress = last.state.get("progress")
+    best = progress.get("best_step") if isinstance(progress, dict) else None
+    if which == "last" or not isinstance(best, int) or best == last.step:
+        return last
+    try:
+        return load_checkpoint(run.checkpoints, best, run_id=run.id)
+    except CheckpointError as error:
+        warn(f"{error}\nThe last checkpoint, of step {last.step}, is used instead of the best.")
+        return last
+
+
+def run_experiment(run: RunFolder) -> Experiment:
+    """The experiment that a run recorded. Raises CheckpointError where its file is damaged, PluginError."""
+    try:
+        return load_experiment(run.experiment_file)
+    except PluginError as error:
+        raise PluginError(f"{error}{_recorded_distribution(run, str(error))}") from error
+    except UsageError as error:
+        raise CheckpointError(f"the run's own experiment file is damaged: {error}") from error
+
+
+def _recorded_distribution(run: RunFolder, message: str) -> str:
+    """Which package a run had the missing plugin from."""
+    try:
+        plugins = run.record().get("plugins", [])
+        wanted = [plugin for plugin in plugins if f"{plugin['name']!r}" in message]
+        return "".join(
+            f"\nThe run had it from {plugin['distribution']} {plugin['version']}: "
+            f"pip install {plugin['distribution']}=={plugin['version']}"
+            for plugin in wanted[:1]
+        )
+    except (GptkitError, AttributeError, KeyError, TypeError):
+        return ""
+
+
+def run_tokenizer(run: RunFolder, experiment: Experiment) -> Tokenizer:
+    """The tokenizer that a run recorded. Raises CheckpointError where it does not describe one."""
+    cls = registry.load(registry.TOKENIZERS, experiment.tokenizer.type).cls
+    data: dict[str, Any] = run.tokenizer_json()
+    try:
+        tokenizer: Tokenizer = cls.from_json(data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{run.path / 'tokenizer.json'} is no {experiment.tokenizer.type} tokenizer: {error}"
+        ) from error
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 of what a tokenizer says of itself: equal exactly where two tokenizers are the same."""
+    return sha256(to_json(tokenizer.to_json()))

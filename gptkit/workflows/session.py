@@ -1,0 +1,237 @@
+"""One sitting of a run: the loop, with what is done between its steps.
+
+In: a run folder that is locked, a corpus, a model with its initial weights or a checkpoint. Out: events, to the
+recorder and to the listener it was given. Both train and resume end here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptkit import events
+from gptkit.backend import Backend
+from gptkit.checkpoint import Checkpoint, prune, save_checkpoint
+from gptkit.errors import CheckpointError, DivergedError
+from gptkit.experiment import Experiment
+from gptkit.generation import encode_prompt, generate
+from gptkit.model import GPT
+from gptkit.plugins import DataFolders
+from gptkit.runs import DEFAULT_RUNS_FOLDER, Recorder, RunFolder
+from gptkit.text.batches import BatchSampler
+from gptkit.text.corpus import Corpus
+from gptkit.training.loop import Evaluation, Progress, Trainer, train
+from gptkit.training.loss import bits_per_byte, evaluate
+from gptkit.training.optim import Optimizer, weights_for
+from gptkit.workflows.building import build_model
+from gptkit.workflows.reading import tokenizer_hash
+
+StopRequested = Callable[[], str]
+"""Asked between steps: "" to go on, or the status to stop with ("interrupted", "terminated")."""
+
+
+def never() -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run depends on beside its experiment: where things are, who listens, who may stop it."""
+
+    runs_folder: Path = DEFAULT_RUNS_FOLDER
+    folders: DataFolders = DataFolders()
+    listener: events.Listener = events.ignore
+    stop_requested: StopRequested = never
+    command: Sequence[str] = ()
+
+
+HERE = Surroundings()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a session came to. `status` is that of RunFinished."""
+
+    run: RunFolder
+    status: str
+    progress: Progress
+
+
+class Session:
+    """One sitting of a run: everything a step needs, and what is done between steps."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        experiment: Experiment,
+        corpus: Corpus,
+        backend: Backend,
+        model: GPT,
+        record: dict[str, Any],
+        around: Surroundings,
+        resumed: Checkpoint | None = None,
+    ) -> None:
+        self.run, self.experiment, self.corpus, self.backend = run, experiment, corpus, backend
+        self.around, self.model, self.resumed = around, model, resumed
+        recorder = Recorder(run, record)
+
+        def report(event: events.Event) -> None:
+            recorder(event)
+            around.listener(event)
+
+        self.report = report
+        self.trainer = self._trainer(model.to(backend.device))
+        self.reader = self._reader()
+
+    def _trainer(self, model: GPT) -> Trainer:
+        experiment = self.experiment
+        weights = weights_for(model, self.backend.dtype, experiment.optimizer)
+        optimizer = Optimizer(weights, experiment.optimizer)
+        progress = Progress()
+        if self.resumed:
+            try:
+                weights.load(self.resumed.model)
+                optimizer.load_state(self.resumed.optimizer)
+                progress = Progress.from_json(self.resumed.state["progress"])
+            except (ValueError, KeyError, AttributeError) as error:
+                raise CheckpointError(
+                    f"step {self.resumed.step} of {self.run.id} does not fit the run: {error}"
+                ) from error
+        return Trainer(
+            experiment=experiment,
+            model=torch.compile(model) if self.backend.compile else model,
+            weights=weights,
+            optimizer=optimizer,
+            sampler=BatchSampler(
+                self.corpus.train,
+                context_length=experiment.model.context_length,
+                batch_size=experiment.training.batch_size,
+                seed=int(experiment.seed),
+            ),
+            seed=int(experiment.seed),
+            progress=progress,
+        )
+
+    def _reader(self) -> GPT:
+        """A model in fp32 whose parameters are the master weights themselves: what `generate` will load."""
+        reader = build_model(self.experiment, self.corpus.tokenizer.vocab_size).to(self.backend.device)
+        master = self.trainer.weights.named()
+        for name, parameter in reader.named_parameters():
+            parameter.data = master[name]
+        return reader.eval()
+
+    def run_to(self, stop_step: int, final_step: int | None = None) -> Trained:
+        """Trains to `stop_step`; the run is finished when that is `final_step` (max_steps unless given)."""
+        final = final_step or self.experiment.training.max_steps
+        progress = self.trainer.progress
+        self._announce(min(stop_step, final))
+        status = "failed"
+        try:
+            train(
+                self.trainer,
+                stop_step=min(stop_step, final),
+                final_step=final,
+                listener=self.report,
+                evaluate=self._evaluate,
+                sample=self._sample,
+                save=self._save,
+                stop_requested=lambda: bool(self.around.stop_requested()),
+            )
+            status = "finished" if progress.step >= final else self.around.stop_requested() or "stopped"
+        except DivergedError:
+            status = "diverged"
+            raise
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            self._conclude(status, final)
+        return Trained(self.run, status, progress)
+
+    def _announce(self, stop_step: int) -> None:
+        experiment, corpus, backend = self.experiment, self.corpus, self.backend
+        self.report(
+            events.RunStarted(
+                run_id=self.run.id,
+                folder=self.run.path,
+                dataset=str(experiment.data.dataset.options.get("path", experiment.data.dataset.type)),
+                tokenizer=experiment.tokenizer.type,
+                vocab_size=corpus.tokenizer.vocab_size,
+                train_tokens=len(corpus.train),
+                val_tokens=len(corpus.val),
+                parameters=self.model.parameter_count,
+                device=backend.device,
+                precision=backend.precision,
+                compiled=backend.compile,
+                start_step=self.trainer.progress.step,
+                stop_step=stop_step,
+                max_steps=experiment.training.max_steps,
+                tokens_per_step=experiment.tokens_per_step,
+            )
+        )
+
+    def _conclude(self, status: str, final: int) -> None:
+        progress = self.trainer.progress
+        self.report(
+            events.RunFinished(
+                status=status,
+                step=progress.step,
+                max_steps=final,
+                train_loss=progress.train_loss,
+                val_loss=progress.val_loss,
+                best_val_loss=progress.best_val_loss,
+                best_step=progress.best_step,
+                tokens=progress.tokens,
+                seconds=progress.seconds,
+                saved=self.experiment.checkpoints.save
+                and status in ("finished", "stopped", "interrupted", "terminated"),
+            )
+        )
+
+    def _evaluate(self) -> Evaluation:
+        loss = evaluate(
+            self.trainer.model,
+            self.corpus.val,
+            context_length=self.experiment.model.context_length,
+            eval_tokens=self.experiment.evaluation.eval_tokens,
+        )
+        return Evaluation(
+            loss, bits_per_byte(loss, tokens=len(self.corpus.val), text_bytes=self.corpus.val_bytes)
+        )
+
+    def _sample(self, step: int) -> None:
+        sampling = self.experiment.sampling
+        prompt, ids = encode_prompt(self.corpus.tokenizer, sampling.prompt)
+        pieces = generate(self.reader, self.corpus.tokenizer, ids, sampling, seed=int(self.experiment.seed))
+        self.report(events.SampleDrawn(step, prompt + "".join(piece for _, piece in pieces)))
+
+    def _save(self, progress: Progress) -> None:
+        settings = self.experiment.checkpoints
+        if not settings.save:
+            return
+        started = time.monotonic()
+        folder = save_checkpoint(
+            self.run.checkpoints,
+            run_id=self.run.id,
+            step=progress.step,
+            model=self.trainer.weights.named_on_cpu(),
+            optimizer=self.trainer.optimizer.state(),
+            state={
+                "step": progress.step,
+                "progress": progress.to_json(),
+                "tokenizer_sha256": tokenizer_hash(self.corpus.tokenizer),
+                "text_sha256": self.corpus.text_sha256,
+            },
+        )
+        keep = [
+            step
+            for step in (progress.best_step, self.resumed.step if self.resumed else None)
+            if step is not None
+        ]
+        prune(self.run.checkpoints, keep=keep, keep_last=settings.keep_last, keep_every=settings.keep_every)
+        self.report(events.CheckpointSaved(progress.step, folder, time.monotonic() - started))

@@ -1,0 +1,83 @@
+"""Generate: a run's model opened for writing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from gptkit.backend import choose_device
+from gptkit.errors import ExperimentError
+from gptkit.experiment import SamplingSettings
+from gptkit.experiment.loading import describe_all
+from gptkit.generation import encode_prompt, generate
+from gptkit.model import GPT
+from gptkit.plugins import Tokenizer
+from gptkit.runs import RunFolder
+from gptkit.workflows.reading import read_model, run_experiment
+
+
+class Writer:
+    """A model with a prompt, ready to write."""
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        prompt: tuple[str, list[int]],
+        settings: SamplingSettings,
+        title: str,
+    ) -> None:
+        self._model, self._tokenizer, self._settings = model, tokenizer, settings
+        self.prompt, self._ids = prompt
+        self.title = title
+        self.tokens_written = 0
+
+    def write(self, *, seed: int, num_samples: int) -> Iterator[tuple[int, str]]:
+        """Pieces of text as (number of the sample, piece), as they are made."""
+        self.tokens_written = self._settings.max_new_tokens * num_samples
+        yield from generate(
+            self._model, self._tokenizer, self._ids, self._settings, seed=seed, num_samples=num_samples
+        )
+
+
+def open_writer(
+    run: RunFolder,
+    *,
+    checkpoint: str = "best",
+    backend: str = "auto",
+    prompt: str | None = None,
+    sampling: dict[str, Any] | None = None,
+    skip_unknown: bool = False,
+    warn: Callable[[str], None] = lambda message: None,
+) -> Writer:
+    """A run's model, on a device, with the prompt and the sampling of its experiment unless given.
+
+    Raises UsageError for a prompt or sampling that cannot be used, CheckpointError, PluginError.
+    """
+    settings = run_experiment(run).sampling
+    try:
+        settings = SamplingSettings.model_validate({**settings.model_dump(), **(sampling or {})})
+    except ValidationError as error:
+        raise ExperimentError("the command line", describe_all(error, model=SamplingSettings)) from error
+    model, tokenizer, read = read_model(run, checkpoint, warn=warn)
+    prepared = encode_prompt(
+        tokenizer, settings.prompt if prompt is None else prompt, skip_unknown=skip_unknown
+    )
+    progress = read.state.get("progress")
+    loss = progress.get("val_loss") if isinstance(progress, dict) else None
+    title = f"{run.id}, step {read.step}" + (f", val loss {loss:.4f}" if isinstance(loss, float) else "")
+    return Writer(model.to(choose_device(backend)), tokenizer, prepared, settings, title)
+
+
+def write_once(run: RunFolder, step: int, tokens: int) -> str:
+    """The experiment's prompt with `tokens` tokens after it, by the last checkpoint; kept as the step's sample."""
+    experiment = run_experiment(run)
+    writer = open_writer(
+        run, checkpoint="last", backend=experiment.training.backend, sampling={"max_new_tokens": tokens}
+    )
+    pieces = writer.write(seed=int(experiment.seed), num_samples=1)
+    text = writer.prompt + "".join(piece for _, piece in pieces)
+    run.write_sample(step, text)
+    return text
