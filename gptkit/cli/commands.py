@@ -87,9 +87,7 @@ def _session(
     if quiet:
         print(trained.run.path)
     if trained.status in _STOPPED:
-        raise _STOPPED[trained.status](
-            f"{trained.status} at step {trained.progress.step}, saved. Go on with: gptkit resume {trained.run.path}"
-        )
+        raise _STOPPED[trained.status](f"{trained.status} at step {trained.progress.step}, saved")
 
 
 def _write_after(run: RunFolder, step: int, tokens: int, *, quiet: bool) -> None:

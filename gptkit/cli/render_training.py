@@ -23,7 +23,7 @@ from gptkit import events
 from gptkit.cli.render_tables import printable
 
 _SAMPLE_LINES = 8  # of a sample, shown when it is drawn; the whole of it is in the run's folder
-_REDRAWS = 4  # a second
+_REDRAW_EVERY = 0.25  # seconds
 
 
 class TrainingView(Protocol):
@@ -40,10 +40,10 @@ def training_view(*, quiet: bool) -> Iterator[TrainingView]:
     elif sys.stdout.isatty():
         console = Console()
         view = LiveView(console)
+        # Drawn between steps, by the thread that trains: a thread of its own would race with what is printed
         with Live(
-            get_renderable=view.render, console=console, refresh_per_second=_REDRAWS, transient=True
-        ) as live:
-            view.live = live
+            get_renderable=view.render, console=console, auto_refresh=False, transient=True
+        ) as view.live:
             yield view
         view.conclude()
     else:
@@ -97,8 +97,6 @@ def describe_end(event: events.RunFinished, folder: str) -> list[str]:
         lines.append(f"write text:  gptkit generate {folder}")
         if event.step < event.max_steps:
             lines.append(f"go on:       gptkit resume {folder}")
-        else:
-            lines.append(f"go further:  gptkit resume {folder} --steps {2 * event.max_steps}")
     return lines
 
 
@@ -169,6 +167,7 @@ class LiveView:
         self._finished: events.RunFinished | None = None
         self._step = 0
         self._began = time.monotonic()
+        self._drawn = 0.0
         self._download: tuple[int, int] | None = None
 
     def __call__(self, event: events.Event) -> None:
@@ -178,8 +177,10 @@ class LiveView:
                 self._download = None
                 for line in describe_start(event):
                     self._console.print(escape(printable(line)), style="dim", highlight=False)
+                self._redraw()
             case events.StepDone():
                 self._step = event.step
+                self._redraw()
             case events.StepFinished():
                 self._logged = event
             case events.EvaluationFinished():
@@ -197,6 +198,13 @@ class LiveView:
 
     def downloading(self, done: int, total: int) -> None:
         self._download = (done, total)
+        self._redraw()
+
+    def _redraw(self) -> None:
+        now = time.monotonic()
+        if self.live is not None and now - self._drawn >= _REDRAW_EVERY:
+            self._drawn = now
+            self.live.refresh()
 
     def render(self) -> RenderableType:
         """What stands below the lines now."""

@@ -134,32 +134,48 @@ class TrainingSettings(Section):
     )
 
 
-class _Optimizer(Section):
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=0.1, description="Decoupled weight decay, of matrices only."
-    )
-    beta1: BelowOne = Field(default=0.9, description="AdamW's average of gradients.")
-    beta2: BelowOne = Field(default=0.99, description="AdamW's average of squared gradients.")
-    eps: Annotated[float, Field(gt=0, le=1)] = Field(default=1e-8, description="AdamW's guard against 0.")
+def _weight_decay(default: float) -> Any:
+    return Field(default=default, ge=0, le=100, description="Decoupled weight decay, of matrices only.")
 
 
-class AdamWSettings(_Optimizer):
+def _beta1(default: float) -> Any:
+    return Field(default=default, ge=0, lt=1, description="AdamW's average of gradients.")
+
+
+def _beta2(default: float) -> Any:
+    return Field(default=default, ge=0, lt=1, description="AdamW's average of squared gradients.")
+
+
+def _eps() -> Any:
+    return Field(default=1e-8, gt=0, le=1, description="AdamW's guard against a division by 0.")
+
+
+class AdamWSettings(Section):
     """AdamW (Loshchilov and Hutter 2019) for all parameters."""
 
-    type: Literal["adamw"] = "adamw"
+    type: Literal["adamw"] = Field(default="adamw", description="AdamW for all parameters.")
     learning_rate: Rate = Field(default=0.001, description="The peak of the schedule.")
+    weight_decay: float = _weight_decay(0.1)
+    beta1: float = _beta1(0.9)
+    beta2: float = _beta2(0.99)
+    eps: float = _eps()
 
 
-class MuonSettings(_Optimizer):
+class MuonSettings(Section):
     """Muon (Jordan et al. 2024) for the hidden matrices, AdamW for the rest."""
 
-    type: Literal["muon"] = "muon"
-    learning_rate: Rate = Field(default=0.02, description="Of the hidden matrices: the peak of the schedule.")
+    type: Literal["muon"] = Field(
+        default="muon", description="Muon for the hidden matrices, AdamW for the rest."
+    )
+    learning_rate: Rate = Field(default=0.03, description="Of the hidden matrices: the peak of the schedule.")
     adamw_learning_rate: Rate = Field(
-        default=0.004,
-        description="Of embeddings, output projection and norms: the peak of the same schedule.",
+        default=0.01, description="Of embeddings, output projection and norms: the peak of the same schedule."
     )
     momentum: BelowOne = Field(default=0.95, description="Muon's average of gradients.")
+    weight_decay: float = _weight_decay(0.0)
+    beta1: float = _beta1(0.8)
+    beta2: float = _beta2(0.95)
+    eps: float = _eps()
 
 
 OptimizerSettings = AdamWSettings | MuonSettings
@@ -179,7 +195,7 @@ class ScheduleSettings(Section):
         default=0.0, description="Where cosine and linear end; other rates end in the same proportion."
     )
     warmdown_fraction: Fraction = Field(
-        default=1.0, description="linear: the last part of max_steps, in which the rate goes down."
+        default=0.6, description="linear: the last part of max_steps, in which the rate goes down."
     )
 
 

@@ -130,6 +130,7 @@ class Session:
         final = final_step or self.experiment.training.max_steps
         progress = self.trainer.progress
         self._announce(min(stop_step, final))
+        self._warn_of_standstill(min(stop_step, final))
         status = "failed"
         try:
             train(
@@ -174,6 +175,17 @@ class Session:
                 tokens_per_step=experiment.tokens_per_step,
             )
         )
+
+    def _warn_of_standstill(self, stop_step: int) -> None:
+        end = self.experiment.training.max_steps
+        if stop_step > end and self.trainer.learning_rate_factor(end + 1) == 0:
+            self.report(
+                events.Warned(
+                    f"the schedule of this run ends at step {end} with a learning rate of 0, so later steps change "
+                    "nothing.\nTo train its model further, start a new run: gptkit train EXPERIMENT --load "
+                    f"{self.run.path}"
+                )
+            )
 
     def _conclude(self, status: str, final: int) -> None:
         progress = self.trainer.progress
