@@ -153,10 +153,11 @@ class _Writer:
         text = self._held + text
         if not self._stop:
             return text
-        ends = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if ends:
+        # The one that is complete first, so that nothing depends on how the tokenizer cuts the text
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
             self.done, self._held = True, ""
-            return text[: min(ends)]
+            return text[: min(found)[1]]
         hold = 0 if last else max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]

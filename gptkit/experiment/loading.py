@@ -19,11 +19,25 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gptkit.errors import ExperimentError, PluginError, UsageError, nearest
-from gptkit.experiment.schema import AdamWSettings, Experiment, MuonSettings, OptimizerSettings, PluginTable
+from gptkit.experiment.schema import (
+    NAME,
+    AdamWSettings,
+    Experiment,
+    MuonSettings,
+    OptimizerSettings,
+    PluginTable,
+    is_device,
+)
 from gptkit.plugins import registry
 
 MAX_BYTES = 1_000_000  # an experiment file larger than this is something else
+MAX_DEPTH = 32  # tables in tables; the schema itself has three
 Override = tuple[str, Any]
+
+# A dotted key of more parts than that, where a key may begin: tomllib takes their number squared
+_DEEP_KEY = re.compile(
+    r"""(?:^|[={,\[])[ \t\["']*(?:[\w"'-]{1,200}[ \t]{0,9}\.[ \t]{0,9}){%d}""" % MAX_DEPTH, re.MULTILINE
+)
 
 _OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonSettings}
 
@@ -42,7 +56,7 @@ def load_experiment(path: Path | str, overrides: Sequence[Override] = ()) -> Exp
     """
     path = Path(path)
     data = _parse(path)
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", path.stem):
+    if re.fullmatch(NAME, path.stem) and len(path.stem) <= 64 and not is_device(path.stem):
         data.setdefault("name", path.stem)
     return experiment_from_dict(data, overrides, source=str(path))
 
@@ -51,7 +65,10 @@ def experiment_from_dict(
     data: Mapping[str, Any], overrides: Sequence[Override] = (), *, source: str = "the experiment"
 ) -> Experiment:
     """The experiment of a nested dict, keys as in a file. Raises ExperimentError, PluginError."""
-    raw = _copy_tables(data)
+    try:
+        raw = _copy_tables(data)
+    except RecursionError:
+        raise ExperimentError(source, ["not usable: nested too deeply"]) from None
     problems = [problem for key, value in overrides if (problem := _override(raw, key, value))]
     missing: list[PluginError] = []
     for keys, family in _PLUGIN_KEYS:
@@ -89,9 +106,13 @@ def to_toml(experiment: Experiment) -> str:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode()
+        if len(text) > MAX_BYTES:
             raise ExperimentError(str(path), ["larger than 1 MB, so not an experiment file"])
-        return tomllib.loads(path.read_bytes().decode())
+        if _DEEP_KEY.search(text):
+            raise RecursionError
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise UsageError(f"there is no experiment file {path}. {_experiments_beside(path)}") from None
     except IsADirectoryError:

@@ -34,7 +34,8 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # of the sum: bf16 would lose most of it
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
         scale = (length.square_() / x.size(-1) + _EPS).rsqrt_().to(x.dtype)
         y = x * scale
         ctx.save_for_backward(y, scale)
@@ -55,15 +56,16 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         # 16 random bits for each element, four elements a draw: sixteen times as fast as torch's Bernoulli
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        return x * (bits >= round(p * 65536) - 32768).to(x.dtype).mul_(1 / (1 - p))
+        least = min(round(p * 65536) - 32768, 32767)  # beyond it the comparison would wrap round
+        return x * (bits >= least).to(x.dtype).mul_(1 / (1 - p))
     return F.dropout(x, p)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
     """softmax(q k' / sqrt(D) + mask) v: q (B, H, Tq, D), k and v (B, H, Tk, D) -> (B, H, Tq, D).
 
-    `mask` (H or 1, Tq, Tk) is added to the scores. Without one, each query sees the keys up to its own place,
-    queries being the last ones; a single query sees them all.
+    `mask` (H or 1, Tq, Tk) is added to the scores. Without one there are as many queries as keys, and each sees
+    the keys up to its own place; or a single query, which sees them all.
     """
     if _trains_on_cpu(q) and q.size(2) == k.size(2) <= _LONGEST:
         return _attend_in_blocks(q, k, v, mask, dropout_p)

@@ -62,7 +62,7 @@ def build_corpus(
         val=tokenizer.encode(val_text),
         val_bytes=len(val_text.encode("utf-8", "surrogatepass")),
         characters=len(text),
-        text_sha256=_text_hash(text),
+        text_sha256=text_hash(text),
     )
     _check_length(corpus, context_length)
     return corpus
@@ -87,7 +87,8 @@ def _check_length(corpus: Corpus, context_length: int) -> None:
             )
 
 
-def _text_hash(text: str, chunk: int = 1 << 20) -> str:
+def text_hash(text: str, chunk: int = 1 << 20) -> str:
+    """SHA-256 of the text as UTF-8, without ever holding a second copy of it."""
     digest = hashlib.sha256()
     for start in range(0, len(text), chunk):
         digest.update(text[start : start + chunk].encode("utf-8", "surrogatepass"))

@@ -73,6 +73,8 @@ def _characters_from_json(data: dict[str, Any], kind: str) -> list[str]:
         raise ValueError(f"it does not describe a {kind} tokenizer")
     if len(set(characters)) != len(characters):
         raise ValueError("a character occurs twice")
+    if any("\ud800" <= character <= "\udfff" for character in characters):
+        raise ValueError("a character is half of a surrogate pair, which no file can hold")
     return list(characters)
 
 
@@ -227,7 +229,7 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode("utf-8", "replace")
+        return bytes(list(ids)).decode("utf-8", "replace")  # bytes(array) would copy the array's memory
 
     def stream_decoder(self) -> StreamDecoder:
         return _ByteStream(self)

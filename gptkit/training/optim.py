@@ -34,8 +34,10 @@ def learning_rate_factor(schedule: ScheduleSettings, step: int, *, peak: float, 
     start = schedule.warmup_steps
     if schedule.type == "linear":
         start = max(start, round(max_steps * (1 - schedule.warmdown_fraction)))
+    if start >= max_steps:
+        return 1.0  # no step is left for the rate to fall in
     # The first step after `start` has the full rate, the last one nearly the lowest: no update is wasted on 0
-    done = min(max((step - 1 - start) / max(max_steps - start, 1), 0.0), 1.0)
+    done = min(max((step - 1 - start) / (max_steps - start), 0.0), 1.0)
     shape = (1 + math.cos(math.pi * done)) / 2 if schedule.type == "cosine" else 1 - done
     return lowest + (1 - lowest) * shape
 
@@ -115,7 +117,8 @@ class Optimizer:
                     wanted.add(f"{kind}.{slot.name}")
                     _fill(part.of_slot(flat, slot), tensors, f"{kind}.{slot.name}")
             wanted.add(f"step.{first}")
-            step = tensors[f"step.{first}"].to(part.values.device, torch.float32).clone()
+            step = torch.zeros((), dtype=torch.float32, device=part.values.device)
+            _fill(step, tensors, f"step.{first}")
             self._adam.state[part.values] = {"step": step, **averages}
         for stack in self._muon:
             for slot in stack.slots:

@@ -22,7 +22,7 @@ from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
 from gptkit.files import disk_errors
 from gptkit.plugins import Tokenizer, registry
 from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, this_process
-from gptkit.text.corpus import Corpus, build_corpus, quote_characters
+from gptkit.text.corpus import Corpus, build_corpus, quote_characters, text_hash
 from gptkit.workflows.building import build_model, build_new_model, load_weights, out_of_memory
 from gptkit.workflows.data import Obtained, obtain_text, recorded_text
 from gptkit.workflows.reading import read_checkpoint, run_experiment, run_tokenizer, tokenizer_hash
@@ -76,13 +76,13 @@ def resume_run(
     with lock_run(run):
         record = run.record()
         text = recorded_text(experiment.data, around.folders)
+        _same_text(run, record, text_hash(text))
         corpus = build_corpus(
             text,
             tokenizer,
             val_fraction=experiment.data.val_fraction,
             context_length=experiment.model.context_length,
         )
-        _same_text(run, record, corpus)
         clear_temporaries(run.checkpoints)
         drop_torn_line(run)
         checkpoint = newest_checkpoint(
@@ -241,11 +241,11 @@ def _plugins(experiment: Experiment) -> list[registry.Provenance]:
     ]
 
 
-def _same_text(run: RunFolder, record: dict[str, Any], corpus: Corpus) -> None:
+def _same_text(run: RunFolder, record: dict[str, Any], sha256: str) -> None:
     recorded = record.get("dataset", {}).get("sha256")
-    if recorded != corpus.text_sha256:
+    if recorded != sha256:
         raise DataError(
-            f"the text of run {run.id} has changed: it had SHA-256 {recorded}, now {corpus.text_sha256}.\n"
+            f"the text of run {run.id} has changed: it had SHA-256 {recorded}, now {sha256}.\n"
             "Put the old text back ('gptkit datasets fetch NAME --repair' for one that is downloaded), "
             "or train a new run."
         )
