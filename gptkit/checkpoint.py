@@ -101,7 +101,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, step: int, *, run_id: str) -> Checkpoint:
-    """The checkpoint of that step, verified. Raises CheckpointError with the reason where it does not verify."""
+    """The checkpoint of that step, verified. Raises CheckpointError with the reason where it is not whole."""
     path = step_folder(folder, step)
     try:
         contents = _verified(path, step, run_id)
@@ -144,7 +144,7 @@ def set_aside(folder: Path, step: int) -> Path:
 
 
 def clear_temporaries(folder: Path) -> int:
-    """Removes what an interrupted save or prune has left; the caller holds the run's lock. How many there were."""
+    """Removes what an interrupted save or prune has left, and says how much; the caller holds the lock."""
     leftovers = (
         [entry for entry in folder.iterdir() if entry.name.startswith((".tmp-", ".trash-"))]
         if folder.is_dir()
@@ -156,7 +156,7 @@ def clear_temporaries(folder: Path) -> int:
 
 
 def prune(folder: Path, *, keep: Iterable[int], keep_last: int, keep_every: int) -> None:
-    """Removes old checkpoints. `keep`, the `keep_last` newest and multiples of `keep_every` (0: none) stay."""
+    """Removes old checkpoints; `keep`, the `keep_last` newest, multiples of `keep_every` (0: none) stay."""
     steps = list_steps(folder)
     staying = {*keep, *steps[-keep_last:]}
     if keep_every:
@@ -168,7 +168,7 @@ def prune(folder: Path, *, keep: Iterable[int], keep_last: int, keep_every: int)
 
 
 def _move_away(path: Path, word: str) -> Path:
-    """Renames a checkpoint so that it is one no more: a half-removed one is never mistaken for a whole one."""
+    """Renames a checkpoint so that it is one no more; a half-removed one cannot pass for a whole one."""
     aside = path.with_name(f".{word}-{path.name}-{secrets.token_hex(4)}")
     disk.rename(path, aside)
     return aside

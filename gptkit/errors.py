@@ -15,8 +15,8 @@ A message is one to three lines that say what, where, and what to do.
     ├── OutOfMemoryError        9   what was asked for does not fit
     ├── NetworkError           10   a download was tried and failed
     └── StoppedError                a signal asked to stop; the run was saved
-        ├── InterruptedRun    130   SIGINT
-        └── TerminatedRun     143   SIGTERM
+        ├── RunInterruptedError 130   SIGINT
+        └── RunTerminatedError  143   SIGTERM
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ class StoppedError(GptkitError):
     """Training was asked to stop by a signal and did, saved."""
 
 
-class InterruptedRun(StoppedError):
+class RunInterruptedError(StoppedError):
     exit_code = 130
 
 
-class TerminatedRun(StoppedError):
+class RunTerminatedError(StoppedError):
     exit_code = 143
 
 

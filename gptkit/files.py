@@ -1,8 +1,8 @@
 """Every change gptkit makes to a disk goes through here.
 
-`disk` is the one seam: create, write, fsync, rename, remove. Checkpoints, run records and downloads use it, so
-that a test can put a disk in its place that fails at the n-th operation. What the operating system refuses
-becomes a `DiskError` that says what was being done and what to do.
+`disk` is the one seam: create, write, fsync, rename, remove. Checkpoints, run records and downloads use it,
+so that a test can put a disk in its place that fails at the n-th operation. What the operating system
+refuses becomes a `DiskError` that says what was being done and what to do.
 
 Knows nothing of runs, checkpoints or tensors.
 """

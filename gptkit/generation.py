@@ -30,8 +30,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, *, skip_unknown: bool = Fal
     unknown = tokenizer.unknown_characters(prompt)
     if unknown and not skip_unknown:
         raise UsageError(
-            f"the prompt has characters that the run's tokenizer has never seen: {quote_characters(unknown)}. "
-            "Leave them out, or drop them with --unknown skip."
+            "the prompt has characters that the run's tokenizer has never seen: "
+            f"{quote_characters(unknown)}. Leave them out, or drop them with --unknown skip."
         )
     if unknown:
         prompt = "".join(character for character in prompt if character not in unknown)

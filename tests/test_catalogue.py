@@ -192,7 +192,12 @@ def test_what_is_nowhere_is_named_with_the_places_and_the_way_out() -> None:
     assert len(message.splitlines()) <= 3
 
 
-@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b", "\udce9"])
+def test_an_empty_name_is_not_the_working_folder(novel: Path) -> None:
+    with pytest.raises(UsageError, match="is empty"):
+        describe_dataset("", data_folders(None))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\udce9"])
 def test_a_name_that_cannot_be_is_an_error_and_no_crash(name: str) -> None:
     with pytest.raises(GptkitError):
         describe_dataset(name, data_folders(None))

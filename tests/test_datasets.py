@@ -468,11 +468,10 @@ def test_a_text_that_is_not_there_says_where_it_was_looked_for(library: DataFold
             assert str(Path(place)) in str(caught.value)
 
 
-def test_the_folders_are_not_left_by_dots(library: DataFolders) -> None:
-    Path("plays/acts/secret.txt").write_text("secret")
-    inside = DataFolders(search=(Path("plays/acts"),))
-    os.chdir("data")
-    assert not TextDataset(TextOptions(path="../acts/secret.txt")).is_here(inside)
+def test_the_folders_are_not_left_by_dots(library: DataFolders, tmp_path: Path) -> None:
+    inside = DataFolders(search=(tmp_path / "plays" / "acts",))
+    assert TextDataset(TextOptions(path="plays/../here.txt")).is_here(inside)
+    assert not TextDataset(TextOptions(path="../a.txt")).is_here(inside)
 
 
 def test_an_empty_file_in_a_folder_is_named(library: DataFolders) -> None:

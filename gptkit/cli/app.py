@@ -9,13 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gptkit.cli import options
 from gptkit.cli.datasets import datasets_app
-from gptkit.errors import GptkitError, InterruptedRun, TerminatedRun, UsageError
+from gptkit.errors import GptkitError, RunInterruptedError, UsageError
 
 app = typer.Typer(
     name="gptkit",
@@ -28,8 +28,8 @@ app = typer.Typer(
 app.add_typer(datasets_app, name="datasets")
 
 # UsageError and ClickException, of click or of typer's own copy of it
-_ClickUsageError = typer.BadParameter.__bases__[0]
-_ClickException = _ClickUsageError.__bases__[0]
+_ClickUsageError: Any = typer.BadParameter.__bases__[0]
+_ClickException: Any = _ClickUsageError.__bases__[0]
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise
-        return _fail("interrupted", InterruptedRun.exit_code)
+        return _fail("interrupted", RunInterruptedError.exit_code)
     except GptkitError as error:
         if debug:
             raise
@@ -51,14 +51,15 @@ def run_command(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # `gptkit generate | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except _ClickException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "gptkit")
+        return _fail(f"{error.format_message()}\nSee '{command} --help'.", UsageError.exit_code)
     except Exception as error:
-        if isinstance(error, _ClickException):
-            hint = getattr(getattr(error, "ctx", None), "command_path", "gptkit")
-            return _fail(f"{error.format_message()}\nSee '{hint} --help'.", UsageError.exit_code)
         if debug:
             raise
         return _fail(
-            f"{type(error).__name__}: {error}\nThis is a defect of gptkit. Please report it, with what --debug shows.",
+            f"{type(error).__name__}: {error}\n"
+            "This is a defect of gptkit. Please report it, with what --debug shows.",
             GptkitError.exit_code,
         )
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.cli.signals import StopFlag, stop_signals
-from gptkit.errors import InterruptedRun, StoppedError, TerminatedRun, UsageError
+from gptkit.errors import RunInterruptedError, RunTerminatedError, StoppedError, UsageError
 from gptkit.runs import RunFolder, find_run
 
-_STOPPED: dict[str, type[StoppedError]] = {"interrupted": InterruptedRun, "terminated": TerminatedRun}
+_STOPPED: dict[str, type[StoppedError]] = {
+    "interrupted": RunInterruptedError,
+    "terminated": RunTerminatedError,
+}
 
 
 def train(
@@ -146,9 +149,8 @@ def generate(
     if sys.stdout.isatty():
         print(file=sys.stderr)
     seconds = time.monotonic() - started
-    _note(
-        f"{writer.tokens_written} tokens in {seconds:.1f} s ({writer.tokens_written / max(seconds, 1e-9):,.0f} tokens/s)"
-    )
+    speed = writer.tokens_written / max(seconds, 1e-9)
+    _note(f"{writer.tokens_written} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
 
 
 def _prompt_text(prompt: str | None) -> str | None:

@@ -90,7 +90,8 @@ def describe_end(event: events.RunFinished, folder: str) -> list[str]:
         else ""
     )
     lines = [
-        f"{event.status}: step {event.step} of {event.max_steps}, {duration(event.seconds)} of training{best}",
+        f"{event.status}: step {event.step} of {event.max_steps}, "
+        f"{duration(event.seconds)} of training{best}",
         f"run folder:  {folder}",
     ]
     if event.saved:

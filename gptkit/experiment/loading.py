@@ -11,22 +11,22 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from gptkit.errors import ExperimentError, PluginError, UsageError, nearest
 from gptkit.experiment.schema import (
-    NAME,
     AdamWSettings,
     Experiment,
     MuonSettings,
+    Name,
     OptimizerSettings,
     PluginTable,
-    is_device,
 )
 from gptkit.plugins import registry
 
@@ -36,9 +36,11 @@ Override = tuple[str, Any]
 
 # A dotted key of more parts than that, where a key may begin: tomllib takes their number squared
 _DEEP_KEY = re.compile(
-    r"""(?:^|[={,\[])[ \t\["']*(?:[\w"'-]{1,200}[ \t]{0,9}\.[ \t]{0,9}){%d}""" % MAX_DEPTH, re.MULTILINE
+    rf"""(?:^|[={{,\[])[ \t\["']*(?:[\w"'-]{{1,200}}[ \t]{{0,9}}\.[ \t]{{0,9}}){{{MAX_DEPTH}}}""",
+    re.MULTILINE,
 )
 
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 _OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonSettings}
 
 _PLUGIN_KEYS = (
@@ -56,8 +58,8 @@ def load_experiment(path: Path | str, overrides: Sequence[Override] = ()) -> Exp
     """
     path = Path(path)
     data = _parse(path)
-    if re.fullmatch(NAME, path.stem) and len(path.stem) <= 64 and not is_device(path.stem):
-        data.setdefault("name", path.stem)
+    with suppress(ValidationError):  # a file may be called what a run may not
+        data.setdefault("name", _NAME.validate_python(path.stem))
     return experiment_from_dict(data, overrides, source=str(path))
 
 
@@ -65,10 +67,7 @@ def experiment_from_dict(
     data: Mapping[str, Any], overrides: Sequence[Override] = (), *, source: str = "the experiment"
 ) -> Experiment:
     """The experiment of a nested dict, keys as in a file. Raises ExperimentError, PluginError."""
-    try:
-        raw = _copy_tables(data)
-    except RecursionError:
-        raise ExperimentError(source, ["not usable: nested too deeply"]) from None
+    raw = _copy_tables(data, source)
     problems = [problem for key, value in overrides if (problem := _override(raw, key, value))]
     missing: list[PluginError] = []
     for keys, family in _PLUGIN_KEYS:
@@ -107,9 +106,10 @@ def to_toml(experiment: Experiment) -> str:
 def _parse(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1).decode()
-        if len(text) > MAX_BYTES:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
             raise ExperimentError(str(path), ["larger than 1 MB, so not an experiment file"])
+        text = data.decode()
         if _DEEP_KEY.search(text):
             raise RecursionError
         return tomllib.loads(text)
@@ -129,20 +129,28 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _experiments_beside(path: Path) -> str:
+    """What there is instead: the files beside it, and those in experiments/."""
     for folder in (path, path.parent, Path("experiments")):
-        found = sorted(folder.glob("*.toml")) if folder.is_dir() else []
+        found = [str(file) for file in sorted(folder.glob("*.toml")) if file.name != "pyproject.toml"]
         if found:
-            return f"There are: {', '.join(str(file) for file in found[:12])}"
+            return f"There are: {', '.join(found[:12])}"
     return "Give the path of a TOML file."
 
 
-def _copy_tables(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy_tables(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+def _copy_tables(data: Mapping[str, Any], source: str, depth: int = MAX_DEPTH) -> dict[str, Any]:
+    if not depth:
+        raise ExperimentError(source, ["tables are nested too deeply"])
+    return {
+        key: _copy_tables(value, source, depth - 1) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+    }
 
 
 def _override(raw: dict[str, Any], dotted: str, value: Any) -> str | None:
     """Sets one field in place; the problem with it, if there is one."""
     *tables, last = dotted.split(".")
+    if len(tables) >= MAX_DEPTH:
+        return f"{dotted[:60]}...: tables are nested too deeply"
     table = raw
     for depth, name in enumerate(tables):
         inner = table.setdefault(name, {})
@@ -171,6 +179,8 @@ def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str
         return []
     if isinstance(choice, str):
         choice = {"type": choice}
+    if isinstance(choice, dict) and default and family != registry.DATASETS:
+        choice = table[last] = {"type": default, **choice}  # an option alone is of the default plugin
     if not isinstance(choice, dict) or not isinstance(choice.get("type"), str):
         return []
     name = choice["type"]
@@ -183,9 +193,12 @@ def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str
     options = {key: value for key, value in choice.items() if key != "type"}
     try:
         filled = plugin.Options.model_validate(options)
+        table[last] = {"type": name, **filled.model_dump(mode="json", exclude_none=True)}
     except ValidationError as error:
         return describe_all(error, prefix=dotted, model=plugin.Options)
-    table[last] = {"type": name, **filled.model_dump(mode="json", exclude_none=True)}
+    except Exception as error:  # of a stranger's code
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(f"{dotted}: the options of {name!r} failed: {reason}") from error
     return []
 
 
@@ -220,7 +233,8 @@ def _is_union_member(part: int | str) -> bool:
 def _describe(detail: ErrorDetails, place: str, path: list[str], model: type[BaseModel]) -> tuple[str, str]:
     """The place, with the value where it is short, and what would be right there."""
     kind, value = detail["type"], detail["input"]
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should", "should").replace("String should", "should")
     if kind == "extra_forbidden":
         return place, f"unknown key{_suggest(path, model, detail['loc'])}"
     if kind == "missing":
@@ -238,7 +252,10 @@ def _describe(detail: ErrorDetails, place: str, path: list[str], model: type[Bas
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value) if isinstance(value, bool | str) else repr(value)
+    try:
+        text = json.dumps(value) if isinstance(value, bool | str) else repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -6,16 +6,34 @@ GPT; a file holds only what differs. Imports no torch.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 # Bounds that no honest experiment meets; they keep absurd numbers from becoming a crash much later.
 _MANY = 2**31 - 1
 
+
+def _no_device(name: str) -> str:
+    """A run's folder is named after it, and must be able to stand on any machine."""
+    if re.fullmatch(r"(?i)con|prn|aux|nul|com[0-9]|lpt[0-9]", name):
+        raise ValueError(f"{name!r} is a name that Windows keeps for a device; choose another")
+    return name
+
+
 Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"),
+    AfterValidator(_no_device),
 ]
 Count = Annotated[int, Field(ge=1, le=_MANY)]
 CountOrNone = Annotated[int, Field(ge=0, le=_MANY)]
@@ -203,7 +221,7 @@ class EvaluationSettings(Section):
     eval_interval: Count = Field(default=500, description="Steps from one evaluation to the next.")
     eval_tokens: Count = Field(
         default=262_144,
-        description="The whole val split up to this many tokens; of a larger one, fixed windows spread over it.",
+        description="The whole val split up to this many tokens; of a larger one, fixed windows of it.",
     )
 
 

@@ -10,7 +10,7 @@ Initial weights, by `init` (all from one generator):
 
     |                                | gpt2                     | modern                             |
     |--------------------------------|--------------------------|------------------------------------|
-    | embeddings (token, position)   | normal, std 0.02         | normal, std 1 (0.02 where tied)    |
+    | embeddings (token, position)   | normal, std 0.02         | normal, std 0.3 (0.02 where tied)  |
     | linear layers                  | normal, std 0.02         | normal, std 1 / sqrt(inputs)       |
     | projections back to the width  | normal, 0.02 / sqrt(2 L) | 0: every block starts as identity  |
     | lm_head (where not tied)       | normal, std 0.02         | 0: every token starts as likely    |
@@ -215,5 +215,5 @@ class GPT(nn.Module):
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.Embedding):
-                std = 1.0 if modern and not settings.tie_embeddings else 0.02
+                std = 0.3 if modern and not settings.tie_embeddings else 0.02
                 module.weight.normal_(0.0, std, generator=generator)

@@ -63,7 +63,7 @@ class Dataset(ABC):
         """Whether `read` will work without `fetch`."""
         return True
 
-    def fetch(self, folders: DataFolders, *, repair: bool = False) -> None:
+    def fetch(self, folders: DataFolders, *, repair: bool = False) -> None:  # noqa: B027  (optional)
         """Brings the text here, into `folders.downloads`, replacing a damaged one where `repair` is set.
 
         The default has nothing to bring.

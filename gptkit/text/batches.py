@@ -2,7 +2,8 @@
 
 In: the ids of a split. Out: inputs and targets, (B, T) each. An epoch lays windows of T tokens side by side
 from a random offset and visits each once, in random order; the next epoch draws another offset and order. So
-every token is seen once an epoch, and a step's batch is known without what came before it.
+a token is seen once an epoch (or not, if it is among the few before or after the windows), and a step's batch
+is known without what came before it.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ class BatchSampler:
         self._context_length = context_length
         self._seed = seed
         self._window = np.arange(context_length + 1)
-        # Windows an epoch: as many as fit for every offset, so that the count does not depend on it
-        self._slack = min(context_length - 1, len(ids) - context_length - 1)
-        self.windows_per_epoch = (len(ids) - 1 - self._slack) // context_length
+        # Windows an epoch: as many as fit for any offset below a window, so that the count does not depend on
+        # it. The offset goes on to where they end with the text, so that no token is left out for ever.
+        shortest = min(context_length - 1, len(ids) - context_length - 1)
+        self.windows_per_epoch = (len(ids) - 1 - shortest) // context_length
+        self._slack = len(ids) - 1 - self.windows_per_epoch * context_length
         self._epoch_starts = lru_cache(maxsize=2)(self._draw_epoch)
 
     def batch(self, index: int) -> tuple[Ids, Ids]:

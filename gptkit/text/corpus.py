@@ -53,8 +53,8 @@ def build_corpus(
     unknown = tokenizer.unknown_characters(text)
     if unknown:
         raise DataError(
-            f"the text has {len(unknown)} characters that the run's tokenizer lacks: {quote_characters(unknown)}. "
-            "Use a text without them, or train a new run."
+            f"the text has {len(unknown)} characters that the run's tokenizer lacks: "
+            f"{quote_characters(unknown)}. Use a text without them, or train a new run."
         )
     corpus = Corpus(
         tokenizer=tokenizer,

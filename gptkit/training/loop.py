@@ -70,7 +70,7 @@ class Trainer:
     """All that a step needs."""
 
     experiment: Experiment
-    model: nn.Module  # the GPT
+    model: nn.Module  # the GPT, or that compiled
     weights: Weights
     optimizer: Optimizer
     sampler: BatchSampler
@@ -78,7 +78,7 @@ class Trainer:
     progress: Progress
 
     def update(self, step: int) -> tuple[Tensor, Tensor]:
-        """One step: the loss (mean over its batches) and the gradient's norm before clipping, both scalars."""
+        """One step: the loss (mean over its batches) and the gradient's norm before clipping, scalars."""
         training = self.experiment.training
         batches = training.gradient_accumulation_steps
         device = self.weights.master.device
@@ -124,9 +124,9 @@ def train(
 ) -> None:
     """Trains from the step after `trainer.progress.step` to `stop_step`, or until `stop_requested`.
 
-    `evaluate` is called at every eval_interval and at `final_step`. `save` is called when the step is recorded: at every checkpoint_interval, at a new best, and
-    at the end of this session, however it comes. Raises DivergedError; the weights are then those of the step
-    before.
+    `evaluate` is called at every eval_interval and at `final_step`. `save` is called when the step is
+    recorded: at every checkpoint_interval, at a new best, and at the end of this session, however it comes.
+    Raises DivergedError; the weights are then those of the step before.
     """
     experiment, progress = trainer.experiment, trainer.progress
     log_interval = experiment.training.log_interval

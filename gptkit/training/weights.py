@@ -71,7 +71,7 @@ class Weights:
             self.gradient.mul_(scale)
 
     def clip(self, largest: float) -> Tensor:
-        """Scales the gradient down to a norm of `largest` (0: leaves it); returns the norm before, a scalar."""
+        """Scales the gradient down to a norm of `largest` (0: leaves it); the norm before, a scalar."""
         norm: Tensor = torch.linalg.vector_norm(self.gradient)
         if largest > 0:
             self.gradient.mul_(torch.clamp(largest / (norm + 1e-6), max=1.0))

@@ -46,7 +46,7 @@ def _check_memory(experiment: Experiment, vocab_size: int) -> None:
         parameters = build_model(experiment, vocab_size).parameter_count
     model, training = experiment.model, experiment.training
     weights = parameters * _TRAINING_BYTES
-    # Of each token: logits and their gradient, and in each block about sixteen numbers a channel, two bytes each
+    # Of a token: logits and their gradient, and in each block about sixteen numbers a channel, in bf16
     token = 8 * vocab_size + 32 * model.n_embd * model.n_layer
     activations = training.batch_size * model.context_length * token
     there = _memory()
@@ -58,8 +58,8 @@ def _check_memory(experiment: Experiment, vocab_size: int) -> None:
     if weights + activations > there:
         raise OutOfMemoryError(
             f"a batch of {training.batch_size} x {model.context_length} tokens needs at least "
-            f"{activations / 1e9:.1f} GB; this machine has {there / 1e9:.1f} GB. Lower training.batch_size and "
-            "raise training.gradient_accumulation_steps, or lower model.context_length."
+            f"{activations / 1e9:.1f} GB; this machine has {there / 1e9:.1f} GB. Lower training.batch_size "
+            "and raise training.gradient_accumulation_steps, or lower model.context_length."
         )
 
 

@@ -1,4 +1,4 @@
-"""From a run's folder to what it recorded: experiment, tokenizer, checkpoint, model. Changes nothing in it."""
+"""From a run's folder to what it recorded: experiment, tokenizer, checkpoint, model. Changes nothing."""
 
 from __future__ import annotations
 

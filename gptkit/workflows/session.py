@@ -1,18 +1,19 @@
 """One sitting of a run: the loop, with what is done between its steps.
 
-In: a run folder that is locked, a corpus, a model with its initial weights or a checkpoint. Out: events, to the
-recorder and to the listener it was given. Both train and resume end here.
+In: a run folder that is locked, a corpus, a model with its initial weights or a checkpoint. Out: events, to
+the recorder and to the listener it was given. Both train and resume end here.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from gptkit import events
 from gptkit.backend import Backend
@@ -44,7 +45,7 @@ class Surroundings:
     """What a run depends on beside its experiment: where things are, who listens, who may stop it."""
 
     runs_folder: Path = DEFAULT_RUNS_FOLDER
-    folders: DataFolders = DataFolders()
+    folders: DataFolders = field(default_factory=DataFolders)
     listener: events.Listener = events.ignore
     stop_requested: StopRequested = never
     command: Sequence[str] = ()
@@ -104,7 +105,7 @@ class Session:
                 ) from error
         return Trainer(
             experiment=experiment,
-            model=torch.compile(model) if self.backend.compile else model,
+            model=cast(nn.Module, torch.compile(model)) if self.backend.compile else model,
             weights=weights,
             optimizer=optimizer,
             sampler=BatchSampler(
@@ -181,8 +182,8 @@ class Session:
         if stop_step > end and self.trainer.learning_rate_factor(end + 1) == 0:
             self.report(
                 events.Warned(
-                    f"the schedule of this run ends at step {end} with a learning rate of 0, so later steps change "
-                    "nothing.\nTo train its model further, start a new run: gptkit train EXPERIMENT --load "
+                    f"the schedule of this run ends at step {end} with a learning rate of 0, so later steps "
+                    "change nothing.\nTo train its model further, start a new run: gptkit train EXPERIMENT --load "
                     f"{self.run.path}"
                 )
             )

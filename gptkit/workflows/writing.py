@@ -72,7 +72,7 @@ def open_writer(
 
 
 def write_once(run: RunFolder, step: int, tokens: int) -> str:
-    """The experiment's prompt with `tokens` tokens after it, by the last checkpoint; kept as the step's sample."""
+    """The experiment's prompt and `tokens` tokens after it, by the last checkpoint; kept as a sample."""
     experiment = run_experiment(run)
     writer = open_writer(
         run, checkpoint="last", backend=experiment.training.backend, sampling={"max_new_tokens": tokens}
