@@ -52,6 +52,8 @@ def run_command(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except _ClickException as error:
+        if not error.format_message():  # no arguments: the help was shown instead
+            return UsageError.exit_code
         command = getattr(getattr(error, "ctx", None), "command_path", "gptkit")
         return _fail(f"{error.format_message()}\nSee '{command} --help'.", UsageError.exit_code)
     except Exception as error:

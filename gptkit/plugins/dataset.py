@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class DataFolders:
     def find(self, name: str) -> Path | None:
         """The first file of that name."""
         for folder in self.search:
-            if (folder / name).is_file():
+            if os.path.isfile(folder / name):  # unlike Path.is_file, no error for a name that cannot be
                 return folder / name
         return None
 

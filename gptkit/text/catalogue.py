@@ -212,12 +212,12 @@ def read_dataset(name: str, dataset: Dataset, folders: DataFolders) -> str:
 
 def describe_dataset(name: str, folders: DataFolders, val_fraction: float = 0.1) -> DatasetDescription:
     """All there is to know of a registered dataset or a text file. Reads it, which may download it."""
-    from gptkit.text.corpus import split_text
+    from gptkit.text.corpus import measure_text, split_text
 
     dataset, table = _resolve(name, {}, folders)
     text = read_dataset(name, dataset, folders)
     train, val = split_text(text, val_fraction)
-    size, digest = _size_and_hash(text, name)
+    size, digest = measure_text(text)
     return DatasetDescription(
         name=name,
         source=_found_at(dataset, folders) or dataset.source,
@@ -243,23 +243,6 @@ def _found_at(dataset: Dataset, folders: DataFolders) -> str:
     paths = find_texts(dataset.options.path, folders) if isinstance(dataset, TextDataset) else []
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return f"{paths[0]}{more}" if paths else ""
-
-
-def _size_and_hash(text: str, name: str, at_once: int = 1 << 20) -> tuple[int, str]:
-    """Bytes and SHA-256 of the text as UTF-8, without a second copy of all of it."""
-    import hashlib
-
-    digest, size = hashlib.sha256(), 0
-    try:
-        for start in range(0, len(text), at_once):
-            part = text[start : start + at_once].encode()
-            digest.update(part)
-            size += len(part)
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"dataset {name!r} has half a character (a lone surrogate) at {start + error.start}."
-        ) from None
-    return size, digest.hexdigest()
 
 
 def _count(tokenizer: str, train: str, val: str) -> TokenCount:

@@ -60,9 +60,9 @@ def build_corpus(
         tokenizer=tokenizer,
         train=tokenizer.encode(train_text),
         val=tokenizer.encode(val_text),
-        val_bytes=len(val_text.encode("utf-8", "surrogatepass")),
+        val_bytes=measure_text(val_text)[0],
         characters=len(text),
-        text_sha256=text_hash(text),
+        text_sha256=measure_text(text)[1],
     )
     _check_length(corpus, context_length)
     return corpus
@@ -87,9 +87,19 @@ def _check_length(corpus: Corpus, context_length: int) -> None:
             )
 
 
-def text_hash(text: str, chunk: int = 1 << 20) -> str:
-    """SHA-256 of the text as UTF-8, without ever holding a second copy of it."""
-    digest = hashlib.sha256()
-    for start in range(0, len(text), chunk):
-        digest.update(text[start : start + chunk].encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+def measure_text(text: str, at_once: int = 1 << 20) -> tuple[int, str]:
+    """Bytes and SHA-256 of the text as UTF-8, without ever holding a second copy of it.
+
+    Raises DataError for half a character (a lone surrogate), which no file has but a plugin may give.
+    """
+    digest, size = hashlib.sha256(), 0
+    try:
+        for start in range(0, len(text), at_once):
+            part = text[start : start + at_once].encode()
+            digest.update(part)
+            size += len(part)
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text has half a character (a lone surrogate) at {start + error.start}."
+        ) from None
+    return size, digest.hexdigest()

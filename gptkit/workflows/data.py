@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gptkit.errors import DataError, GptkitError, NetworkError, PluginError
+from gptkit.errors import DataError, NetworkError
 from gptkit.events import Listener, Warned
 from gptkit.experiment import DataSettings, PluginTable
 from gptkit.plugins import DataFolders, Dataset
-from gptkit.text.catalogue import resolve_dataset
+from gptkit.text.catalogue import read_dataset, resolve_dataset
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ def obtain_text(data: DataSettings, folders: DataFolders, listener: Listener) ->
             raise
         dataset, used = _bring(data.fallback, folders)
         listener(Warned(f"{error}\nTraining on the fallback {used.type!r} instead, until the text is here."))
-    return Obtained(_read(dataset, used, folders), data.dataset, used, dataset.facts())
+    return Obtained(read_dataset(used.type, dataset, folders), data.dataset, used, dataset.facts())
 
 
 def recorded_text(data: DataSettings, folders: DataFolders) -> str:
     """The text of a run that goes on: the one it has, never a fallback."""
     dataset, used = _bring(data.dataset, folders)
-    return _read(dataset, used, folders)
+    return read_dataset(used.type, dataset, folders)
 
 
 def _bring(table: PluginTable, folders: DataFolders) -> tuple[Dataset, PluginTable]:
@@ -51,14 +51,3 @@ def _bring(table: PluginTable, folders: DataFolders) -> tuple[Dataset, PluginTab
     if not dataset.is_here(folders):
         dataset.fetch(folders)
     return dataset, used
-
-
-def _read(dataset: Dataset, used: PluginTable, folders: DataFolders) -> str:
-    try:
-        return dataset.read(folders)
-    except GptkitError:
-        raise
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise PluginError(f"dataset {used.type!r} failed: {type(error).__name__}: {error}") from error

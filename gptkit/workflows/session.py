@@ -183,8 +183,8 @@ class Session:
             self.report(
                 events.Warned(
                     f"the schedule of this run ends at step {end} with a learning rate of 0, so later steps "
-                    "change nothing.\nTo train its model further, start a new run: gptkit train EXPERIMENT --load "
-                    f"{self.run.path}"
+                    "change nothing.\nTo train its model further, start a new run: "
+                    f"gptkit train EXPERIMENT --load {self.run.path}"
                 )
             )
 

@@ -22,7 +22,7 @@ from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
 from gptkit.files import disk_errors
 from gptkit.plugins import Tokenizer, registry
 from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, this_process
-from gptkit.text.corpus import Corpus, build_corpus, quote_characters, text_hash
+from gptkit.text.corpus import Corpus, build_corpus, measure_text, quote_characters
 from gptkit.workflows.building import build_model, build_new_model, load_weights, out_of_memory
 from gptkit.workflows.data import Obtained, obtain_text, recorded_text
 from gptkit.workflows.reading import read_checkpoint, run_experiment, run_tokenizer, tokenizer_hash
@@ -76,7 +76,7 @@ def resume_run(
     with lock_run(run):
         record = run.record()
         text = recorded_text(experiment.data, around.folders)
-        _same_text(run, record, text_hash(text))
+        _same_text(run, record, measure_text(text)[1])
         corpus = build_corpus(
             text,
             tokenizer,
