@@ -9,6 +9,7 @@ whole, or was damaged later, which the hashes tell. No pickle anywhere. Knows no
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Callable, Iterable
@@ -32,7 +33,9 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
 )
 _FILES = (MODEL, OPTIMIZER, STATE)
 _STEP = re.compile(r"step-(\d{12})")
-_SMALL = 1_000_000  # bytes; no manifest and no state.json is larger
+_SMALL = 1_000_000  # bytes; no manifest is larger
+# What a file made up by a stranger may raise: sizes, types and shapes that no tensor has
+_UNREADABLE = (ValueError, KeyError, TypeError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def save_checkpoint(
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
 ) -> Path:
-    """Commits a checkpoint of `step` into `folder` and returns it. One that verifies already is left alone.
+    """Commits a checkpoint of `step` into `folder` and returns it; one of that step is replaced.
 
     Raises DiskError; then nothing but what was there before is there.
     """
@@ -84,25 +87,35 @@ def save_checkpoint(
     }
     contents[MANIFEST] = to_json(manifest)
     temporary = folder / f".tmp-{step}-{secrets.token_hex(4)}"
-    with disk_errors(f"saving step {step}", needed=sum(map(len, contents.values()))):
+    earlier = [good for good in list_steps(folder) if good < step]
+    last = f"last good step is {earlier[-1]}" if earlier else "no step was saved before"
+    replaced = None
+    with disk_errors(f"saving step {step}; {last}", needed=sum(map(len, contents.values()))):
         try:
             disk.make_folder(temporary)
             for name, data in contents.items():  # the manifest last
                 write_file(temporary / name, data)
             disk.fsync_folder(temporary)
             if target.exists():  # a step trained again after a resume from before it
-                _move_away(target, "trash")
+                replaced = _move_away(target, "trash")
             disk.rename(temporary, target)
         except BaseException:
             disk.remove_folder(temporary)
+            if replaced and not target.exists():
+                disk.rename(replaced, target)
             raise
         disk.fsync_folder(folder)
+        if replaced:
+            disk.remove_folder(replaced)
     return target
 
 
 def load_checkpoint(folder: Path, step: int, *, run_id: str) -> Checkpoint:
     """The checkpoint of that step, verified. Raises CheckpointError with the reason where it is not whole."""
     path = step_folder(folder, step)
+    if not os.path.lexists(path):
+        there = ", ".join(map(str, list_steps(folder)[-8:])) or "none at all"
+        raise CheckpointError(f"there is no checkpoint of step {step} in {folder}; there is {there}.")
     try:
         contents = _verified(path, step, run_id)
         return Checkpoint(
@@ -111,8 +124,9 @@ def load_checkpoint(folder: Path, step: int, *, run_id: str) -> Checkpoint:
             optimizer=safetensors.torch.load(contents[OPTIMIZER]),
             state=_object(parse_json(contents[STATE])),
         )
-    except (ValueError, SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} does not verify: {error}") from error
+    except (*_UNREADABLE, SafetensorError, OSError) as error:
+        reason = (str(error).splitlines() or ["(no reason given)"])[0]
+        raise CheckpointError(f"checkpoint {path} does not verify: {reason}") from error
 
 
 def verify_checkpoint(folder: Path, step: int, *, run_id: str) -> None:

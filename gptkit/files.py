@@ -121,7 +121,8 @@ def sha256(data: bytes) -> str:
 
 def to_json(value: object) -> bytes:
     """Readable, stable JSON: the same value gives the same bytes."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # a byte of a path that is no character, as \udcXX
 
 
 def parse_json(data: bytes | str) -> Any:

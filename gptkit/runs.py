@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -122,8 +122,12 @@ def create_run(runs_folder: Path, *, stem: str, experiment_toml: str) -> RunFold
             except FileExistsError:
                 continue
             run = RunFolder(path)
-            disk.make_folder(run.checkpoints)
-            replace_file(run.experiment_file, experiment_toml.encode())
+            try:
+                disk.make_folder(run.checkpoints)
+                replace_file(run.experiment_file, experiment_toml.encode())
+            except BaseException:
+                disk.remove_folder(path)
+                raise
             return run
     raise DiskError(f"cannot find a free name for the run in {runs_folder}.")
 
@@ -136,10 +140,10 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> RunFolder:
     if "\0" in wanted or not wanted:
         raise UsageError(f"{wanted!r} names no run.")
     path = Path(wanted)
-    if path.is_symlink():
+    if os.path.islink(path):  # unlike Path's, no error for a name that cannot be
         raise UsageError(f"{wanted} is a symbolic link; give the run's folder itself.")
-    if (path / EXPERIMENT).is_file():
-        return RunFolder(path)
+    if os.path.isfile(path / EXPERIMENT):
+        return RunFolder(path if path.name not in ("", "..") else Path(os.path.abspath(path)))
     ids = run_ids(runs_folder)
     if wanted == "latest":
         if not ids:
@@ -150,9 +154,17 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> RunFolder:
         return RunFolder(runs_folder / matches[0])
     if matches:
         raise UsageError(f"{wanted!r} is the beginning of {len(matches)} runs: {', '.join(matches[:8])}.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{wanted} is no run folder: it has no {EXPERIMENT}.")
-    raise UsageError(f"no run {wanted!r} in {runs_folder}{nearest(wanted, ids) or '.'} See 'gptkit runs'.")
+    shown = wanted if len(wanted) <= 200 else wanted[:200] + "…"
+    raise UsageError(f"no run {shown!r} in {runs_folder}{nearest(wanted, ids) or '.'} See 'gptkit runs'.")
+
+
+def refuse_links(run: RunFolder) -> None:
+    """Raises CheckpointError where something in a run's folder is a symbolic link: it may lead anywhere."""
+    for entry in run.path.iterdir():
+        if entry.is_symlink():
+            raise CheckpointError(f"{entry} is a symbolic link, which gptkit does not follow in a run.")
 
 
 def run_ids(runs_folder: Path) -> list[str]:
@@ -181,17 +193,25 @@ def lock_run(run: RunFolder) -> Iterator[None]:
     Raises RunInUseError where another process holds it, DiskError where the folder cannot be written.
     """
     lock = filelock.FileLock(run.path / LOCK, timeout=0)
-    try:
-        with disk_errors(f"locking the run {run.id}"):
+    with disk_errors(f"locking the run {run.id}"):
+        try:
             lock.acquire()
-    except filelock.Timeout:
-        holder = run.record().get("process", {}) if (run.path / RECORD).exists() else {}
-        by = f" by process {holder['pid']} on {holder.get('host')}" if "pid" in holder else ""
-        raise RunInUseError(f"run {run.id} is in use{by}; wait for it or stop it first.") from None
+        except filelock.Timeout:  # an OSError too
+            message = f"run {run.id} is in use{_holder(run)}; wait for it or stop it first."
+            raise RunInUseError(message) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def _holder(run: RunFolder) -> str:
+    """Who holds the run, as far as its record says."""
+    with suppress(CheckpointError):
+        process = run.record().get("process")
+        if isinstance(process, dict) and "pid" in process:
+            return f" by process {process['pid']} on {process.get('host')}"
+    return ""
 
 
 def is_locked(run: RunFolder) -> bool:
@@ -371,4 +391,5 @@ def _text(value: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number that can be shown: a hostile record may hold one of a thousand digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -216,6 +216,7 @@ def test_limits_leave_the_tokens_that_they_should() -> None:
         ({"min_p": 0.45}, {0, 2, 3}),
         ({"min_p": 0.55}, {0, 2}),
         ({"top_k": 2, "top_p": 0.5}, {2}),  # of what top_k leaves, 4/7 is the likeliest's
+        ({"min_p": 0.45, "top_p": 0.42}, {2}),  # and of what min_p leaves, 4/9
     ):
         assert set(choose_tokens(logits, GRID, sampling(**fields)).tolist()) == kept, fields
 
@@ -229,8 +230,8 @@ def test_the_ends_of_chance_choose_no_token_without_probability(chance: float) -
 
 
 def test_each_row_has_its_own_limits() -> None:
-    logits = torch.tensor([[5.0, 4.0, 0.0, 0.0], [0.0, 0.0, 4.0, 5.0]])
-    for fields in ({"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}):
+    logits = torch.tensor([[5.0, 4.0, 0.0, 0.0], [6.0, 7.0, 8.0, 9.0]])
+    for fields in ({"top_k": 2}, {"top_p": 0.85}, {"min_p": 0.2}):
         for chance in np.linspace(0, 0.999, 50):
             chances = torch.full((2,), float(chance), dtype=torch.float64)
             first, second = choose_tokens(logits, chances, sampling(**fields)).tolist()
@@ -307,6 +308,7 @@ def test_a_stop_text_ends_the_sample_and_is_left_out() -> None:
     stops=st.lists(st.text("abé", min_size=1, max_size=4), min_size=1, max_size=3),
 )
 @example(text="abab", stops=["ba", "abab"])  # in pairs, "abab" is there as soon as "ba" is
+@example(text="aaabb", stops=["aabb"])  # what was held is the beginning of another place to stop
 @example(text="aéb", stops=["é"])  # in bytes, it comes in two halves
 def test_a_text_is_cut_the_same_whatever_its_tokens(text: str, stops: list[str]) -> None:
     for tokenizer in (

@@ -322,8 +322,9 @@ def test_a_bf16_model_gets_the_weights_when_they_are_published() -> None:
 
 @BOTH
 def test_updates_too_small_for_bf16_are_not_lost(settings: AdamWSettings | MuonSettings) -> None:
-    """The master weights add up what one update alone would not change in the model."""
-    weights = weights_for(tiny(), torch.bfloat16, settings)
+    """The master weights add up what one update alone would not change in the model; it gets the sum."""
+    model = tiny()
+    weights = weights_for(model, torch.bfloat16, settings)
     weights.master.fill_(1.0)
     optimizer = Optimizer(weights, settings)
     for _ in range(30):
@@ -331,6 +332,8 @@ def test_updates_too_small_for_bf16_are_not_lost(settings: AdamWSettings | MuonS
         optimizer.step(0.01)
     for name, parameter in weights.named().items():
         assert parameter.max() < 0.9999, name
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights.named()[name].bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

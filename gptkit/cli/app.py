@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ import typer
 
 from gptkit.cli import options
 from gptkit.cli.datasets import datasets_app
-from gptkit.errors import GptkitError, RunInterruptedError, UsageError
+from gptkit.errors import GptkitError, OutOfMemoryError, RunInterruptedError, UsageError
 
 app = typer.Typer(
     name="gptkit",
@@ -41,13 +42,9 @@ def run_command(arguments: Sequence[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        if debug:
-            raise
-        return _fail("interrupted", RunInterruptedError.exit_code)
+        return _fail("interrupted", RunInterruptedError.exit_code, debug)
     except GptkitError as error:
-        if debug:
-            raise
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, debug)
     except BrokenPipeError:  # `gptkit generate | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -57,16 +54,20 @@ def run_command(arguments: Sequence[str]) -> int:
         command = getattr(getattr(error, "ctx", None), "command_path", "gptkit")
         return _fail(f"{error.format_message()}\nSee '{command} --help'.", UsageError.exit_code)
     except Exception as error:
-        if debug:
-            raise
-        return _fail(
-            f"{type(error).__name__}: {error}\n"
-            "This is a defect of gptkit. Please report it, with what --debug shows.",
-            GptkitError.exit_code,
-        )
+        return _fail(*_unexpected(error), debug)
 
 
-def _fail(message: str, code: int) -> int:
+def _unexpected(error: Exception) -> tuple[str, int]:
+    if isinstance(error, MemoryError):
+        return "out of memory; give it less at a time.", OutOfMemoryError.exit_code
+    advice = "This is a defect of gptkit. Please report it, with what --debug shows."
+    return f"{type(error).__name__}: {error}\n{advice}", GptkitError.exit_code
+
+
+def _fail(message: str, code: int, debug: bool = False) -> int:
+    """Says what went wrong, after the traceback of the error at hand where `debug` is set."""
+    if debug:
+        traceback.print_exc()
     print(f"gptkit: {message}", file=sys.stderr)
     return code
 
@@ -204,9 +205,7 @@ def resume(
 def generate(
     run: Annotated[
         str,
-        typer.Argument(
-            metavar="[RUN]", help="A run's folder, its id, a unique beginning of it, or 'latest'."
-        ),
+        typer.Argument(metavar="RUN", help="A run's folder, its id, a unique beginning of it, or 'latest'."),
     ] = "latest",
     tokens: Annotated[
         int | None, typer.Option("--tokens", "-n", min=0, metavar="N", help="Tokens to write. [default: 500]")

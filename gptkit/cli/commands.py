@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from gptkit.cli.signals import StopFlag, stop_signals
 from gptkit.errors import RunInterruptedError, RunTerminatedError, StoppedError, UsageError
-from gptkit.runs import RunFolder, find_run
+from gptkit.runs import find_run
 
 _STOPPED: dict[str, type[StoppedError]] = {
     "interrupted": RunInterruptedError,
@@ -75,6 +76,7 @@ def _session(
     from gptkit.cli.render_training import training_view
     from gptkit.text.catalogue import data_folders
     from gptkit.workflows.session import Surroundings, Trained
+    from gptkit.workflows.writing import write_after
 
     with training_view(quiet=quiet) as view:
         around = Surroundings(
@@ -86,21 +88,14 @@ def _session(
         )
         trained: Trained = work(around)
     if then_generate is not None and not stop():
-        _write_after(trained.run, trained.progress.step, then_generate, quiet=quiet)
+        text = write_after(trained, then_generate)
+        if not quiet:
+            _write_out(text + "\n")
     if quiet:
-        print(trained.run.path)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(trained.run.path) + os.linesep.encode())
     if trained.status in _STOPPED:
         raise _STOPPED[trained.status](f"{trained.status} at step {trained.progress.step}, saved")
-
-
-def _write_after(run: RunFolder, step: int, tokens: int, *, quiet: bool) -> None:
-    """What --generate asks for: text from the model as training left it, shown and kept in the run."""
-    from gptkit.workflows.writing import write_once
-
-    text = write_once(run, step, tokens)
-    if not quiet:
-        _write_out(text)
-        _write_out("\n")
 
 
 def generate(
@@ -164,7 +159,8 @@ def _prompt_text(prompt: str | None) -> str | None:
     except UnicodeDecodeError as error:
         raise UsageError(f"the prompt from {where} is not UTF-8 at byte {error.start}.") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the prompt from {where}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read the prompt from {where}: {reason}.") from None
 
 
 def _write_out(text: str) -> None:

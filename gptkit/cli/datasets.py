@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from gptkit.cli import render_datasets as render
+from gptkit.cli.options import Debug
 
 datasets_app = typer.Typer(
     help="""Texts to train on: see, show, fetch and add them.
@@ -35,7 +36,7 @@ DataDir = Annotated[
 
 
 @datasets_app.command("list", short_help="What there is, and whether it is here.")
-def list_command(data_dir: DataDir = None) -> None:
+def list_command(data_dir: DataDir = None, debug: Debug = False) -> None:
     """Example:  gptkit datasets list
 
     Lists the registered datasets and the texts in the data folders.
@@ -50,6 +51,7 @@ def list_command(data_dir: DataDir = None) -> None:
 def show_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset, or a text file.")],
     data_dir: DataDir = None,
+    debug: Debug = False,
 ) -> None:
     """Example:  gptkit datasets show shakespeare
 
@@ -68,6 +70,7 @@ def fetch_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset that can be downloaded.")],
     repair: Annotated[bool, typer.Option("--repair", help="Replace a file that is damaged.")] = False,
     data_dir: DataDir = None,
+    debug: Debug = False,
 ) -> None:
     """Example:  gptkit datasets fetch shakespeare
 
@@ -86,6 +89,7 @@ def add_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A text in UTF-8.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a text of that name.")] = False,
     data_dir: DataDir = None,
+    debug: Debug = False,
 ) -> None:
     """Example:  gptkit datasets add my_text ~/Documents/novel.txt
 

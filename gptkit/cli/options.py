@@ -107,7 +107,9 @@ NoSave = Annotated[
 ]
 GenerateAfter = Annotated[
     int | None,
-    typer.Option("--generate", "-g", metavar="N", min=0, help="Write N tokens when training ends."),
+    typer.Option(
+        "--generate", "-g", metavar="N", min=0, max=2**31 - 1, help="Write N tokens when training ends."
+    ),
 ]
 LoadFrom = Annotated[
     str | None,

@@ -5,6 +5,7 @@ In: events. Out: standard output (warnings go to standard error). Costs a few re
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -153,7 +154,10 @@ class PlainView:
             self._say(f"downloading the text ({total:,} bytes)" if total else "downloading the text")
 
     def _say(self, *lines: str) -> None:
-        print("\n".join(printable(line) for line in lines), flush=True)
+        try:
+            print("\n".join(printable(line) for line in lines), flush=True)
+        except BrokenPipeError:  # `gptkit train | head`: the reader has had enough, the training has not
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class LiveView:

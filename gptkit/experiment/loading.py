@@ -36,7 +36,7 @@ Override = tuple[str, Any]
 
 # A dotted key of more parts than that, where a key may begin: tomllib takes their number squared
 _DEEP_KEY = re.compile(
-    rf"""(?:^|[={{,\[])[ \t\["']*(?:[\w"'-]{{1,200}}[ \t]{{0,9}}\.[ \t]{{0,9}}){{{MAX_DEPTH}}}""",
+    rf"""(?:^|[={{,\[])[ \t]*(?:[\w"'-]{{1,200}}[ \t]{{0,9}}\.[ \t]{{0,9}}){{{MAX_DEPTH}}}""",
     re.MULTILINE,
 )
 
@@ -216,6 +216,8 @@ def describe_all(
     lines: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False):
         path = [str(part) for part in detail["loc"] if not _is_union_member(part)]
+        if detail["type"] == "extra_forbidden" and _is_union_member(detail["loc"][-1]):
+            path.append(str(detail["loc"][-1]))  # an unknown key of such a name
         place = ".".join([prefix, *path] if prefix else path) or "the file"
         place, message = _describe(detail, place, path, model)
         messages = lines.setdefault(place, [])

@@ -37,12 +37,12 @@ class _RMSNorm(torch.autograd.Function):
         dtype = torch.promote_types(x.dtype, torch.float32)  # of the sum: bf16 would lose most of it
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
         scale = (length.square_() / x.size(-1) + _EPS).rsqrt_().to(x.dtype)
-        y = x * scale
+        y: Tensor = x * scale
         ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         y, scale = ctx.saved_tensors
         along = (gradient * y).mean(-1, keepdim=True)  # the part that only changes the length of x
         return torch.addcmul(gradient, y, along, value=-1).mul_(scale)
@@ -64,8 +64,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
     """softmax(q k' / sqrt(D) + mask) v: q (B, H, Tq, D), k and v (B, H, Tk, D) -> (B, H, Tq, D).
 
-    `mask` (H or 1, Tq, Tk) is added to the scores. Without one there are as many queries as keys, and each sees
-    the keys up to its own place; or a single query, which sees them all.
+    `mask` (H or 1, Tq, Tk) is added to the scores. Without one there are as many queries as keys, and each
+    sees the keys up to its own place; or a single query, which sees them all.
     """
     if _trains_on_cpu(q) and q.size(2) == k.size(2) <= _LONGEST:
         return _attend_in_blocks(q, k, v, mask, dropout_p)

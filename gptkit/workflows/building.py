@@ -91,14 +91,31 @@ def out_of_memory(experiment: Experiment) -> Iterator[None]:
         ) from error
 
 
+def build_model_for(
+    experiment: Experiment, vocab_size: int, tensors: dict[str, torch.Tensor], whose: str
+) -> GPT:
+    """The model of recorded weights, without them yet. Raises CheckpointError where they are not its own.
+
+    That is found before memory is taken: the sizes that an experiment file states may be absurd, those of the
+    tensors are real.
+    """
+    with torch.device("meta"):
+        _check_weights(build_model(experiment, vocab_size), tensors, whose)
+    return build_model(experiment, vocab_size)
+
+
 def load_weights(model: GPT, tensors: dict[str, torch.Tensor], whose: str) -> None:
     """Gives the model weights by name. Raises CheckpointError where names or shapes differ."""
+    _check_weights(model, tensors, whose)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+
+
+def _check_weights(model: GPT, tensors: dict[str, torch.Tensor], whose: str) -> None:
     own = dict(model.named_parameters())
     wrong = sorted(own.keys() ^ tensors.keys()) or [
         name for name, parameter in own.items() if parameter.shape != tensors[name].shape
     ]
     if wrong:
         raise CheckpointError(f"the weights of {whose} are not of this model: {', '.join(wrong[:3])} differ.")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])

@@ -11,8 +11,8 @@ from gptkit.experiment import Experiment, load_experiment
 from gptkit.files import sha256, to_json
 from gptkit.model import GPT
 from gptkit.plugins import Tokenizer, registry
-from gptkit.runs import RunFolder
-from gptkit.workflows.building import build_model, load_weights
+from gptkit.runs import RunFolder, refuse_links
+from gptkit.workflows.building import build_model_for, load_weights
 
 
 def read_model(
@@ -30,8 +30,9 @@ def read_model(
             f"the tokenizer of run {run.id} is not the one that step {checkpoint.step} was trained with; "
             "put the run's own tokenizer.json back."
         )
-    model = build_model(experiment, tokenizer.vocab_size)
-    load_weights(model, checkpoint.model, f"run {run.id}")
+    whose = f"run {run.id}"
+    model = build_model_for(experiment, tokenizer.vocab_size, checkpoint.model, whose)
+    load_weights(model, checkpoint.model, whose)
     return model.eval(), tokenizer, checkpoint
 
 
@@ -61,6 +62,7 @@ def read_checkpoint(
 
 def run_experiment(run: RunFolder) -> Experiment:
     """The experiment that a run recorded. Raises CheckpointError where its file is damaged, PluginError."""
+    refuse_links(run)
     try:
         return load_experiment(run.experiment_file)
     except PluginError as error:

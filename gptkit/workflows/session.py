@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from torch import nn
 from gptkit import events
 from gptkit.backend import Backend
 from gptkit.checkpoint import Checkpoint, prune, save_checkpoint
-from gptkit.errors import CheckpointError, DivergedError
+from gptkit.errors import CheckpointError, DiskError, DivergedError
 from gptkit.experiment import Experiment
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
@@ -61,6 +62,7 @@ class Trained:
     run: RunFolder
     status: str
     progress: Progress
+    write: Callable[[int], str]  # the experiment's prompt and N tokens after it, by the model as it is now
 
 
 class Session:
@@ -132,7 +134,6 @@ class Session:
         progress = self.trainer.progress
         self._announce(min(stop_step, final))
         self._warn_of_standstill(min(stop_step, final))
-        status = "failed"
         try:
             train(
                 self.trainer,
@@ -144,16 +145,13 @@ class Session:
                 save=self._save,
                 stop_requested=lambda: bool(self.around.stop_requested()),
             )
-            status = "finished" if progress.step >= final else self.around.stop_requested() or "stopped"
-        except DivergedError:
-            status = "diverged"
+        except BaseException as error:
+            with suppress(DiskError):  # what went wrong first is what is told
+                self._conclude(_how_it_ended(error), final)
             raise
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            self._conclude(status, final)
-        return Trained(self.run, status, progress)
+        status = "finished" if progress.step >= final else self.around.stop_requested() or "stopped"
+        self._conclude(status, final)
+        return Trained(self.run, status, progress, self.write)
 
     def _announce(self, stop_step: int) -> None:
         experiment, corpus, backend = self.experiment, self.corpus, self.backend
@@ -217,11 +215,16 @@ class Session:
             loss, bits_per_byte(loss, tokens=len(self.corpus.val), text_bytes=self.corpus.val_bytes)
         )
 
+    def write(self, tokens: int) -> str:
+        """The experiment's prompt and `tokens` tokens after it, by the model as it is now."""
+        tokenizer = self.corpus.tokenizer
+        sampling = self.experiment.sampling.model_copy(update={"max_new_tokens": tokens})
+        prompt, ids = encode_prompt(tokenizer, sampling.prompt)
+        pieces = generate(self.reader, tokenizer, ids, sampling, seed=int(self.experiment.seed))
+        return prompt + "".join(piece for _, piece in pieces)
+
     def _sample(self, step: int) -> None:
-        sampling = self.experiment.sampling
-        prompt, ids = encode_prompt(self.corpus.tokenizer, sampling.prompt)
-        pieces = generate(self.reader, self.corpus.tokenizer, ids, sampling, seed=int(self.experiment.seed))
-        self.report(events.SampleDrawn(step, prompt + "".join(piece for _, piece in pieces)))
+        self.report(events.SampleDrawn(step, self.write(self.experiment.sampling.max_new_tokens)))
 
     def _save(self, progress: Progress) -> None:
         settings = self.experiment.checkpoints
@@ -248,3 +251,10 @@ class Session:
         ]
         prune(self.run.checkpoints, keep=keep, keep_last=settings.keep_last, keep_every=settings.keep_every)
         self.report(events.CheckpointSaved(progress.step, folder, time.monotonic() - started))
+
+
+def _how_it_ended(error: BaseException) -> str:
+    """The status of a run whose training raised."""
+    if isinstance(error, DivergedError):
+        return "diverged"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

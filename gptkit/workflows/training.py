@@ -23,7 +23,7 @@ from gptkit.files import disk_errors
 from gptkit.plugins import Tokenizer, registry
 from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, this_process
 from gptkit.text.corpus import Corpus, build_corpus, measure_text, quote_characters
-from gptkit.workflows.building import build_model, build_new_model, load_weights, out_of_memory
+from gptkit.workflows.building import build_model_for, build_new_model, load_weights, out_of_memory
 from gptkit.workflows.data import Obtained, obtain_text, recorded_text
 from gptkit.workflows.reading import read_checkpoint, run_experiment, run_tokenizer, tokenizer_hash
 from gptkit.workflows.session import HERE, Session, Surroundings, Trained
@@ -91,11 +91,13 @@ def resume_run(
         _same_tokenizer(run, checkpoint, tokenizer_hash(tokenizer))
         backend = _recorded_backend(experiment, record)
         difference = _differences(record.get("environment"), fingerprint(backend))
+        final = _final_step(run, experiment, record, checkpoint.step, steps)
+        if stop_at is not None and stop_at < checkpoint.step:
+            raise UsageError(f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}.")
         around.listener(events.ResumeChecked(checkpoint.step, difference))
-        final = steps or max(experiment.training.max_steps, _whole(record.get("target_step")))
         record |= {"target_step": final, "process": this_process()}
         with computing(backend), out_of_memory(experiment):
-            model = build_model(experiment, tokenizer.vocab_size)
+            model = build_model_for(experiment, tokenizer.vocab_size, checkpoint.model, f"run {run.id}")
             session = Session(run, experiment, corpus, backend, model, record, around, resumed=checkpoint)
             return session.run_to(min(stop_at, final) if stop_at is not None else final, final)
 
@@ -288,6 +290,23 @@ def _set_aside(run: RunFolder, listener: events.Listener) -> Callable[[int, Chec
         listener(events.Warned(f"{error}\nIt was set aside as {path.name}; the one before it is used."))
 
     return aside
+
+
+def _final_step(
+    run: RunFolder, experiment: Experiment, record: dict[str, Any], at: int, steps: int | None
+) -> int:
+    """The step that the run goes on to. Raises UsageError for `steps` that it is past, or stops short of."""
+    scheduled = experiment.training.max_steps
+    if steps is None:
+        return max(scheduled, _whole(record.get("target_step")))
+    if steps < at:
+        raise UsageError(f"run {run.id} is at step {at} already, past --steps {steps}.")
+    if steps < scheduled:
+        raise UsageError(
+            f"--steps {steps} is before step {scheduled}, where the schedule of run {run.id} ends. "
+            f"To stop there: --stop-at {steps}"
+        )
+    return steps
 
 
 def _whole(value: object) -> int:

@@ -16,6 +16,7 @@ from gptkit.model import GPT
 from gptkit.plugins import Tokenizer
 from gptkit.runs import RunFolder
 from gptkit.workflows.reading import read_model, run_experiment
+from gptkit.workflows.session import Trained
 
 
 class Writer:
@@ -71,13 +72,8 @@ def open_writer(
     return Writer(model.to(choose_device(backend)), tokenizer, prepared, settings, title)
 
 
-def write_once(run: RunFolder, step: int, tokens: int) -> str:
-    """The experiment's prompt and `tokens` tokens after it, by the last checkpoint; kept as a sample."""
-    experiment = run_experiment(run)
-    writer = open_writer(
-        run, checkpoint="last", backend=experiment.training.backend, sampling={"max_new_tokens": tokens}
-    )
-    pieces = writer.write(seed=int(experiment.seed), num_samples=1)
-    text = writer.prompt + "".join(piece for _, piece in pieces)
-    run.write_sample(step, text)
+def write_after(trained: Trained, tokens: int) -> str:
+    """The experiment's prompt and `tokens` tokens after it, by the model as training left it; kept."""
+    text = trained.write(tokens)
+    trained.run.write_sample(trained.progress.step, text)
     return text

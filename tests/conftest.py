@@ -1,0 +1,150 @@
+"""What the tests share: a workspace with a text in it, a very small experiment, and the command."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptkit import files
+from gptkit.cli.app import run_command
+
+SENTENCES = (
+    "the old lamp hummed while rain fell over every narrow street and someone quietly read aloud "
+    "about ships, storms and far harbours. Nobody asked why; it was enough to listen"
+)
+
+TINY = """\
+seed = 7
+
+[data]
+dataset = "data/mine.txt"
+
+[model]
+context_length = 16
+n_embd = 32
+n_layer = 2
+n_head = 2
+
+[training]
+max_steps = 20
+batch_size = 4
+backend = "cpu"
+threads = 1
+
+[sampling]
+sample_interval = 0
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command line came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+def small_text(words: int = 3600) -> str:
+    """About 20 kB of words and punctuation in an order that is always the same."""
+    known = SENTENCES.split()
+    drawn = [known[(number * number + 7 * (number // 5)) % len(known)] for number in range(words)]
+    return "".join(" ".join(drawn[start : start + 11]) + "\n" for start in range(0, words, 11))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with data/mine.txt and runs/."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GPTKIT_DATA_DIR", raising=False)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "data" / "mine.txt").write_text(small_text())
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_experiment(workspace: Path) -> Path:
+    """An experiment file, in the workspace, whose model trains in a fraction of a second."""
+    Path("tiny.toml").write_text(TINY)
+    return Path("tiny.toml")
+
+
+@pytest.fixture
+def gptkit_command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs a gptkit command line in this process; neither output is a terminal."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> Result:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["gptkit", *words])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capfd.readouterr()
+        code = run_command(words)
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def run_process(workspace: Path) -> Command:
+    """Runs `python -m gptkit …` in the workspace, as a user would."""
+
+    def run(*arguments: object) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "gptkit", *map(str, arguments)],
+            cwd=workspace,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+OPERATIONS = ("make_folder", "create", "append", "write", "fsync", "fsync_folder", "rename")
+
+
+@contextmanager
+def disk_that_fails(at: int, *, stays_full: bool, number: int = errno.ENOSPC) -> Iterator[None]:
+    """The `at`-th change to the disk fails, a write after half of its bytes; so do all after it, or none."""
+    done = 0
+
+    def failing(name: str) -> Callable[..., Any]:
+        real = getattr(files.Disk, name)
+
+        def operation(*arguments: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done == at or (stays_full and done > at):
+                if name == "write":
+                    file, data = arguments
+                    real(files.disk, file, data[: len(data) // 2])
+                raise OSError(number, os.strerror(number))
+            return real(files.disk, *arguments)
+
+        return operation
+
+    for name in OPERATIONS:
+        setattr(files.disk, name, failing(name))
+    try:
+        yield
+    finally:
+        for name in OPERATIONS:
+            delattr(files.disk, name)
