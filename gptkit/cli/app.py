@@ -208,7 +208,14 @@ def generate(
         typer.Argument(metavar="RUN", help="A run's folder, its id, a unique beginning of it, or 'latest'."),
     ] = "latest",
     tokens: Annotated[
-        int | None, typer.Option("--tokens", "-n", min=0, metavar="N", help="Tokens to write. [default: 500]")
+        int | None,
+        typer.Option(
+            "--tokens",
+            "-n",
+            min=0,
+            metavar="N",
+            help="Tokens to write; the experiment's number, unless given.",
+        ),
     ] = None,
     prompt: Annotated[
         str | None,
@@ -300,3 +307,30 @@ def runs(runs_dir: options.RunsDir = Path("runs"), debug: options.Debug = False)
     from gptkit.cli import commands
 
     commands.list_runs(runs_dir)
+
+
+@app.command(short_help="How fast this machine trains and samples.")
+def bench(
+    experiment: Annotated[
+        Path | None, typer.Argument(metavar="[EXPERIMENT]", help="A TOML file; without one, the defaults.")
+    ] = None,
+    set_: options.Set = None,
+    against: Annotated[
+        str, typer.Option("--against", metavar="NAME", help="transformers: the same shape there, in turn.")
+    ] = "",
+    json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    backend: options.Backend = None,
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit bench experiments/shakespeare.toml
+
+      gptkit bench experiments/baseline.toml --against transformers
+
+    Measures tokens a second of training and of sampling, the share of the machine's peak that training
+    reaches, and what the whole experiment will take. Needs no text and records nothing.
+    """
+    from gptkit.cli import commands
+
+    commands.bench(experiment, options.overrides(set_, {"training.backend": backend}), against, as_json=json)

@@ -179,3 +179,17 @@ def list_runs(runs_dir: Path) -> None:
     from gptkit.runs import summarise_runs
 
     render_runs.show_runs(summarise_runs(runs_dir), runs_dir)
+
+
+def bench(
+    experiment_file: Path | None, overrides: Sequence[tuple[str, Any]], against: str, *, as_json: bool
+) -> None:
+    from gptkit.cli import render_bench
+    from gptkit.experiment import experiment_from_dict, load_experiment
+    from gptkit.workflows.benchmark import benchmark
+
+    if experiment_file is None:
+        experiment = experiment_from_dict({}, overrides)
+    else:
+        experiment = load_experiment(experiment_file, overrides)
+    render_bench.show(benchmark(experiment, against=against), as_json=as_json)

@@ -9,6 +9,18 @@ import typer
 
 from gptkit.errors import UsageError
 
+_MODEL, _DATA, _TRAINING = "Model", "Data", "Training"
+
+
+def _field(help: str, field: str) -> str:
+    """A flag's help with the field that it sets, in brackets that are no markup."""
+    return f"{help} \\[{field}]"
+
+
+def _flag(*names: str, metavar: str, help: str, field: str, panel: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=_field(help, field), rich_help_panel=panel)
+
+
 RunsDir = Annotated[
     Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where runs are kept.", rich_help_panel="Where")
 ]
@@ -31,7 +43,9 @@ RunArgument = Annotated[
 ]
 Backend = Annotated[
     str | None,
-    typer.Option("--backend", "--device", metavar="NAME", help="auto, cpu, cuda or mps. [training.backend]"),
+    typer.Option(
+        "--backend", "--device", metavar="NAME", help=_field("auto, cpu, cuda or mps.", "training.backend")
+    ),
 ]
 StopAt = Annotated[
     int | None,
@@ -49,61 +63,121 @@ Set = Annotated[
     ),
 ]
 
-_MODEL, _DATA, _TRAINING = "Model", "Data", "Training"
 
-
-def _flag(*names: str, metavar: str, help: str, panel: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
-
-
-Steps = Annotated[int | None, _flag("--steps", metavar="N", help="[training.max_steps]", panel=_TRAINING)]
+Steps = Annotated[
+    int | None,
+    _flag("--steps", metavar="N", help="Optimizer updates.", field="training.max_steps", panel=_TRAINING),
+]
 Epochs = Annotated[
     float | None,
     _flag(
-        "--epochs", metavar="X", help="Passes over the training text, instead of --steps.", panel=_TRAINING
+        "--epochs",
+        metavar="X",
+        help="Passes over the training text, instead of --steps.",
+        field="training.epochs",
+        panel=_TRAINING,
     ),
 ]
 BatchSize = Annotated[
-    int | None, _flag("--batch-size", "-B", metavar="N", help="[training.batch_size]", panel=_TRAINING)
+    int | None,
+    _flag(
+        "--batch-size",
+        "-B",
+        metavar="N",
+        help="Sequences in a forward pass.",
+        field="training.batch_size",
+        panel=_TRAINING,
+    ),
 ]
 LearningRate = Annotated[
     float | None,
-    _flag("--learning-rate", "--lr", "-l", metavar="X", help="[optimizer.learning_rate]", panel=_TRAINING),
+    _flag(
+        "--learning-rate",
+        "--lr",
+        "-l",
+        metavar="X",
+        help="The peak of the schedule.",
+        field="optimizer.learning_rate",
+        panel=_TRAINING,
+    ),
 ]
 WeightDecay = Annotated[
-    float | None, _flag("--l2-reg", metavar="X", help="[optimizer.weight_decay]", panel=_TRAINING)
+    float | None,
+    _flag("--l2-reg", metavar="X", help="Weight decay.", field="optimizer.weight_decay", panel=_TRAINING),
 ]
 EvalInterval = Annotated[
     int | None,
-    _flag("--eval-interval", metavar="N", help="[evaluation.eval_interval]", panel=_TRAINING),
+    _flag(
+        "--eval-interval",
+        metavar="N",
+        help="Steps from one evaluation to the next.",
+        field="evaluation.eval_interval",
+        panel=_TRAINING,
+    ),
 ]
 Seed = Annotated[
     int | None,
-    _flag("--seed", metavar="N", help="[seed]; random, and recorded, unless given.", panel=_TRAINING),
+    _flag(
+        "--seed", metavar="N", help="Random, and recorded, where none says.", field="seed", panel=_TRAINING
+    ),
 ]
 Context = Annotated[
-    int | None, _flag("--ctx", "-c", metavar="N", help="[model.context_length]", panel=_MODEL)
+    int | None,
+    _flag(
+        "--ctx",
+        "-c",
+        metavar="N",
+        help="Tokens that the model sees at once.",
+        field="model.context_length",
+        panel=_MODEL,
+    ),
 ]
-Width = Annotated[int | None, _flag("--emb", "-e", metavar="N", help="[model.n_embd]", panel=_MODEL)]
-Heads = Annotated[int | None, _flag("--heads", metavar="N", help="[model.n_head]", panel=_MODEL)]
+Width = Annotated[
+    int | None,
+    _flag(
+        "--emb",
+        "-e",
+        metavar="N",
+        help="Width: numbers that stand for a token.",
+        field="model.n_embd",
+        panel=_MODEL,
+    ),
+]
+Heads = Annotated[
+    int | None,
+    _flag("--heads", metavar="N", help="Attention heads; divides --emb.", field="model.n_head", panel=_MODEL),
+]
 Blocks = Annotated[
-    int | None, _flag("--blocks", "--bl", "-b", metavar="N", help="[model.n_layer]", panel=_MODEL)
+    int | None,
+    _flag("--blocks", "--bl", "-b", metavar="N", help="Layers.", field="model.n_layer", panel=_MODEL),
 ]
-Dropout = Annotated[float | None, _flag("--drop", "-d", metavar="X", help="[model.dropout]", panel=_MODEL)]
+Dropout = Annotated[
+    float | None,
+    _flag(
+        "--drop",
+        "-d",
+        metavar="X",
+        help="Share of activations dropped in training.",
+        field="model.dropout",
+        panel=_MODEL,
+    ),
+]
 DatasetName = Annotated[
     str | None,
     _flag(
         "--dataset",
         metavar="NAME|FILE",
-        help="A dataset, or a text file, looked up as given and then in the data folders. [data.dataset]",
+        help="A dataset, or a text file, looked up as given and then in the data folders.",
+        field="data.dataset",
         panel=_DATA,
     ),
 ]
 RunName = Annotated[
-    str | None, typer.Option("--output", "--name", metavar="NAME", help="The run's name. [name]")
+    str | None, typer.Option("--output", "--name", metavar="NAME", help=_field("The run's name.", "name"))
 ]
 NoSave = Annotated[
-    bool, typer.Option("--no-save", help="Train and record, but write no checkpoint. [checkpoints.save]")
+    bool,
+    typer.Option("--no-save", help=_field("Train and record, but write no checkpoint.", "checkpoints.save")),
 ]
 GenerateAfter = Annotated[
     int | None,

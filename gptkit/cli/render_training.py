@@ -6,6 +6,7 @@ In: events. Out: standard output (warnings go to standard error). Costs a few re
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptkit import events
-from gptkit.cli.render_tables import printable
+from gptkit.cli.render_tables import duration, printable
 
 _SAMPLE_LINES = 8  # of a sample, shown when it is drawn; the whole of it is in the run's folder
 _REDRAW_EVERY = 0.25  # seconds
@@ -96,19 +97,11 @@ def describe_end(event: events.RunFinished, folder: str) -> list[str]:
         f"run folder:  {folder}",
     ]
     if event.saved:
+        folder = shlex.quote(folder)
         lines.append(f"write text:  gptkit generate {folder}")
         if event.step < event.max_steps:
             lines.append(f"go on:       gptkit resume {folder}")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 52.3 s, 4:07, 1:02:03."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class PlainView:

@@ -18,7 +18,7 @@ import torch
 
 from gptkit.backend import Backend, choose_backend, computing
 from gptkit.errors import PluginError, UsageError
-from gptkit.experiment import Experiment
+from gptkit.experiment import Experiment, SamplingSettings
 from gptkit.generation import generate_tokens
 from gptkit.model import GPT
 from gptkit.text.batches import BatchSampler
@@ -99,9 +99,7 @@ def flops_per_token(model: GPT) -> float:
     it does, as the output projection.
     """
     settings = model.settings
-    matrices = sum(
-        module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear)
-    )
+    matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
     return 6.0 * matrices + 12.0 * settings.n_layer * settings.n_embd * settings.context_length
 
 
@@ -180,20 +178,13 @@ def _stepper(trainer: Trainer) -> Callable[[], None]:
 
 
 def _write(model: GPT, streams: int, count: int) -> None:
-    settings = model_sampling(count)
     prompt = torch.zeros(streams, 1, dtype=torch.int64)
-    for _ in generate_tokens(model, prompt, settings, seed=0):
+    for _ in generate_tokens(model, prompt, SamplingSettings(max_new_tokens=count), seed=0):
         pass
 
 
-def model_sampling(count: int) -> Any:
-    from gptkit.experiment import SamplingSettings
-
-    return SamplingSettings(max_new_tokens=count)
-
-
 class _Transformers:
-    """The same shape as GPT-2 in Hugging Face transformers, trained by torch's AdamW, sampled with its cache."""
+    """The same shape as GPT-2 in Hugging Face transformers, with torch's AdamW and its own cache."""
 
     def __init__(self, experiment: Experiment, backend: Backend, vocab_size: int) -> None:
         try:
@@ -215,7 +206,8 @@ class _Transformers:
             pad_token_id=0,
         )
         self._device = backend.device
-        self._model = GPT2LMHeadModel(config).to(backend.device)
+        self._model: Any = GPT2LMHeadModel(config)
+        self._model.to(backend.device)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4)
         shape = (training.batch_size, model.context_length)
         self._accumulation = training.gradient_accumulation_steps

@@ -35,6 +35,8 @@ def build_model(experiment: Experiment, vocab_size: int) -> GPT:
 def build_new_model(experiment: Experiment, vocab_size: int, seed: int) -> GPT:
     """A model with its initial weights. Raises OutOfMemoryError before it takes what is not there."""
     _check_memory(experiment, vocab_size)
+    # A plugin's own parameters may draw from torch's generator when they are made
+    torch.manual_seed(derive_seed(seed, "build"))
     model = build_model(experiment, vocab_size)
     model.initialise(torch.Generator().manual_seed(derive_seed(seed, "init")))
     return model

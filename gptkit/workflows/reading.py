@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from gptkit.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
@@ -45,19 +46,29 @@ def read_checkpoint(
     was made. Raises CheckpointError, UsageError.
     """
     if which.isdecimal() and len(which) <= 12:
-        return load_checkpoint(run.checkpoints, int(which), run_id=run.id)
+        return load_checkpoint(run.checkpoints, int(which), run_id=recorded_id(run))
     if which not in ("best", "last"):
         raise UsageError(f"--checkpoint {which!r}: expected best, last or a step.")
-    last = newest_checkpoint(run.checkpoints, run_id=run.id, on_bad=lambda step, error: warn(str(error)))
+    made_as = recorded_id(run)
+    last = newest_checkpoint(run.checkpoints, run_id=made_as, on_bad=lambda step, error: warn(str(error)))
     progress = last.state.get("progress")
     best = progress.get("best_step") if isinstance(progress, dict) else None
     if which == "last" or not isinstance(best, int) or best == last.step:
         return last
     try:
-        return load_checkpoint(run.checkpoints, best, run_id=run.id)
+        return load_checkpoint(run.checkpoints, best, run_id=made_as)
     except CheckpointError as error:
         warn(f"{error}\nThe last checkpoint, of step {last.step}, is used instead of the best.")
         return last
+
+
+def recorded_id(run: RunFolder) -> str:
+    """The id that a run was made with, which its checkpoints carry: its folder may have been renamed."""
+    with suppress(CheckpointError):
+        made_as = run.record().get("id")
+        if isinstance(made_as, str):
+            return made_as
+    return run.id
 
 
 def run_experiment(run: RunFolder) -> Experiment:

@@ -31,7 +31,7 @@ from gptkit.training.loop import Evaluation, Progress, Trainer, train
 from gptkit.training.loss import bits_per_byte, evaluate
 from gptkit.training.optim import Optimizer, weights_for
 from gptkit.workflows.building import build_model
-from gptkit.workflows.reading import tokenizer_hash
+from gptkit.workflows.reading import recorded_id, tokenizer_hash
 
 StopRequested = Callable[[], str]
 """Asked between steps: "" to go on, or the status to stop with ("interrupted", "terminated")."""
@@ -233,7 +233,7 @@ class Session:
         started = time.monotonic()
         folder = save_checkpoint(
             self.run.checkpoints,
-            run_id=self.run.id,
+            run_id=recorded_id(self.run),
             step=progress.step,
             model=self.trainer.weights.named_on_cpu(),
             optimizer=self.trainer.optimizer.state(),

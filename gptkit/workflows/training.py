@@ -25,7 +25,13 @@ from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, this_pr
 from gptkit.text.corpus import Corpus, build_corpus, measure_text, quote_characters
 from gptkit.workflows.building import build_model_for, build_new_model, load_weights, out_of_memory
 from gptkit.workflows.data import Obtained, obtain_text, recorded_text
-from gptkit.workflows.reading import read_checkpoint, run_experiment, run_tokenizer, tokenizer_hash
+from gptkit.workflows.reading import (
+    read_checkpoint,
+    recorded_id,
+    run_experiment,
+    run_tokenizer,
+    tokenizer_hash,
+)
 from gptkit.workflows.session import HERE, Session, Surroundings, Trained
 
 
@@ -86,7 +92,7 @@ def resume_run(
         clear_temporaries(run.checkpoints)
         drop_torn_line(run)
         checkpoint = newest_checkpoint(
-            run.checkpoints, run_id=run.id, on_bad=_set_aside(run, around.listener)
+            run.checkpoints, run_id=recorded_id(run), on_bad=_set_aside(run, around.listener)
         )
         _same_tokenizer(run, checkpoint, tokenizer_hash(tokenizer))
         backend = _recorded_backend(experiment, record)
