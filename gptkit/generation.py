@@ -73,34 +73,45 @@ def generate_tokens(model: GPT, prompt: Tensor, settings: SamplingSettings, *, s
     device = model.token_embedding.weight.device
     context = model.settings.context_length
     kept = max(1, context // 2)  # how much is read again when the context is full
-    N, T = prompt.shape
-    count = settings.max_new_tokens
-    chances = torch.stack(
-        [torch.rand(count, generator=_generator(seed, number), dtype=torch.float64) for number in range(N)]
-    ).to(device, torch.float32 if device.type == "mps" else torch.float64)
-    history = torch.empty(N, T + count, dtype=torch.int64, device=device)
-    history[:, :T] = prompt
-    cache = model.new_cache(N)
+    read = prompt[:, -context:].to(device)
+    recent = torch.empty(len(prompt), context, dtype=torch.int64, device=device)  # what the context holds
+    length = read.size(1)
+    recent[:, :length] = read
+    unread = recent[:, :length]
+    cache = model.new_cache(len(prompt))
     was_training = model.training
     model.eval()
     try:
-        unread = history[:, max(0, T - context) : T]
-        for made in range(count):
-            if cache.length + unread.size(1) > context:
-                cache.clear()
-                unread = history[:, max(0, T + made - kept) : T + made]
+        for chances in _chances(len(prompt), settings.max_new_tokens, seed, device):
             with torch.inference_mode():
                 logits = model(unread, cache)[:, -1]
-                tokens = choose_tokens(logits, chances[:, made], settings)
-            history[:, T + made] = tokens
-            unread = history[:, T + made : T + made + 1]
+                tokens = choose_tokens(logits, chances, settings)
             yield tokens
+            if length == context:
+                recent[:, : kept - 1] = recent[:, length - kept + 1 :].clone()
+                length, unread = kept - 1, recent[:, :kept]
+                cache.clear()
+            else:
+                unread = recent[:, length : length + 1]
+            recent[:, length] = tokens
+            length += 1
     finally:
         model.train(was_training)
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "generate", number))
+def _chances(samples: int, count: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+    """`count` times a number in [0, 1) for each sample, (N,); drawn a block at a time, so memory is bounded.
+
+    Those of a sample depend on (seed, its number) alone, and fewer are the beginning of more.
+    """
+    block = 1024
+    generators = [
+        torch.Generator().manual_seed(derive_seed(seed, "generate", number)) for number in range(samples)
+    ]
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    for start in range(0, count, block):
+        drawn = torch.stack([torch.rand(block, generator=one, dtype=torch.float64) for one in generators])
+        yield from drawn[:, : count - start].to(device, dtype).unbind(dim=1)
 
 
 def choose_tokens(logits: Tensor, chances: Tensor, settings: SamplingSettings) -> Tensor:

@@ -200,6 +200,9 @@ OptimizerSettings = AdamWSettings | MuonSettings
 
 
 def _muon_unless_said(value: Any) -> Any:
+    """`"adamw"` is short for `{ type = "adamw" }`, as with plugins; a table without a type is Muon's."""
+    if isinstance(value, str):
+        return {"type": value}
     return {"type": "muon", **value} if isinstance(value, dict) else value
 
 

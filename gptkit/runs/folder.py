@@ -7,11 +7,10 @@ torch or of training.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,9 +19,8 @@ from typing import Any
 
 import filelock
 
-from gptkit import events
 from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError, nearest
-from gptkit.files import append_lines, disk, disk_errors, parse_json, replace_file, to_json
+from gptkit.files import disk, disk_errors, parse_json, replace_file, to_json
 
 EXPERIMENT, RECORD, METRICS, TOKENIZER = "experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json"
 CHECKPOINTS, SAMPLES, LOCK = "checkpoints", "samples", ".lock"
@@ -148,7 +146,7 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> RunFolder:
     if wanted == "latest":
         if not ids:
             raise UsageError(f"there are no runs in {runs_folder}; 'gptkit train EXPERIMENT' makes one.")
-        return RunFolder(runs_folder / max(ids, key=lambda name: _started(runs_folder / name)))
+        return RunFolder(runs_folder / max(ids, key=lambda name: (_started(runs_folder / name), name)))
     matches = [name for name in ids if name == wanted] or [name for name in ids if name.startswith(wanted)]
     if len(matches) == 1:
         return RunFolder(runs_folder / matches[0])
@@ -178,12 +176,20 @@ def run_ids(runs_folder: Path) -> list[str]:
     )
 
 
-def _started(path: Path) -> str:
-    """When a run was started, as text that sorts; the end of its id where it has no record yet."""
+def _started(path: Path) -> float:
+    """When a run was started, in seconds; 0 where it has no record yet."""
     try:
-        return str(RunFolder(path).record().get("started", ""))
+        return timestamp(RunFolder(path).record().get("started"))
     except CheckpointError:
-        return ""
+        return 0.0
+
+
+def timestamp(moment: object) -> float:
+    """Seconds of a moment as run.json says it, so that moments of several time zones compare; else 0."""
+    try:
+        return datetime.fromisoformat(str(moment)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return 0.0
 
 
 @contextmanager
@@ -231,84 +237,6 @@ def this_process() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
-class Recorder:
-    """A listener that writes metrics.jsonl, samples and run.json as a run reports.
-
-    A step's line is written when the step is complete, before its checkpoint is: so a checkpoint never stands
-    without the metrics that led to it.
-    """
-
-    def __init__(
-        self, run: RunFolder, record: dict[str, Any], now: Callable[[], datetime] = datetime.now
-    ) -> None:
-        self._run = run
-        self._record = record
-        self._now = now
-        self._row: dict[str, Any] = {}
-
-    def __call__(self, event: events.Event) -> None:
-        match event:
-            case events.RunStarted():
-                self._record |= {
-                    "status": "running",
-                    "process": this_process(),
-                    "parameters": event.parameters,
-                }
-                self._write()
-            case events.StepFinished():
-                self._row |= {
-                    "step": event.step,
-                    "train_loss": event.train_loss,
-                    "learning_rate": event.learning_rate,
-                    "grad_norm": event.grad_norm,
-                    "tokens": event.tokens,
-                    "tokens_per_second": round(event.tokens_per_second, 1),
-                    "seconds": round(event.seconds, 3),
-                }
-            case events.EvaluationFinished():
-                self._row |= {
-                    "step": event.step,
-                    "val_loss": event.val_loss,
-                    "bits_per_byte": event.bits_per_byte,
-                    "tokens": event.tokens,
-                    "learning_rate": event.learning_rate,
-                    "seconds": round(event.seconds, 3),
-                }
-            case events.StepDone():
-                self._flush()
-            case events.SampleDrawn():
-                self._run.write_sample(event.step, event.text)
-            case events.CheckpointSaved():
-                self._record["last_checkpoint"] = event.step
-            case events.RunFinished():
-                self._finish(event)
-
-    def _flush(self) -> None:
-        if self._row:
-            row, self._row = self._row, {}
-            with disk_errors(f"recording step {row['step']}"):
-                append_lines(self._run.path / METRICS, [json.dumps(row)])
-
-    def _finish(self, event: events.RunFinished) -> None:
-        self._flush()
-        self._record |= {
-            "status": event.status,
-            "ended": self._now().astimezone().isoformat(timespec="seconds"),
-            "step": event.step,
-            "train_loss": event.train_loss,
-            "val_loss": event.val_loss,
-            "best_val_loss": event.best_val_loss,
-            "best_step": event.best_step,
-            "tokens": event.tokens,
-            "seconds": round(event.seconds, 3),
-        }
-        self._record.pop("process", None)
-        self._write()
-
-    def _write(self) -> None:
-        self._run.write_record(self._record)
-
-
 def drop_torn_line(run: RunFolder) -> None:
     """Cuts a last line of metrics.jsonl that a crash left incomplete; the caller holds the run's lock."""
     path = run.path / METRICS
@@ -319,77 +247,3 @@ def drop_torn_line(run: RunFolder) -> None:
     if whole != len(data):
         with disk_errors(f"mending {METRICS}"):
             replace_file(path, data[:whole])
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """A run in one line of a table; what its record does not say is empty."""
-
-    id: str
-    status: str
-    dataset: str
-    hyperparameters: str
-    step: int
-    target_step: int
-    best_val_loss: float | None
-    started: str
-
-
-def summarise_runs(runs_folder: Path) -> list[RunSummary]:
-    """All runs of a folder, oldest first. One whose record cannot be read says so in its status."""
-    return sorted(
-        (_summarise(RunFolder(runs_folder / name)) for name in run_ids(runs_folder)),
-        key=lambda run: (run.started, run.id),
-    )
-
-
-def _summarise(run: RunFolder) -> RunSummary:
-    try:
-        record = run.record()
-    except CheckpointError:
-        return RunSummary(run.id, "unreadable", "", "", 0, 0, None, "")
-    status = _text(record.get("status"))
-    step, best = record.get("step"), record.get("best_val_loss")
-    if status in ("running", "starting"):
-        status = "running" if is_locked(run) else "crashed"
-        last = run.metrics()[-1:]
-        step = last[0]["step"] if last else 0
-        best = min(
-            (row["val_loss"] for row in run.metrics() if _is_number(row.get("val_loss"))), default=None
-        )
-    dataset, numbers = record.get("dataset"), record.get("hyperparameters")
-    return RunSummary(
-        id=run.id,
-        status=status,
-        dataset=_text(dataset.get("title")) if isinstance(dataset, dict) else "",
-        hyperparameters=_hyperparameters(numbers) if isinstance(numbers, dict) else "",
-        step=step if isinstance(step, int) else 0,
-        target_step=record["target_step"] if isinstance(record.get("target_step"), int) else 0,
-        best_val_loss=best if _is_number(best) else None,
-        started=_text(record.get("started")),
-    )
-
-
-def _hyperparameters(numbers: dict[str, Any]) -> str:
-    short = {
-        "context_length": "c",
-        "n_embd": "e",
-        "n_head": "h",
-        "n_layer": "b",
-        "batch_size": "B",
-        "learning_rate": "lr",
-        "dropout": "drop",
-    }
-    words = [f"{sign}{numbers[name]}" for name, sign in short.items() if name in numbers]
-    return " ".join(
-        [*words, *(_text(numbers[name]) for name in ("position", "optimizer") if name in numbers)]
-    )
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _is_number(value: object) -> bool:
-    """Whether it is a number that can be shown: a hostile record may hold one of a thousand digits."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
