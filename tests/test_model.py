@@ -24,7 +24,7 @@ TINY = {"context_length": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
 GPT2 = {
     "position": "learned",
     "norm": "layernorm",
-    "mlp": "gelu",
+    "mlp": "gelu_tanh",
     "bias": True,
     "tie_embeddings": True,
     "qk_norm": False,
@@ -146,7 +146,12 @@ def sigmoid(x: torch.Tensor) -> torch.Tensor:
     ("kind", "hidden", "function"),
     [
         # Hendrycks and Gimpel's own approximation; So et al.; Shazeer, the gate first, 8/3 C rounded up
-        ("gelu", 64, lambda up: up / 2 * (1 + (math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)).tanh())),
+        ("gelu", 64, lambda up: up / 2 * (1 + (up / math.sqrt(2)).erf())),
+        (
+            "gelu_tanh",
+            64,
+            lambda up: up / 2 * (1 + (math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)).tanh()),
+        ),
         ("relu2", 64, lambda up: up.clamp(min=0) ** 2),
         ("swiglu", 48, lambda up: up[..., :48] * sigmoid(up[..., :48]) * up[..., 48:]),
     ],
@@ -175,7 +180,7 @@ def test_with_qk_norm_the_lengths_of_queries_and_keys_do_not_matter(qk_norm: boo
 
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
-@pytest.mark.parametrize("mlp", ["gelu", "relu2", "swiglu"])
+@pytest.mark.parametrize("mlp", ["gelu", "gelu_tanh", "relu2", "swiglu"])
 @pytest.mark.parametrize("position", ["sinusoidal", "learned", "rope", "alibi", "none"])
 def test_the_future_cannot_change_the_past(position: str, mlp: str, norm: str, qk_norm: bool) -> None:
     """Another token at any place changes the logits there, and none before it, trained or not."""

@@ -102,8 +102,9 @@ class ModelSettings(Section):
     norm: Literal["layernorm", "rmsnorm"] = Field(
         default="rmsnorm", description="layernorm has a gain and, with `bias`, a shift; rmsnorm has neither."
     )
-    mlp: Literal["gelu", "relu2", "swiglu"] = Field(
-        default="relu2", description="gelu and relu2 (squared ReLU): 4x hidden width; swiglu: 8/3x, gated."
+    mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = Field(
+        default="relu2",
+        description="gelu, gelu_tanh (GPT-2's) and relu2 (squared ReLU): 4x hidden width; swiglu: 8/3x.",
     )
     qk_norm: bool = Field(
         default=True,

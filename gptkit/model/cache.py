@@ -9,7 +9,7 @@ from torch import Tensor
 class KeyValueCache:
     """Room for `context_length` tokens of every layer, allocated once.
 
-    Holds keys and values (L, 2, B, H, context_length, D); the first `length` positions are filled.
+    Holds keys and values (B, H, context_length, D) of each layer; the first `length` positions are filled.
     """
 
     def __init__(
@@ -23,8 +23,9 @@ class KeyValueCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (n_layer, 2, batch, n_head, context_length, head_size)
-        self._store = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (n_layer, batch, n_head, context_length, head_size)
+        self._keys = torch.zeros(shape, device=device, dtype=dtype).unbind()
+        self._values = torch.zeros(shape, device=device, dtype=dtype).unbind()
         self.context_length = context_length
         self.length = 0
 
@@ -33,11 +34,11 @@ class KeyValueCache:
 
         `length` moves on only when the model has been through all its layers (`advance`).
         """
-        end = self.length + k.size(2)
-        keys, values = self._store[layer, 0], self._store[layer, 1]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        added, length = k.size(2), self.length
+        keys, values = self._keys[layer], self._values[layer]
+        keys.narrow(2, length, added).copy_(k)
+        values.narrow(2, length, added).copy_(v)
+        return keys.narrow(2, 0, length + added), values.narrow(2, 0, length + added)
 
     def advance(self, tokens: int) -> None:
         self.length += tokens

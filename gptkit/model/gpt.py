@@ -69,7 +69,8 @@ class CausalSelfAttention(nn.Module):
         """x (B, T, C) -> (B, T, C). Without a mask every query sees what is behind it, itself included."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, self.head_size).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.contiguous().unbind()  # each (B, H, T, D)
+        # For one token a copy costs more than it saves; for many the products want heads that lie together
+        q, k, v = (qkv.contiguous() if T > 1 else qkv).unbind()  # each (B, H, T, D)
         if self.qk_norm:
             q, k = kernels.rms_norm(q), kernels.rms_norm(k)
         q, k = (turned.to(x.dtype) for turned in position.rotate(q, k, positions))
@@ -83,7 +84,8 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     """Each token thinks for itself: up, a non-linearity, down.
 
-    gelu (Hendrycks and Gimpel 2016), relu2 (squared ReLU, So et al. 2021), swiglu (Shazeer 2020).
+    gelu and its approximation by tanh (Hendrycks and Gimpel 2016; GPT-2 has the latter), relu2 (squared
+    ReLU, So et al. 2021), swiglu (Shazeer 2020).
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -99,6 +101,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)  # (B, T, F), or (B, T, 2 F) where gated
         if self.kind == "gelu":
+            h = F.gelu(h)
+        elif self.kind == "gelu_tanh":
             h = F.gelu(h, approximate="tanh")
         elif self.kind == "relu2":
             h = F.relu(h).square()
