@@ -96,6 +96,9 @@ class ModelSettings(Section):
         default=0.0,
         description="Share of activations dropped in training. Helps when a text is seen many times.",
     )
+    attention_dropout: Literal["same"] | BelowOne = Field(
+        default="same", description="Share of attention weights dropped in training; same: as dropout."
+    )
     position: PluginTable = Field(
         default=PluginTable(type="rope"), description="The positional encoding: how a token knows its place."
     )
@@ -117,6 +120,11 @@ class ModelSettings(Section):
     init: Literal["gpt2", "modern"] = Field(
         default="modern", description="Initial weights; the table is in gptkit/model/gpt.py."
     )
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether anything is dropped in training."""
+        return self.dropout > 0 or self.attention_dropout not in ("same", 0)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSettings:

@@ -55,6 +55,9 @@ class CausalSelfAttention(nn.Module):
         self.head_size = C // settings.n_head
         self.qk_norm = settings.qk_norm
         self.dropout = settings.dropout
+        self.attention_dropout = (
+            settings.dropout if settings.attention_dropout == "same" else settings.attention_dropout
+        )
         self.qkv = nn.Linear(C, 3 * C, bias=settings.bias)
         self.projection = nn.Linear(C, C, bias=settings.bias)
 
@@ -76,7 +79,7 @@ class CausalSelfAttention(nn.Module):
         q, k = (turned.to(x.dtype) for turned in position.rotate(q, k, positions))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, Tk, D), Tk >= T
-        out = kernels.attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        out = kernels.attend(q, k, v, mask, self.attention_dropout if self.training else 0.0)
         out = out.transpose(1, 2).reshape(B, T, C)
         return kernels.dropout(self.projection(out), self.dropout, self.training)
 

@@ -82,7 +82,7 @@ class Trainer:
         training = self.experiment.training
         batches = training.gradient_accumulation_steps
         device = self.weights.master.device
-        if self.experiment.model.dropout:
+        if self.experiment.model.drops_out:
             torch.manual_seed(derive_seed(self.seed, "dropout", step))
         loss = torch.zeros((), device=device)
         for part in range(batches):

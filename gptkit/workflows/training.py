@@ -124,7 +124,8 @@ def _source(run: RunFolder, experiment: Experiment) -> _Source:
     different = [
         f"model.{name} is {getattr(theirs.model, name)!r} there, {getattr(experiment.model, name)!r} here"
         for name in ModelSettings.model_fields
-        if name not in ("dropout", "init") and getattr(theirs.model, name) != getattr(experiment.model, name)
+        if name not in ("dropout", "attention_dropout", "init")
+        and getattr(theirs.model, name) != getattr(experiment.model, name)
     ]
     if different:
         raise UsageError(f"the weights of {run.id} do not fit: {'; '.join(different)}. Set the same here.")
