@@ -194,11 +194,11 @@ class MuonSettings(Section):
     type: Literal["muon"] = Field(
         default="muon", description="Muon for the hidden matrices, AdamW for the rest."
     )
-    learning_rate: Rate = Field(default=0.03, description="Of the hidden matrices: the peak of the schedule.")
+    learning_rate: Rate = Field(default=0.02, description="Of the hidden matrices: the peak of the schedule.")
     adamw_learning_rate: Rate = Field(
-        default=0.01, description="Of embeddings, output projection and norms: the peak of the same schedule."
+        default=0.005, description="Of embeddings, output projection and norms: the peak of the same schedule."
     )
-    momentum: BelowOne = Field(default=0.95, description="Muon's average of gradients.")
+    momentum: BelowOne = Field(default=0.9, description="Muon's average of gradients.")
     weight_decay: float = _weight_decay(0.0)
     beta1: float = _beta1(0.8)
     beta2: float = _beta2(0.95)
