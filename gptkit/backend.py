@@ -21,6 +21,8 @@ import torch
 from gptkit.errors import UsageError
 from gptkit.experiment.schema import TrainingSettings
 
+MAX_THREADS = 4096  # as in the schema of training.threads
+
 
 @dataclass(frozen=True)
 class Backend:

@@ -224,3 +224,25 @@ def test_the_clock_of_training_leaves_evaluation_out(
     monkeypatch.setattr(session, "evaluate", lambda *args, **kwargs: time.sleep(0.3) or 1.0)
     trained = train_run(experiment(evaluation={"eval_interval": 4}), around)
     assert trained.progress.seconds < 0.8
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [None, 7, {"device": "cpu"}, {"device": "cpu", "precision": "bf16", "threads": 10**9, "compile": False}],
+)
+def test_a_record_made_up_by_a_stranger_does_not_decide_how_a_run_computes(
+    around: Surroundings, environment: object
+) -> None:
+    run = train_run(experiment(), around, stop_at=3).run
+    run.write_record({**run.record(), "environment": environment})
+    seen: list[events.Event] = []
+    resume_run(run, Surroundings(around.runs_folder, around.folders, seen.append), stop_at=4)
+    checked = next(event for event in seen if isinstance(event, events.ResumeChecked))
+    assert checked.differences
+
+
+def test_a_record_without_the_text_is_refused(around: Surroundings) -> None:
+    run = train_run(experiment(), around, stop_at=3).run
+    run.write_record({**run.record(), "dataset": ["not", "a", "table"]})
+    with pytest.raises(DataError, match="none recorded"):
+        resume_run(run, around)

@@ -16,6 +16,7 @@ import typer
 
 from gptkit.cli import options
 from gptkit.cli.datasets import datasets_app
+from gptkit.cli.help import command
 from gptkit.errors import GptkitError, OutOfMemoryError, RunInterruptedError, UsageError
 
 app = typer.Typer(
@@ -80,27 +81,30 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+_ABOUT = """Train small GPTs from experiment files, and keep every run.
+
+Examples:
+
+gptkit train experiments/shakespeare.toml
+
+gptkit generate latest --prompt "ROMEO:" -n 300
+
+gptkit resume latest --steps 2000
+
+gptkit runs
+"""
+
+
+@app.callback(help=_ABOUT)
 def gptkit(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Train small GPTs from experiment files, and keep every run.
-
-    Examples:
-
-      gptkit train experiments/shakespeare.toml
-
-      gptkit generate latest --prompt "ROMEO:" -n 300
-
-      gptkit resume latest --steps 2000
-
-      gptkit runs
-    """
+    """What stands before the command."""
 
 
-@app.command(short_help="Train a GPT as an experiment file says.")
+@command(app, short_help="Train a GPT as an experiment file says.")
 def train(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A TOML file.")],
     set_: options.Set = None,
@@ -173,7 +177,7 @@ def train(
     )
 
 
-@app.command(short_help="Go on with a run that was stopped.")
+@command(app, short_help="Go on with a run that was stopped.")
 def resume(
     run: options.RunArgument,
     steps: Annotated[
@@ -201,7 +205,7 @@ def resume(
     commands.resume(run, steps=steps, stop_at=stop_at, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet)
 
 
-@app.command(short_help="Write text with a run's model.")
+@command(app, short_help="Write text with a run's model.")
 def generate(
     run: Annotated[
         str,
@@ -295,7 +299,7 @@ def generate(
     )
 
 
-@app.command(short_help="A table of all runs.")
+@command(app, short_help="A table of all runs.")
 def runs(runs_dir: options.RunsDir = Path("runs"), debug: options.Debug = False) -> None:
     """Example:
 
@@ -309,7 +313,7 @@ def runs(runs_dir: options.RunsDir = Path("runs"), debug: options.Debug = False)
     commands.list_runs(runs_dir)
 
 
-@app.command(short_help="How fast this machine trains and samples.")
+@command(app, short_help="How fast this machine trains and samples.")
 def bench(
     experiment: Annotated[
         Path | None, typer.Argument(metavar="[EXPERIMENT]", help="A TOML file; without one, the defaults.")

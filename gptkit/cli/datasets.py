@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from gptkit.cli import render_datasets as render
+from gptkit.cli.help import command
 from gptkit.cli.options import Debug
 
 datasets_app = typer.Typer(
@@ -35,7 +36,7 @@ DataDir = Annotated[
 ]
 
 
-@datasets_app.command("list", short_help="What there is, and whether it is here.")
+@command(datasets_app, "list", short_help="What there is, and whether it is here.")
 def list_command(data_dir: DataDir = None, debug: Debug = False) -> None:
     """Example:  gptkit datasets list
 
@@ -47,7 +48,7 @@ def list_command(data_dir: DataDir = None, debug: Debug = False) -> None:
     render.show_list(catalogue.list_datasets(catalogue.data_folders(data_dir)))
 
 
-@datasets_app.command("show", short_help="Characters, tokens, hash and first lines of one.")
+@command(datasets_app, "show", short_help="Characters, tokens, hash and first lines of one.")
 def show_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset, or a text file.")],
     data_dir: DataDir = None,
@@ -65,7 +66,7 @@ def show_command(
     render.show_description(description)
 
 
-@datasets_app.command("fetch", short_help="Download one, verified.")
+@command(datasets_app, "fetch", short_help="Download one, verified.")
 def fetch_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset that can be downloaded.")],
     repair: Annotated[bool, typer.Option("--repair", help="Replace a file that is damaged.")] = False,
@@ -83,7 +84,7 @@ def fetch_command(
     render.show_fetched(fetched)
 
 
-@datasets_app.command("add", short_help="Copy a text of yours to where it is found by name.")
+@command(datasets_app, "add", short_help="Copy a text of yours to where it is found by name.")
 def add_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '_' and '-'.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A text in UTF-8.")],

@@ -196,7 +196,8 @@ class MuonSettings(Section):
     )
     learning_rate: Rate = Field(default=0.02, description="Of the hidden matrices: the peak of the schedule.")
     adamw_learning_rate: Rate = Field(
-        default=0.005, description="Of embeddings, output projection and norms: the peak of the same schedule."
+        default=0.005,
+        description="Of embeddings, output projection and norms: the peak of the same schedule.",
     )
     momentum: BelowOne = Field(default=0.9, description="Muon's average of gradients.")
     weight_decay: float = _weight_decay(0.0)

@@ -15,7 +15,7 @@ from math import ceil
 from typing import Any
 
 from gptkit import events
-from gptkit.backend import Backend, choose_backend, choose_device, computing, fingerprint
+from gptkit.backend import MAX_THREADS, Backend, choose_backend, choose_device, computing, fingerprint
 from gptkit.checkpoint import Checkpoint, clear_temporaries, newest_checkpoint, set_aside
 from gptkit.errors import CheckpointError, DataError, ExperimentError, UsageError
 from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
@@ -251,7 +251,8 @@ def _plugins(experiment: Experiment) -> list[registry.Provenance]:
 
 
 def _same_text(run: RunFolder, record: dict[str, Any], sha256: str) -> None:
-    recorded = record.get("dataset", {}).get("sha256")
+    dataset = record.get("dataset")
+    recorded = dataset.get("sha256") if isinstance(dataset, dict) else "none recorded"
     if recorded != sha256:
         raise DataError(
             f"the text of run {run.id} has changed: it had SHA-256 {recorded}, now {sha256}.\n"
@@ -276,7 +277,8 @@ def _recorded_backend(experiment: Experiment, record: dict[str, Any]) -> Backend
         recorded = Backend(
             str(was["device"]), str(was["precision"]), int(was["threads"]), bool(was["compile"])
         )
-        if recorded.device == choose_device(recorded.device) and recorded.precision in ("fp32", "bf16"):
+        here = recorded.device == choose_device(recorded.device)
+        if here and recorded.precision in ("fp32", "bf16") and 1 <= recorded.threads <= MAX_THREADS:
             return recorded
     except (KeyError, TypeError, ValueError, UsageError):
         pass
