@@ -16,7 +16,7 @@ from gptkit.cli.render_training import LiveView
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 100  # columns
-STEP = 760  # at which the picture is taken
+STEP = 700  # at which the picture is taken
 
 
 def main() -> None:
