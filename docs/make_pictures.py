@@ -5,6 +5,7 @@ Trains experiments/shakespeare.toml into a temporary folder and keeps what the l
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from gptkit.cli.render_training import LiveView
 ROOT = Path(__file__).parent.parent
 WIDTH = 100  # columns
 STEP = 700  # at which the picture is taken
+
+
+def without_web_fonts(svg: str) -> str:
+    """The picture as it is where nothing may be fetched: in the reader's own monospaced font."""
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
 
 
 def main() -> None:
@@ -33,7 +39,7 @@ def main() -> None:
             if isinstance(event, events.StepDone) and event.step == STEP:
                 console.print(view.render())
                 svg = console.export_svg(title="gptkit train experiments/shakespeare.toml")
-                (ROOT / "docs" / "live_display.svg").write_text(svg)
+                (ROOT / "docs" / "live_display.svg").write_text(without_web_fonts(svg))
 
         with tempfile.TemporaryDirectory() as folder:
             gptkit.train(ROOT / "experiments" / "shakespeare.toml", runs_folder=folder, listener=watch)
