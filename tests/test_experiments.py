@@ -19,6 +19,7 @@ SHORT = [
     ("training.threads", 1),
     ("training.log_interval", 2),
     ("model.n_embd", 32),
+    ("model.n_head", 2),
     ("sampling.sample_interval", 6),
     ("sampling.max_new_tokens", 20),
     ("evaluation.eval_tokens", 4096),
@@ -79,6 +80,7 @@ def test_the_known_entropy_is_reached_within_two_percent_and_never_beaten(tmp_pa
         [
             ("data.dataset", {"type": "markov", "order": 1, "states": 6, "length": 400_000, "seed": 3}),
             ("model.n_embd", 32),
+    ("model.n_head", 2),
             ("model.context_length", 32),
             ("training.max_steps", 250),
             ("evaluation.eval_tokens", 40_000),
