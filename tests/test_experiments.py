@@ -80,7 +80,6 @@ def test_the_known_entropy_is_reached_within_two_percent_and_never_beaten(tmp_pa
         [
             ("data.dataset", {"type": "markov", "order": 1, "states": 6, "length": 400_000, "seed": 3}),
             ("model.n_embd", 32),
-    ("model.n_head", 2),
             ("model.context_length", 32),
             ("training.max_steps", 250),
             ("evaluation.eval_tokens", 40_000),
