@@ -107,16 +107,6 @@ class Warned:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class WorkProgressed:
-    """Long work other than training: a download, tokenizing. `total` is 0 where it is unknown."""
-
-    what: str
-    done: int
-    total: int
-    unit: str  # "bytes", "characters", "tokens"
-
-
 Event = (
     RunStarted
     | StepDone
@@ -127,7 +117,6 @@ Event = (
     | RunFinished
     | ResumeChecked
     | Warned
-    | WorkProgressed
 )
 Listener = Callable[[Event], None]
 

@@ -26,11 +26,7 @@ def read_model(
     experiment = run_experiment(run)
     tokenizer = run_tokenizer(run, experiment)
     checkpoint = read_checkpoint(run, which, warn=warn)
-    if checkpoint.state.get("tokenizer_sha256") != tokenizer_hash(tokenizer):
-        raise CheckpointError(
-            f"the tokenizer of run {run.id} is not the one that step {checkpoint.step} was trained with; "
-            "put the run's own tokenizer.json back."
-        )
+    check_tokenizer(run, checkpoint, tokenizer)
     whose = f"run {run.id}"
     model = build_model_for(experiment, tokenizer.vocab_size, checkpoint.model, whose)
     load_weights(model, checkpoint.model, whose)
@@ -112,3 +108,12 @@ def run_tokenizer(run: RunFolder, experiment: Experiment) -> Tokenizer:
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """SHA-256 of what a tokenizer says of itself: equal exactly where two tokenizers are the same."""
     return sha256(to_json(tokenizer.to_json()))
+
+
+def check_tokenizer(run: RunFolder, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Raises CheckpointError where the checkpoint was trained with another tokenizer."""
+    if checkpoint.state.get("tokenizer_sha256") != tokenizer_hash(tokenizer):
+        raise CheckpointError(
+            f"the tokenizer of run {run.id} is not the one that step {checkpoint.step} was trained with; "
+            "put the run's own tokenizer.json back."
+        )

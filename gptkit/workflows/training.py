@@ -26,6 +26,7 @@ from gptkit.text.corpus import Corpus, build_corpus, measure_text, quote_charact
 from gptkit.workflows.building import build_model_for, build_new_model, load_weights, out_of_memory
 from gptkit.workflows.data import Obtained, obtain_text, recorded_text
 from gptkit.workflows.reading import (
+    check_tokenizer,
     read_checkpoint,
     recorded_id,
     run_experiment,
@@ -94,7 +95,7 @@ def resume_run(
         checkpoint = newest_checkpoint(
             run.checkpoints, run_id=recorded_id(run), on_bad=_set_aside(run, around.listener)
         )
-        _same_tokenizer(run, checkpoint, tokenizer_hash(tokenizer))
+        check_tokenizer(run, checkpoint, tokenizer)
         backend = _recorded_backend(experiment, record)
         difference = _differences(record.get("environment"), fingerprint(backend))
         final = _final_step(run, experiment, record, checkpoint.step, steps)
@@ -258,14 +259,6 @@ def _same_text(run: RunFolder, record: dict[str, Any], sha256: str) -> None:
             f"the text of run {run.id} has changed: it had SHA-256 {recorded}, now {sha256}.\n"
             "Put the old text back ('gptkit datasets fetch NAME --repair' for one that is downloaded), "
             "or train a new run."
-        )
-
-
-def _same_tokenizer(run: RunFolder, checkpoint: Checkpoint, sha256: str) -> None:
-    if checkpoint.state.get("tokenizer_sha256") != sha256:
-        raise CheckpointError(
-            f"the tokenizer of run {run.id} is not the one that step {checkpoint.step} was trained with; "
-            "put the run's own tokenizer.json back."
         )
 
 
