@@ -20,6 +20,7 @@ import torch
 
 from gptkit.errors import UsageError
 from gptkit.experiment.schema import TrainingSettings
+from gptkit.native import build_key, switched
 
 MAX_THREADS = 4096  # as in the schema of training.threads
 
@@ -30,6 +31,7 @@ class Backend:
     precision: str  # of the matrix products in training: "fp32" or "bf16"
     threads: int
     compile: bool
+    native: str = ""  # which build of gptkit/native computes; "": torch alone
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,7 +47,8 @@ def choose_backend(settings: TrainingSettings) -> Backend:
     threads = settings.threads if settings.threads != "auto" else _cores()
     # A compiler takes half a minute to warm up and changes the last bits; only the user knows if that pays
     wanted = settings.compile is True or (settings.compile == "auto" and device == "cuda")
-    return Backend(device, precision, threads, wanted and _can_compile(device))
+    native = build_key() if device == "cpu" else ""
+    return Backend(device, precision, threads, wanted and _can_compile(device), native)
 
 
 def choose_device(wanted: str) -> str:
@@ -69,7 +72,8 @@ def computing(backend: Backend) -> Iterator[None]:
     keep_freed_memory()
     torch.set_num_threads(backend.threads)
     try:
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if backend.device == "cuda" else []):
+        devices = [torch.cuda.current_device()] if backend.device == "cuda" else []
+        with torch.random.fork_rng(devices=devices), switched(bool(backend.native)):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -16,6 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # do not import one another.
 LAYERS: list[set[str]] = [
     {"errors", "events", "files", "seeds"},
+    {"native"},
     {"plugins"},
     {"experiment"},
     {"text", "model", "runs", "checkpoint", "backend"},

@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptkit.experiment.schema import ModelSettings
@@ -38,10 +37,17 @@ class RMSNorm(nn.Module):
         return kernels.rms_norm(x)
 
 
+class LayerNorm(nn.LayerNorm):
+    """With a gain, and a bias if asked for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+
 def build_norm(settings: ModelSettings) -> nn.Module:
     if settings.norm == "rmsnorm":
         return RMSNorm()
-    return nn.LayerNorm(settings.n_embd, eps=1e-5, bias=settings.bias)
+    return LayerNorm(settings.n_embd, eps=1e-5, bias=settings.bias)
 
 
 class CausalSelfAttention(nn.Module):
@@ -52,7 +58,6 @@ class CausalSelfAttention(nn.Module):
         C = settings.n_embd
         self.layer = layer
         self.n_head = settings.n_head
-        self.head_size = C // settings.n_head
         self.qk_norm = settings.qk_norm
         self.dropout = settings.dropout
         self.attention_dropout = (
@@ -71,9 +76,7 @@ class CausalSelfAttention(nn.Module):
     ) -> Tensor:
         """x (B, T, C) -> (B, T, C). Without a mask every query sees what is behind it, itself included."""
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, self.head_size).permute(2, 0, 3, 1, 4)
-        # For one token a copy costs more than it saves; for many the products want heads that lie together
-        q, k, v = (qkv.contiguous() if T > 1 else qkv).unbind()  # each (B, H, T, D)
+        q, k, v = kernels.split_heads(self.qkv(x), self.n_head)  # each (B, H, T, D)
         if self.qk_norm:
             q, k = kernels.rms_norm(q), kernels.rms_norm(k)
         q, k = (turned.to(x.dtype) for turned in position.rotate(q, k, positions))
@@ -103,15 +106,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)  # (B, T, F), or (B, T, 2 F) where gated
-        if self.kind == "gelu":
-            h = F.gelu(h)
-        elif self.kind == "gelu_tanh":
-            h = F.gelu(h, approximate="tanh")
-        elif self.kind == "relu2":
-            h = F.relu(h).square()
-        else:
-            gate, h = h.chunk(2, dim=-1)
-            h = F.silu(gate) * h
+        h = kernels.activate(self.kind, h)  # (B, T, F)
         return kernels.dropout(self.projection(h), self.dropout, self.training)
 
 

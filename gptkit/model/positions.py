@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gptkit.model import kernels
 from gptkit.plugins import ModelShape, PluginOptions, PositionalEncoding
 
 
@@ -77,21 +78,15 @@ class RotaryPosition(PositionalEncoding):
             raise ValueError(f"rope turns pairs, so n_embd / n_head must be even; it is {D}")
         t = torch.arange(shape.context_length, dtype=torch.float64).unsqueeze(1)
         angles = t * options.base ** -(torch.arange(0, D, 2, dtype=torch.float64) / D)  # (context, D/2)
-        # Over whole heads, so that turning is two products over contiguous memory:
-        # (x1, x2) (cos, cos) + (x2, x1) (-sin, sin)
+        # Over whole heads, so that turning is (x1, x2) (cos, cos) + (x2, x1) (-sin, sin)
         self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), 1).float(), persistent=False)
         self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), 1).float(), persistent=False)
         self.cos: Tensor
         self.sin: Tensor
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.cos[positions].to(q.dtype), self.sin[positions].to(q.dtype)  # (T, D)
-        return _turn(q, cos, sin), _turn(k, cos, sin)
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Each pair of the last dimension turned by its angle; x (B, H, T, D), cos and sin (T, D)."""
-    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)
+        cos, sin = self.cos[positions], self.sin[positions]  # (T, D)
+        return kernels.rotate(q, cos, sin), kernels.rotate(k, cos, sin)
 
 
 class AlibiPosition(PositionalEncoding):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gptkit.model import kernels
 from gptkit.text.batches import evaluation_starts
 
 _EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
@@ -21,7 +22,7 @@ _EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean nats per token: logits (B, T, V), targets (B, T) -> scalar, in fp32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    return kernels.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()

@@ -268,7 +268,11 @@ def _recorded_backend(experiment: Experiment, record: dict[str, Any]) -> Backend
     chosen = choose_backend(experiment.training)
     try:
         recorded = Backend(
-            str(was["device"]), str(was["precision"]), int(was["threads"]), bool(was["compile"])
+            str(was["device"]),
+            str(was["precision"]),
+            int(was["threads"]),
+            bool(was["compile"]),
+            chosen.native if was["native"] else "",
         )
         here = recorded.device == choose_device(recorded.device)
         if here and recorded.precision in ("fp32", "bf16") and 1 <= recorded.threads <= MAX_THREADS:

@@ -1,0 +1,313 @@
+/* What happens to each number, or each row of numbers, for itself: norms, non-linearities, dropout, loss. */
+#include "vectors.h"
+
+enum { GELU, GELU_TANH, RELU2, SWIGLU };
+enum { CHUNK = 4096 }; /* elements that a thread takes at a time; a row of the dropout's keys */
+
+/* ---- norms ---------------------------------------------------------------------------------------------- */
+
+/* y = (x - mean) rstd gain + bias over each row of x, where rows lie as (outer, middle, inner) with strides.
+ * y is contiguous. Without `centre` the mean is 0 (RMS norm). stats (rows, 2) takes mean and rstd. A row is
+ * read from memory once and kept in fp32. */
+enum { LONGEST_ROW = 4096 };
+
+INLINE vec before(vec x, int64_t i, int64_t n) { /* 0 from element n on */
+  return i + LANES > n ? choose((ivec)(counting < (uint32_t)(n - i)), x, splat(0)) : x;
+}
+
+INLINE void norm_row(const void *x, const void *gain, const void *bias, void *y, float *stats, int64_t C,
+                     float eps, int centre, int bf16) {
+  float row[LONGEST_ROW];
+  vec total[2] = {{0}, {0}}, squares[2] = {{0}, {0}}; /* two of each: one would wait for itself */
+  int which = 0;
+  for (int64_t i = 0; i < C; i += LANES, which ^= 1) {
+    vec here = load_upto(x, i, C, bf16);
+    store(row, i, here, 0);
+    if (centre)
+      total[which] += here;
+    else
+      squares[which] += here * here;
+  }
+  float mean = centre ? sum_of(total[0] + total[1]) / C : 0.0f;
+  if (centre)
+    for (int64_t i = 0; i < C; i += LANES, which ^= 1) {
+      vec here = before(load(row, i, 0) - mean, i, C);
+      store(row, i, here, 0);
+      squares[which] += here * here;
+    }
+  float rstd = 1.0f / sqrtf(sum_of(squares[0] + squares[1]) / C + eps);
+  stats[0] = mean, stats[1] = rstd;
+  for (int64_t i = 0; i < C; i += LANES) {
+    vec out = load(row, i, 0) * rstd;
+    if (gain) out *= load_upto(gain, i, C, bf16);
+    if (bias) out += load_upto(bias, i, C, bf16);
+    store_upto(y, i, C, out, bf16);
+  }
+}
+
+INLINE void norm_row_back(const void *x, const void *gain, const void *dy, void *dx, const float *stats,
+                          float *dgain, float *dbias, int64_t C, int centre, int bf16) {
+  float there[LONGEST_ROW], change[LONGEST_ROW];
+  float mean = stats[0], rstd = stats[1];
+  vec along[2] = {{0}, {0}}, common[2] = {{0}, {0}};
+  int which = 0;
+  for (int64_t i = 0; i < C; i += LANES, which ^= 1) {
+    vec t = (load_upto(x, i, C, bf16) - mean) * rstd;
+    vec g = load_upto(dy, i, C, bf16);
+    if (dgain) store(dgain, i, load(dgain, i, 0) + g * t, 0);
+    if (dbias) store(dbias, i, load(dbias, i, 0) + g, 0);
+    if (gain) g *= load_upto(gain, i, C, bf16);
+    along[which] += g * t; /* from C on g is 0 */
+    common[which] += g;
+    store(there, i, t, 0), store(change, i, g, 0);
+  }
+  float a = sum_of(along[0] + along[1]) / C, b = centre ? sum_of(common[0] + common[1]) / C : 0.0f;
+  for (int64_t i = 0; i < C; i += LANES)
+    store_upto(dx, i, C, rstd * (load(change, i, 0) - b - load(there, i, 0) * a), bf16);
+}
+
+typedef struct {
+  int64_t outer, middle, inner, C;
+} Rows;
+
+INLINE int64_t offset(const int64_t strides[3], const Rows *n, int64_t row) {
+  if (n->outer == 1 && n->middle == 1) return row * strides[2];
+  return row / (n->middle * n->inner) * strides[0] + row / n->inner % n->middle * strides[1] +
+         row % n->inner * strides[2];
+}
+
+EXPORT void norm_forward(const void *x, const int64_t *strides, const Rows *n, const void *gain,
+                         const void *bias, void *y, float *stats, float eps, int centre, int bf16,
+                         int threads) {
+  int64_t rows = n->outer * n->middle * n->inner, C = n->C;
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * C > CHUNK)
+  for (int64_t row = 0; row < rows; row++) {
+    const void *from = at(x, offset(strides, n, row), bf16);
+    void *to = at_(y, row * C, bf16);
+    if (bf16)
+      norm_row(from, gain, bias, to, stats + 2 * row, C, eps, centre, 1);
+    else
+      norm_row(from, gain, bias, to, stats + 2 * row, C, eps, centre, 0);
+  }
+}
+
+/* dx is contiguous. partial (threads, 2, padded C), zeroed, takes each thread's sums for gain and bias; C is
+ * padded to whole vectors. */
+EXPORT void norm_backward(const void *x, const int64_t *strides, const void *dy, const int64_t *dy_strides,
+                          const Rows *n, const void *gain, const float *stats, void *dx, float *partial,
+                          int with_bias, int centre, int bf16, int threads) {
+  int64_t rows = n->outer * n->middle * n->inner, C = n->C, padded = (C + LANES - 1) / LANES * LANES;
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * C > CHUNK)
+  for (int64_t row = 0; row < rows; row++) {
+    const void *from = at(x, offset(strides, n, row), bf16);
+    const void *gradient = at(dy, offset(dy_strides, n, row), bf16);
+    float *dgain = partial ? partial + 2 * padded * THREAD : NULL;
+    float *dbias = with_bias ? dgain + padded : NULL;
+    void *to = at_(dx, row * C, bf16);
+    if (bf16)
+      norm_row_back(from, gain, gradient, to, stats + 2 * row, dgain, dbias, C, centre, 1);
+    else
+      norm_row_back(from, gain, gradient, to, stats + 2 * row, dgain, dbias, C, centre, 0);
+  }
+}
+
+/* ---- rotation (RoPE) ------------------------------------------------------------------------------------ */
+
+/* y = x (cos, cos) + (second half, first half of x) (-sin, sin): x (outer, middle, inner, D) with strides,
+ * tables (inner, D) fp32, y contiguous. `back` turns the other way, which is the gradient. */
+EXPORT void rotate(const void *x, const int64_t *strides, const Rows *n, const float *cosine,
+                   const float *sine, void *y, int back, int bf16, int threads) {
+  int64_t rows = n->outer * n->middle * n->inner, D = n->C, half = D / 2;
+  float sign = back ? -1.0f : 1.0f;
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * D > CHUNK)
+  for (int64_t row = 0; row < rows; row++) {
+    const void *from = at(x, offset(strides, n, row), bf16);
+    const float *c = cosine + row % n->inner * D, *s = sine + row % n->inner * D + half;
+    void *to = at_(y, row * D, bf16);
+    for (int64_t i = 0; i < half; i += LANES) {
+      vec cos_ = load_upto(c, i, half, 0), sin_ = sign * load_upto(s, i, half, 0);
+      vec a, b;
+      if (bf16) {
+        a = load_upto(from, i, half, 1), b = load_upto(at(from, half, 1), i, half, 1);
+        store_upto(to, i, half, a * cos_ - b * sin_, 1);
+        store_upto(at_(to, half, 1), i, half, b * cos_ + a * sin_, 1);
+      } else {
+        a = load_upto(from, i, half, 0), b = load_upto(at(from, half, 0), i, half, 0);
+        store_upto(to, i, half, a * cos_ - b * sin_, 0);
+        store_upto(at_(to, half, 0), i, half, b * cos_ + a * sin_, 0);
+      }
+    }
+  }
+}
+
+/* ---- non-linearities ------------------------------------------------------------------------------------ */
+
+/* For bf16, whose unit in the last place is 4e-3 at 1, polynomials will do: P(X < x) of a standard normal less
+ * 1/2 is odd, and so is the slope of gelu less 1/2. Both are x times a polynomial in x^2, of least error on
+ * [-4, 4] (1e-5 and 9e-5); beyond, they stay as they are at 4. */
+INLINE vec odd(vec x, const float c[9]) {
+  vec t = x * x, y = splat(c[8]);
+  for (int i = 7; i >= 0; i--) y = y * t + c[i];
+  return x * y + 0.5f;
+}
+
+static const float cdf_terms[9] = {3.98922710e-01f,  -6.64105955e-02f, 9.87747710e-03f,
+                                   -1.13392216e-03f, 9.89080823e-05f,  -6.29499948e-06f,
+                                   2.71615589e-07f,  -7.00346433e-09f, 8.06341290e-11f};
+static const float slope_terms[9] = {7.97609556e-01f,  -2.64826553e-01f, 5.84561179e-02f,
+                                     -8.71632747e-03f, 9.07328090e-04f,  -6.49577507e-05f,
+                                     3.02835947e-06f,  -8.21884340e-08f, 9.79611539e-10f};
+
+INLINE vec within(vec x, float most) { return smaller(splat(most), larger(splat(-most), x)); }
+
+/* P(X < x) of a standard normal, and its density: erf by Abramowitz and Stegun 7.1.26, wrong by 1e-7. */
+INLINE vec normal_cdf(vec x, vec *density) {
+  vec size = (vec)((ivec)x & 0x7fffffff) * 0.70710678f;
+  vec t = 1.0f / (1.0f + 0.3275911f * size);
+  vec bell = vexp(-size * size);
+  vec tail = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) *
+             t * bell * 0.5f;
+  *density = bell * 0.39894228f;
+  return choose(x < 0.0f, tail, 1.0f - tail);
+}
+
+INLINE vec logistic(vec x) { return 1.0f / (1.0f + vexp(-x)); }
+
+INLINE vec apply(int kind, vec x, int bf16) {
+  vec density;
+  if (kind == GELU && bf16) return larger(splat(-4), x) * odd(within(x, 4), cdf_terms);
+  if (kind == GELU) return x * normal_cdf(x, &density);
+  if (kind == GELU_TANH) return x * logistic(1.5957691f * (x + 0.044715f * x * x * x));
+  vec r = larger(splat(0), x);
+  return r * r;
+}
+
+INLINE vec slope(int kind, vec x, int bf16) {
+  if (kind == GELU && bf16) return odd(within(x, 4), slope_terms);
+  if (kind == GELU) {
+    vec density, cdf = normal_cdf(x, &density);
+    return cdf + x * density;
+  }
+  if (kind == GELU_TANH) { /* x s(u), whose slope is s + x s (1 - s) u' */
+    vec s = logistic(1.5957691f * (x + 0.044715f * x * x * x));
+    return s + x * s * (1.0f - s) * 1.5957691f * (1.0f + 0.134145f * x * x);
+  }
+  return 2.0f * larger(splat(0), x);
+}
+
+INLINE void activate(int kind, const void *h, const void *dy, void *out, int64_t from, int64_t to, int bf16) {
+  for (int64_t i = from; i < to; i += LANES) {
+    vec x = load_upto(h, i, to, bf16);
+    vec y = dy ? load_upto(dy, i, to, bf16) * slope(kind, x, bf16) : apply(kind, x, bf16);
+    store_upto(out, i, to, y, bf16);
+  }
+}
+
+/* out = f(h), or dy f'(h) where dy is given; n elements */
+EXPORT void activation(int kind, const void *h, const void *dy, void *out, int64_t n, int bf16, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > CHUNK)
+  for (int64_t from = 0; from < n; from += CHUNK) {
+    int64_t to = MIN(from + CHUNK, n);
+#define KIND(k)                                       \
+  case k:                                             \
+    if (bf16)                                         \
+      activate(k, h, dy, out, from, to, 1);           \
+    else                                              \
+      activate(k, h, dy, out, from, to, 0);           \
+    break;
+    switch (kind) { KIND(GELU) KIND(GELU_TANH) KIND(RELU2) }
+#undef KIND
+  }
+}
+
+INLINE void gate_row(const void *h, const void *dy, void *out, int64_t F, int bf16) {
+  const void *up = at(h, F, bf16);
+  for (int64_t i = 0; i < F; i += LANES) {
+    vec g = load_upto(h, i, F, bf16), u = load_upto(up, i, F, bf16), s = logistic(g);
+    if (!dy) {
+      store_upto(out, i, F, g * s * u, bf16);
+    } else {
+      vec d = load_upto(dy, i, F, bf16);
+      store_upto(out, i, F, d * u * s * (1.0f + g * (1.0f - s)), bf16);
+      store_upto(at_(out, F, bf16), i, F, d * g * s, bf16);
+    }
+  }
+}
+
+/* swiglu: h (rows, 2 F) is gate and value; out (rows, F) = silu(gate) value, or with dy (rows, F) the gradient
+ * (rows, 2 F) */
+EXPORT void gated(const void *h, const void *dy, void *out, int64_t rows, int64_t F, int bf16, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * F > CHUNK)
+  for (int64_t row = 0; row < rows; row++) {
+    const void *from = at(h, row * 2 * F, bf16), *gradient = dy ? at(dy, row * F, bf16) : NULL;
+    void *to = at_(out, row * (dy ? 2 * F : F), bf16);
+    if (bf16)
+      gate_row(from, gradient, to, F, 1);
+    else
+      gate_row(from, gradient, to, F, 0);
+  }
+}
+
+/* ---- dropout -------------------------------------------------------------------------------------------- */
+
+INLINE void drop(const void *x, void *y, int64_t from, int64_t to, const uint32_t keys[2], uint32_t threshold,
+                 float scale, int bf16) {
+  for (int64_t i = from; i < to; i += LANES)
+    store_upto(y, i, to, load_upto(x, i, to, bf16) * kept(keys, (uint32_t)(i - from), threshold, scale), bf16);
+}
+
+/* y = x with a share p of its n elements 0 and the rest scaled by 1 / (1 - p). Its own gradient, too. */
+EXPORT void dropout(const void *x, void *y, int64_t n, float p, uint64_t seed, int bf16, int threads) {
+  uint32_t threshold = threshold_of(p);
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > CHUNK)
+  for (int64_t from = 0; from < n; from += CHUNK) {
+    uint32_t keys[2];
+    row_keys(seed, (uint64_t)(from / CHUNK), keys);
+    if (bf16)
+      drop(x, y, from, MIN(from + CHUNK, n), keys, threshold, 1 / (1 - p), 1);
+    else
+      drop(x, y, from, MIN(from + CHUNK, n), keys, threshold, 1 / (1 - p), 0);
+  }
+}
+
+/* ---- loss ----------------------------------------------------------------------------------------------- */
+
+INLINE float loss_row(const void *x, int64_t target, void *dx, int64_t V, float weight, int bf16) {
+  vec top = splat(-INFINITY), total = {0};
+  for (int64_t i = 0; i < V; i += LANES) {
+    vec here = load_upto(x, i, V, bf16);
+    if (i + LANES > V) here = choose((ivec)(counting < (uint32_t)(V - i)), here, splat(-INFINITY));
+    top = larger(here, top);
+  }
+  float most = largest_of(top);
+  for (int64_t i = 0; i < V; i += LANES) {
+    vec e = vexp(load_upto(x, i, V, bf16) - most);
+    if (i + LANES > V) e = choose((ivec)(counting < (uint32_t)(V - i)), e, splat(0));
+    total += e;
+  }
+  float sum = sum_of(total);
+  if (dx) {
+    float share = weight / sum;
+    for (int64_t i = 0; i < V; i += LANES)
+      store_upto(dx, i, V, vexp(load_upto(x, i, V, bf16) - most) * share, bf16);
+    float p = expf(get(x, target, bf16) - most) * share;
+    put(dx, target, p - weight, bf16);
+  }
+  return most + logf(sum) - get(x, target, bf16);
+}
+
+/* The loss in nats of each row, logits (rows, V) against targets (rows,); with dlogits its gradient, times
+ * `weight`. Returns the first row whose target is no token, or -1. */
+EXPORT int64_t cross_entropy(const void *logits, const int64_t *targets, float *losses, void *dlogits,
+                             int64_t rows, int64_t V, float weight, int bf16, int threads) {
+  for (int64_t row = 0; row < rows; row++)
+    if (targets[row] < 0 || targets[row] >= V) return row;
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * V > CHUNK)
+  for (int64_t row = 0; row < rows; row++) {
+    const void *from = at(logits, row * V, bf16);
+    void *to = dlogits ? at_(dlogits, row * V, bf16) : NULL;
+    losses[row] = bf16 ? loss_row(from, targets[row], to, V, weight, 1)
+                       : loss_row(from, targets[row], to, V, weight, 0);
+  }
+  return -1;
+}

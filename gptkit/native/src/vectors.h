@@ -1,0 +1,229 @@
+/* Sixteen floats at a time, in the vector types of GCC and Clang: one source for every processor.
+ *
+ * A tensor is fp32 or bf16 (`bf16` says which); arithmetic is always fp32. Functions that get `bf16` as a
+ * constant are inlined, so that the choice costs nothing inside a loop. NaN stays NaN everywhere: a run that
+ * diverges must be seen to diverge.
+ */
+#ifndef GPTKIT_VECTORS_H
+#define GPTKIT_VECTORS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#define LANES 16
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+typedef float vec __attribute__((vector_size(64)));
+typedef int32_t ivec __attribute__((vector_size(64)));
+typedef uint32_t uvec __attribute__((vector_size(64)));
+typedef uint16_t half_vec __attribute__((vector_size(32)));
+
+INLINE vec splat(float x) { return x - (vec){0}; }
+INLINE uvec usplat(uint32_t x) { return x - (uvec){0}; }
+
+/* a where mask is all ones, b where it is 0 */
+INLINE vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
+
+INLINE uint16_t to_bf16(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if (x != x) return 0x7fc0;
+  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE float from_bf16(uint16_t x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float out;
+  memcpy(&out, &bits, 4);
+  return out;
+}
+
+INLINE float get(const void *p, int64_t i, int bf16) {
+  return bf16 ? from_bf16(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+
+INLINE void put(void *p, int64_t i, float x, int bf16) {
+  if (bf16)
+    ((uint16_t *)p)[i] = to_bf16(x);
+  else
+    ((float *)p)[i] = x;
+}
+
+INLINE const void *at(const void *p, int64_t i, int bf16) { return (const char *)p + i * (bf16 ? 2 : 4); }
+INLINE void *at_(void *p, int64_t i, int bf16) { return (char *)p + i * (bf16 ? 2 : 4); }
+
+INLINE vec load(const void *p, int64_t i, int bf16) {
+  vec out;
+  if (bf16) {
+#if defined(__AVX512BW__)
+    __m256i words = _mm256_loadu_si256((const __m256i *)((const uint16_t *)p + i));
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
+#endif
+    half_vec h;
+    memcpy(&h, (const uint16_t *)p + i, sizeof h);
+    out = (vec)(__builtin_convertvector(h, uvec) << 16);
+  } else {
+    memcpy(&out, (const float *)p + i, sizeof out);
+  }
+  return out;
+}
+
+INLINE void store(void *p, int64_t i, vec x, int bf16) {
+  if (!bf16) {
+    memcpy((float *)p + i, &x, sizeof x);
+    return;
+  }
+#if defined(__AVX512BF16__)
+  __m256bh h = _mm512_cvtneps_pbh((__m512)x);
+#else
+  uvec bits = (uvec)x;
+  bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  half_vec h = __builtin_convertvector((uvec)choose(x == x, (vec)bits, (vec)usplat(0x7fc0)), half_vec);
+#endif
+  memcpy((uint16_t *)p + i, &h, sizeof h);
+}
+
+/* As load and store, of which only the elements below n are there; the others are 0 and stay as they are. */
+INLINE vec load_upto(const void *p, int64_t i, int64_t n, int bf16) {
+  if (i + LANES <= n) return load(p, i, bf16);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  __mmask16 there = (__mmask16)((1u << (n - i)) - 1);
+  if (!bf16) return (vec)_mm512_maskz_loadu_ps(there, (const float *)p + i);
+  __m256i words = _mm256_maskz_loadu_epi16(there, (const uint16_t *)p + i);
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
+#endif
+  vec out = {0};
+  for (int64_t k = i; k < n; k++) out[k - i] = get(p, k, bf16);
+  return out;
+}
+
+INLINE void store_upto(void *p, int64_t i, int64_t n, vec x, int bf16) {
+  if (i + LANES <= n) {
+    store(p, i, x, bf16);
+    return;
+  }
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  __mmask16 there = (__mmask16)((1u << (n - i)) - 1);
+  if (bf16)
+    _mm256_mask_storeu_epi16((uint16_t *)p + i, there, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+  else
+    _mm512_mask_storeu_ps((float *)p + i, there, (__m512)x);
+  return;
+#endif
+  for (int64_t k = i; k < n; k++) put(p, k, x[k - i], bf16);
+}
+
+/* All lanes folded into one: halves onto halves. */
+typedef float vec8 __attribute__((vector_size(32)));
+typedef float vec4 __attribute__((vector_size(16)));
+
+INLINE float sum_of(vec x) {
+  vec8 a, b;
+  memcpy(&a, &x, sizeof a), memcpy(&b, (char *)&x + sizeof a, sizeof b);
+  a += b;
+  vec4 c, d;
+  memcpy(&c, &a, sizeof c), memcpy(&d, (char *)&a + sizeof c, sizeof d);
+  c += d;
+  return (c[0] + c[2]) + (c[1] + c[3]);
+}
+
+/* Of two numbers; where one is NaN it is b. */
+INLINE vec larger(vec a, vec b) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return choose(a > b, a, b);
+#endif
+}
+
+INLINE vec smaller(vec a, vec b) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+  return choose(a < b, a, b);
+#endif
+}
+
+INLINE float largest_of(vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float parts[LANES], top[4];
+  memcpy(parts, &x, sizeof parts);
+  memcpy(top, parts, sizeof top);
+  for (int k = 4; k < LANES; k++) top[k % 4] = MAX(top[k % 4], parts[k]);
+  return MAX(MAX(top[0], top[1]), MAX(top[2], top[3]));
+#endif
+}
+
+/* e^x to 2 units in the last place: 2^n times a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2].
+ * Below -87 it is e^-87, nearly 0; above 88 e^88. NaN stays: it is the second of each pair. */
+INLINE vec vexp(vec x) {
+  x = smaller(splat(88.0f), larger(splat(-87.0f), x));
+  vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 2^23: adding it rounds to a whole number */
+  vec n = shifted - 12582912.0f;
+  vec r = (x - n * 0.693145752f) - n * 1.42860677e-6f; /* ln 2 in two parts */
+  vec y = splat(1.3888889e-3f);
+  y = y * r + 8.3333333e-3f;
+  y = y * r + 4.1666668e-2f;
+  y = y * r + 0.16666667f;
+  y = y * r + 0.5f;
+  y = y * r + 1.0f;
+  y = y * r + 1.0f;
+  ivec exponent = ((ivec)shifted - 0x4b400000 + 127) << 23; /* 0x4b400000: the bits of 1.5 2^23 */
+  return y * (vec)exponent;
+}
+
+/* A hash of 32 bits for each lane: which elements dropout keeps. Both passes compute it again from the seed. */
+INLINE uvec mix(uvec x, uint32_t key) {
+  x ^= x >> 16;
+  x *= 0x7feb352d;
+  x ^= key;
+  x ^= x >> 15;
+  x *= 0x846ca68b;
+  return x ^ (x >> 16);
+}
+
+/* The two keys of row number `row` of a dropout with this seed (splitmix64). */
+INLINE void row_keys(uint64_t seed, uint64_t row, uint32_t keys[2]) {
+  uint64_t z = seed + (row + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  z ^= z >> 31;
+  keys[0] = (uint32_t)z;
+  keys[1] = (uint32_t)(z >> 32);
+}
+
+static const uvec counting = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/* 1 / (1 - p) where elements j … j + 15 of a row are kept, 0 where they are dropped */
+INLINE vec kept(const uint32_t keys[2], uint32_t j, uint32_t threshold, float scale) {
+  uvec hash = mix((counting + j) ^ keys[0], keys[1]);
+#if defined(__AVX512F__)
+  return (vec)_mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask((__m512i)hash, (__m512i)usplat(threshold)),
+                                  (__m512)splat(scale));
+#else
+  return choose((ivec)(hash >= threshold), splat(scale), splat(0.0f));
+#endif
+}
+
+INLINE uint32_t threshold_of(float p) {
+  double wanted = (double)p * 4294967296.0;
+  return wanted >= 4294967295.0 ? 4294967295u : (uint32_t)wanted;
+}
+
+#endif
