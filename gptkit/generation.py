@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gptkit.errors import UsageError
 from gptkit.experiment.schema import SamplingSettings
 from gptkit.model import GPT
+from gptkit.model.decoding import decoder_for
 from gptkit.plugins import Tokenizer
 from gptkit.seeds import derive_seed
 from gptkit.text.corpus import quote_characters
@@ -71,30 +74,27 @@ def generate(
 def generate_tokens(model: GPT, prompt: Tensor, settings: SamplingSettings, *, seed: int) -> Iterator[Tensor]:
     """The tokens that follow prompts (N, T), one (N,) at a time, `max_new_tokens` times."""
     device = model.token_embedding.weight.device
+    samples = len(prompt)
     context = model.settings.context_length
     kept = max(1, context // 2)  # how much is read again when the context is full
-    read = prompt[:, -context:].to(device)
-    recent = torch.empty(len(prompt), context, dtype=torch.int64, device=device)  # what the context holds
-    length = read.size(1)
-    recent[:, :length] = read
-    unread = recent[:, :length]
-    cache = model.new_cache(len(prompt))
+    seen = list(prompt[:, -context:].to(device).unbind(dim=1))  # what the context holds, (N,) each
     was_training = model.training
     model.eval()
     try:
-        for chances in _chances(len(prompt), settings.max_new_tokens, seed, device):
+        with torch.inference_mode():
+            decoder = decoder_for(model, samples)
+            logits: Tensor | None = decoder.read(torch.stack(seen, dim=1))
+        for chances in _chances(samples, settings.max_new_tokens, seed, device):
             with torch.inference_mode():
-                logits = model(unread, cache)[:, -1]
+                if len(seen) > context:
+                    seen = seen[-kept:]
+                    logits = decoder.read(torch.stack(seen, dim=1))
+                elif logits is None:
+                    logits = decoder.step(seen[-1])
                 tokens = choose_tokens(logits, chances, settings)
             yield tokens
-            if length == context:
-                recent[:, : kept - 1] = recent[:, length - kept + 1 :].clone()
-                length, unread = kept - 1, recent[:, :kept]
-                cache.clear()
-            else:
-                unread = recent[:, length : length + 1]
-            recent[:, length] = tokens
-            length += 1
+            seen.append(tokens)
+            logits = None
     finally:
         model.train(was_training)
 
@@ -122,6 +122,39 @@ def choose_tokens(logits: Tensor, chances: Tensor, settings: SamplingSettings) -
     """
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
+    if logits.device.type == "cpu":
+        chosen = choose_with_numpy(logits.to(torch.float64).numpy(), chances.numpy(), settings)
+        return torch.from_numpy(chosen)
+    return choose_with_torch(logits, chances, settings)
+
+
+def choose_with_numpy(
+    logits: NDArray[np.float64], chances: NDArray[np.float64], settings: SamplingSettings
+) -> NDArray[np.int64]:
+    """On a CPU: a dozen calls, each of which costs a fraction of torch's on a row of a small vocabulary."""
+    shares = logits / settings.temperature
+    V = shares.shape[-1]
+    if 0 < settings.top_k < V:
+        least = np.partition(shares, V - settings.top_k, axis=-1)[:, V - settings.top_k, None]
+        shares[shares < least] = -np.inf
+    shares -= shares.max(axis=-1, keepdims=True)
+    np.exp(shares, out=shares)  # relative to the likeliest token
+    if settings.min_p > 0:
+        shares[shares < settings.min_p] = 0.0
+    if settings.top_p < 1:
+        order = np.argsort(-shares, axis=-1, kind="stable")
+        ordered = np.take_along_axis(shares, order, axis=-1)
+        before = ordered.cumsum(axis=-1) - ordered
+        ordered[before >= settings.top_p * ordered.sum(axis=-1, keepdims=True)] = 0.0
+        np.put_along_axis(shares, order, ordered, axis=-1)
+    cumulative = shares.cumsum(axis=-1)
+    picked = (cumulative <= chances[:, None] * cumulative[:, -1:]).sum(axis=-1)
+    chosen: NDArray[np.int64] = np.minimum(picked, V - 1)
+    return chosen
+
+
+def choose_with_torch(logits: Tensor, chances: Tensor, settings: SamplingSettings) -> Tensor:
+    """On a GPU: nothing is copied from it."""
     logits = logits.to(chances.dtype) / settings.temperature
     if 0 < settings.top_k < logits.size(-1):
         least = logits.topk(settings.top_k, dim=-1).values[:, -1:]
@@ -139,7 +172,7 @@ def choose_tokens(logits: Tensor, chances: Tensor, settings: SamplingSettings) -
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Zero outside the fewest likeliest tokens that together have `top_p` of the probability."""
-    ordered, order = probabilities.sort(dim=-1, descending=True)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     ordered = ordered.masked_fill(before >= top_p * ordered.sum(dim=-1, keepdim=True), 0.0)
     return torch.zeros_like(probabilities).scatter(-1, order, ordered)

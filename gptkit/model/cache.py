@@ -40,6 +40,10 @@ class KeyValueCache:
         values.narrow(2, length, added).copy_(v)
         return keys.narrow(2, 0, length + added), values.narrow(2, 0, length + added)
 
+    def filled(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, (B, H, length, D) each, of what has been read."""
+        return self._keys[layer].narrow(2, 0, self.length), self._values[layer].narrow(2, 0, self.length)
+
     def advance(self, tokens: int) -> None:
         self.length += tokens
 

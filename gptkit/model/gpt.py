@@ -33,6 +33,8 @@ from gptkit.plugins import PositionalEncoding
 class RMSNorm(nn.Module):
     """Without a gain: the matrix that follows can do what it would."""
 
+    eps = kernels.RMS_EPS
+
     def forward(self, x: Tensor) -> Tensor:
         return kernels.rms_norm(x)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from gptkit.native import functions as native
 from gptkit.native import usable
 
-_EPS = 1e-6
+RMS_EPS = 1e-6  # added to the mean square: a row of zeros stays one
 _BLOCK = 128  # queries at a time: keys ahead of all of them are not multiplied at all
 _LONGEST = 1024  # keys up to which the whole matrix of scores is kept for the backward pass
 
@@ -44,10 +44,10 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor | None, eps: float) -> Tens
 def rms_norm(x: Tensor) -> Tensor:
     """x divided by its root mean square over the last dimension (Zhang and Sennrich 2019), without a gain."""
     if _in_c(x) and x.size(-1) <= native.LONGEST_ROW:
-        return _apply(native.Norm, x, None, None, _EPS, False)
+        return _apply(native.Norm, x, None, None, RMS_EPS, False)
     if _trains_on_cpu(x):
         return _apply(_RMSNorm, x)
-    return F.rms_norm(x, (x.size(-1),), eps=_EPS)
+    return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -57,7 +57,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)  # of the sum: bf16 would lose most of it
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-        scale = (length.square_() / x.size(-1) + _EPS).rsqrt_().to(x.dtype)
+        scale = (length.square_() / x.size(-1) + RMS_EPS).rsqrt_().to(x.dtype)
         y: Tensor = x * scale
         ctx.save_for_backward(y, scale)
         return y

@@ -88,6 +88,9 @@ class RotaryPosition(PositionalEncoding):
         cos, sin = self.cos[positions], self.sin[positions]  # (T, D)
         return kernels.rotate(q, cos, sin), kernels.rotate(k, cos, sin)
 
+    def rotation(self) -> tuple[Tensor, Tensor]:
+        return self.cos, self.sin
+
 
 class AlibiPosition(PositionalEncoding):
     """A penalty on attention that grows with the distance, at another slope in each head (Press et al. 2022).

@@ -55,6 +55,15 @@ class PositionalEncoding(nn.Module):
         """Turns queries and keys: q and k (B, H, T, D), positions (T,) -> the same shapes."""
         return q, k
 
+    def rotation(self) -> tuple[Tensor, Tensor] | None:
+        """What `rotate` does, as tables, where it is a plain turning of the pairs (i, i + D/2) of a head.
+
+        (cos, cos) and (-sin, sin) of each position and pair, (context_length, D) each, in fp32: x becomes
+        x (cos, cos) + (second half, first half of x) (-sin, sin). Generation is faster for it. None, which is
+        always right, has `rotate` called.
+        """
+        return None
+
     def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor | None:
         """Added to the attention scores: (Tq,), (Tk,) -> (H, Tq, Tk), or None for nothing.
 

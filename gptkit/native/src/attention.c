@@ -4,55 +4,18 @@
  * computes the scores again from q, k and the logarithm of their sum (Dao et al. 2022). Products are fp32, in
  * tiles that stay in registers. Keys ahead of a block are not touched.
  */
-#include "vectors.h"
+#include "tiles.h"
 
 enum { QUERIES = 32, TILE = 8 }; /* queries of a block, and of a part of it that shares what is ahead */
-
-/* c[m][0 … 16 n] (+)= sum over k of a(m, k) b[k][…] with a(m, k) = a[m am + k ak], for `rows` <= M rows: an M by
- * n tile of vectors that stays in registers, of which a processor with AVX-512 has 32. */
-#define TILE_PRODUCT(M, n)                                                                                    \
-  static void tile_##M##_##n(int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak, const float *b, \
-                             int64_t ldb, float *c, int64_t ldc, int add) {                                   \
-    vec sum[M][n];                                                                                            \
-    const float *from[M];                                                                                     \
-    for (int m = 0; m < M; m++) {                                                                             \
-      int64_t row = MIN(m, rows - 1);                                                                         \
-      from[m] = a + row * am;                                                                                 \
-      for (int v = 0; v < n; v++) sum[m][v] = add ? load(c + row * ldc, v * LANES, 0) : splat(0);             \
-    }                                                                                                         \
-    for (int64_t k = 0; k < K; k++) {                                                                         \
-      vec right[n];                                                                                           \
-      for (int v = 0; v < n; v++) right[v] = load(b + k * ldb, v * LANES, 0);                                 \
-      for (int m = 0; m < M; m++) {                                                                           \
-        vec left = splat(from[m][k * ak]);                                                                    \
-        for (int v = 0; v < n; v++) sum[m][v] += left * right[v];                                             \
-      }                                                                                                       \
-    }                                                                                                         \
-    for (int m = 0; m < M; m++)                                                                               \
-      if (m < rows)                                                                                           \
-        for (int v = 0; v < n; v++) store(c + m * ldc, v * LANES, sum[m][v], 0);                              \
-  }                                                                                                           \
-  static void product_##n(int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak, const float *b,    \
-                          int64_t ldb, float *c, int64_t ldc, int add) {                                      \
-    for (int64_t m = 0; m < rows; m += M)                                                                     \
-      tile_##M##_##n(MIN(M, rows - m), K, a + m * am, am, ak, b, ldb, c + m * ldc, ldc, add);                 \
-  }
-
-TILE_PRODUCT(8, 1)
-TILE_PRODUCT(8, 2)
-TILE_PRODUCT(8, 3)
-TILE_PRODUCT(6, 4)
-TILE_PRODUCT(4, 6)
-TILE_PRODUCT(3, 8)
 
 /* scores[r][j] = sum over d of q[r][d] kt[d][j] for keys 0 … keys - 1, rounded up to whole vectors */
 INLINE void scores_of(int64_t rows, int64_t D, const float *q, int64_t ldq, const float *kt, int64_t ldk,
                       int64_t keys, float *scores, int64_t lds) {
   for (int64_t j = 0; j < keys; j += 2 * LANES) {
     if (j + LANES < keys)
-      product_2(rows, D, q, ldq, 1, kt + j, ldk, scores + j, lds, 0);
+      product_8_2(rows, D, q, ldq, 1, kt + j, ldk, scores + j, lds, 0);
     else
-      product_1(rows, D, q, ldq, 1, kt + j, ldk, scores + j, lds, 0);
+      product_8_1(rows, D, q, ldq, 1, kt + j, ldk, scores + j, lds, 0);
   }
 }
 
@@ -121,12 +84,12 @@ static int64_t padded_width(int64_t D) {
 static void product_by_width(int64_t Dp, int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,
                              const float *b, float *c, int add) {
   switch (Dp / LANES) {
-    case 1: product_1(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 2: product_2(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 3: product_3(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 4: product_4(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 6: product_6(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    default: product_8(rows, K, a, am, ak, b, Dp, c, Dp, add);
+    case 1: product_8_1(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
+    case 2: product_8_2(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
+    case 3: product_8_3(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
+    case 4: product_6_4(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
+    case 6: product_4_6(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
+    default: product_3_8(rows, K, a, am, ak, b, Dp, c, Dp, add);
   }
 }
 

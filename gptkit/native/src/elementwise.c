@@ -1,7 +1,6 @@
 /* What happens to each number, or each row of numbers, for itself: norms, non-linearities, dropout, loss. */
-#include "vectors.h"
+#include "nonlinear.h"
 
-enum { GELU, GELU_TANH, RELU2, SWIGLU };
 enum { CHUNK = 4096 }; /* elements that a thread takes at a time; a row of the dropout's keys */
 
 /* ---- norms ---------------------------------------------------------------------------------------------- */
@@ -160,24 +159,11 @@ static const float slope_terms[9] = {7.97609556e-01f,  -2.64826553e-01f, 5.84561
 
 INLINE vec within(vec x, float most) { return smaller(splat(most), larger(splat(-most), x)); }
 
-/* P(X < x) of a standard normal, and its density: erf by Abramowitz and Stegun 7.1.26, wrong by 1e-7. */
-INLINE vec normal_cdf(vec x, vec *density) {
-  vec size = (vec)((ivec)x & 0x7fffffff) * 0.70710678f;
-  vec t = 1.0f / (1.0f + 0.3275911f * size);
-  vec bell = vexp(-size * size);
-  vec tail = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) *
-             t * bell * 0.5f;
-  *density = bell * 0.39894228f;
-  return choose(x < 0.0f, tail, 1.0f - tail);
-}
-
-INLINE vec logistic(vec x) { return 1.0f / (1.0f + vexp(-x)); }
-
 INLINE vec apply(int kind, vec x, int bf16) {
   vec density;
   if (kind == GELU && bf16) return larger(splat(-4), x) * odd(within(x, 4), cdf_terms);
   if (kind == GELU) return x * normal_cdf(x, &density);
-  if (kind == GELU_TANH) return x * logistic(1.5957691f * (x + 0.044715f * x * x * x));
+  if (kind == GELU_TANH) return gelu_tanh(x);
   vec r = larger(splat(0), x);
   return r * r;
 }
