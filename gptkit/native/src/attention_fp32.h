@@ -1,0 +1,156 @@
+/* Attention of one head in fp32, whatever its tensors are. */
+#ifndef GPTKIT_ATTENTION_FP32_H
+#define GPTKIT_ATTENTION_FP32_H
+
+#include "attention.h"
+
+/* scores[r][j] = sum over d of q[r][d] kt[d][j] for keys 0 … keys - 1, rounded up to whole vectors */
+INLINE void scores_of(int64_t rows, int64_t D, const float *q, int64_t ldq, const float *kt, int64_t ldk,
+                      int64_t keys, float *scores, int64_t lds) {
+  for (int64_t j = 0; j < keys; j += 2 * LANES) {
+    if (j + LANES < keys)
+      product_8_2(rows, D, q, ldq, 1, kt + j, ldk, scores + j, lds, 0);
+    else
+      product_8_1(rows, D, q, ldq, 1, kt + j, ldk, scores + j, lds, 0);
+  }
+}
+
+/* What one thread works with: rows padded to whole vectors, sequences to whole tiles */
+typedef struct {
+  int64_t T, D; /* padded */
+  float *q, *k, *kt, *v, *vt, *dout, *dk, *dv, *p, *ds, *tile;
+} Room;
+
+static int64_t room_size(int64_t T, int64_t D, int back) {
+  return back ? 8 * T * D + 2 * QUERIES * T + QUERIES * D : 4 * T * D + QUERIES * T + QUERIES * D;
+}
+
+static Room room_in(float *memory, int64_t T, int64_t D, int back) {
+  Room r = {.T = T, .D = D};
+  float **all[] = {&r.q, &r.kt, &r.v, &r.k, &r.vt, &r.dout, &r.dk, &r.dv};
+  for (int i = 0; i < (back ? 8 : 4); i++, memory += T * D) *all[i] = memory;
+  r.p = memory, memory += QUERIES * T;
+  if (back) r.ds = memory, memory += QUERIES * T;
+  r.tile = memory;
+  return r;
+}
+
+/* Rows of a tensor as fp32, padded with zeros to (Tp, Dp) */
+static void fetch(const void *x, int64_t stride, int64_t T, int64_t D, float *to, int64_t Tp, int64_t Dp,
+                  int bf16) {
+  for (int64_t t = 0; t < T; t++)
+    for (int64_t d = 0; d < Dp; d += LANES) {
+      vec row = d < D ? load_upto(at(x, t * stride, bf16), d, D, bf16) : splat(0);
+      store(to + t * Dp, d, row, 0);
+    }
+  memset(to + T * Dp, 0, (size_t)((Tp - T) * Dp) * sizeof(float));
+}
+
+static void transpose(const float *x, int64_t Tp, int64_t Dp, float *to) {
+  for (int64_t t = 0; t < Tp; t += LANES)
+    for (int64_t d = 0; d < Dp; d++)
+      for (int i = 0; i < LANES; i++) to[d * Tp + t + i] = x[(t + i) * Dp + d];
+}
+
+/* And back, times scale */
+static void give(const float *x, int64_t Dp, int64_t T, int64_t D, void *to, int64_t stride, float scale,
+                 int bf16) {
+  for (int64_t t = 0; t < T; t++)
+    for (int64_t d = 0; d < D; d += LANES)
+      store_upto(at_(to, t * stride, bf16), d, D, load(x + t * Dp, d, 0) * scale, bf16);
+}
+
+/* D as it is padded: a width that there is a product of */
+static int64_t padded_width(int64_t D) {
+  int64_t n = (D + LANES - 1) / LANES;
+  return (n == 5 || n == 7 ? n + 1 : n) * LANES;
+}
+
+static void product_by_width(int64_t Dp, int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,
+                             const float *b, float *c, int add) {
+  switch (Dp / LANES) {
+    case 1: product_8_1(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
+    case 2: product_8_2(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
+    case 3: product_8_3(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
+    case 4: product_6_4(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
+    case 6: product_4_6(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
+    default: product_3_8(rows, K, a, am, ak, b, Dp, c, Dp, add);
+  }
+}
+
+static void forward_fp32(const Attention *s, const Head *h, const Room *r) {
+  int64_t T = s->T, Tp = r->T, D = s->D, Dp = r->D;
+  int bf16 = s->bf16;
+  fetch(h->q, s->q[2], T, D, r->q, Tp, Dp, bf16);
+  fetch(h->k, s->k[2], T, D, r->k, Tp, Dp, bf16);
+  fetch(h->v, s->v[2], T, D, r->v, Tp, Dp, bf16);
+  transpose(r->k, Tp, Dp, r->kt);
+  float scale = 1.0f / sqrtf((float)D);
+  uint32_t threshold = threshold_of(s->dropout);
+  for (int64_t start = 0; start < T; start += QUERIES) {
+    int64_t rows = MIN(QUERIES, T - start);
+    float inverse[QUERIES];
+    for (int64_t sub = 0; sub < rows; sub += TILE) {
+      int64_t here = MIN(TILE, rows - sub), upto = start + sub + here;
+      scores_of(here, D, r->q + (start + sub) * Dp, Dp, r->kt, Tp, upto, r->p + sub * Tp, Tp);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+      float *p = r->p + i * Tp;
+      inverse[i] = softmax_row(s, h, p, start + i, start + rows, scale, threshold, p, 0);
+    }
+    for (int64_t sub = 0; sub < rows; sub += TILE) {
+      int64_t here = MIN(TILE, rows - sub), upto = start + sub + here;
+      product_by_width(Dp, here, upto, r->p + sub * Tp, Tp, 1, r->v, r->tile + sub * Dp, 0);
+    }
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t d = 0; d < D; d += LANES)
+        store_upto(at_(h->to, (start + i) * s->out[2], bf16), d, D, load(r->tile + i * Dp, d, 0) * inverse[i],
+                   bf16);
+  }
+}
+
+/* With ds = share (dp - delta), the gradient of the scaled scores: dq = scale ds k, dk = scale ds' q. */
+static void backward_fp32(const Attention *s, const Head *h, const Room *r) {
+  int64_t T = s->T, Tp = r->T, D = s->D, Dp = r->D;
+  int bf16 = s->bf16;
+  fetch(h->q, s->q[2], T, D, r->q, Tp, Dp, bf16);
+  fetch(h->k, s->k[2], T, D, r->k, Tp, Dp, bf16);
+  fetch(h->v, s->v[2], T, D, r->v, Tp, Dp, bf16);
+  fetch(h->dout, h->dout_stride, T, D, r->dout, Tp, Dp, bf16);
+  transpose(r->k, Tp, Dp, r->kt);
+  transpose(r->v, Tp, Dp, r->vt);
+  memset(r->dk, 0, (size_t)(Tp * Dp) * sizeof(float));
+  memset(r->dv, 0, (size_t)(Tp * Dp) * sizeof(float));
+  float scale = 1.0f / sqrtf((float)D);
+  uint32_t threshold = threshold_of(s->dropout);
+  for (int64_t start = 0; start < T; start += QUERIES) {
+    int64_t rows = MIN(QUERIES, T - start), keys = start + rows;
+    for (int64_t sub = 0; sub < rows; sub += TILE) {
+      int64_t here = MIN(TILE, rows - sub), upto = start + sub + here;
+      scores_of(here, D, r->q + (start + sub) * Dp, Dp, r->kt, Tp, upto, r->p + sub * Tp, Tp);
+      scores_of(here, D, r->dout + (start + sub) * Dp, Dp, r->vt, Tp, upto, r->ds + sub * Tp, Tp);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+      float *p = r->p + i * Tp, *ds = r->ds + i * Tp;
+      Query query = query_of(s, h, start + i, bf16);
+      int64_t j = 0;
+      for (; j <= start + i; j += LANES) {
+        vec change;
+        store(p, j, share_of(s, h, &query, load(p, j, 0), load(ds, j, 0), j, scale, threshold, &change), 0);
+        store(ds, j, change, 0);
+      }
+      for (; j < keys; j += LANES) store(p, j, splat(0), 0), store(ds, j, splat(0), 0);
+    }
+    for (int64_t sub = 0; sub < rows; sub += TILE) {
+      int64_t here = MIN(TILE, rows - sub), upto = start + sub + here;
+      product_by_width(Dp, here, upto, r->ds + sub * Tp, Tp, 1, r->k, r->tile + sub * Dp, 0);
+    }
+    product_by_width(Dp, keys, rows, r->ds, 1, Tp, r->q + start * Dp, r->dk, 1);
+    product_by_width(Dp, keys, rows, r->p, 1, Tp, r->dout + start * Dp, r->dv, 1);
+    give(r->tile, Dp, rows, D, at_(h->dq, start * h->grad_stride, bf16), h->grad_stride, scale, bf16);
+  }
+  give(r->dk, Dp, T, D, h->dk, h->grad_stride, scale, bf16);
+  give(r->dv, Dp, T, D, h->dv, h->grad_stride, 1, bf16);
+}
+
+#endif
