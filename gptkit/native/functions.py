@@ -25,7 +25,7 @@ LARGEST_HEAD = 128  # numbers of a head that attention.c has register tiles for
 _Three = c_int64 * 3
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "norm_forward": (None, [c_void_p] * 7 + [c_float] + [c_int] * 3),
-    "norm_backward": (None, [c_void_p] * 9 + [c_int] * 4),
+    "norm_backward": (c_int, [c_void_p] * 10 + [c_int] * 3),
     "rotate": (None, [c_void_p] * 6 + [c_int] * 3),
     "activation": (None, [c_int] + [c_void_p] * 3 + [c_int64, c_int, c_int]),
     "gated": (None, [c_void_p] * 3 + [c_int64, c_int64, c_int, c_int]),
@@ -140,10 +140,9 @@ class Norm(Function):
         x, rows, strides = _rows(x)
         dy, _, dy_strides = _rows(dy)
         dx = torch.empty(x.shape, dtype=x.dtype)
-        threads = _threads()
-        C = x.size(-1)
-        partial = torch.zeros(threads, 2, -(-C // 16) * 16) if gain is not None else None
-        _functions().norm_backward(
+        dgain = None if gain is None else torch.empty(x.size(-1), dtype=x.dtype)
+        dbias = torch.empty(x.size(-1), dtype=x.dtype) if ctx.with_bias else None
+        failed = _functions().norm_backward(
             x.data_ptr(),
             strides,
             dy.data_ptr(),
@@ -152,16 +151,15 @@ class Norm(Function):
             _pointer(gain),
             stats.data_ptr(),
             dx.data_ptr(),
-            _pointer(partial),
-            ctx.with_bias,
+            _pointer(dgain),
+            _pointer(dbias),
             ctx.centre,
             _is_bf16(x),
-            threads,
+            _threads(),
         )
-        if partial is None:
-            return dx, None, None, None, None
-        dgain, dbias = partial[:, :, :C].sum(0).to(x.dtype).unbind()
-        return dx, dgain, dbias if ctx.with_bias else None, None, None
+        if failed:
+            raise MemoryError("norm: out of memory")
+        return dx, dgain, dbias, None, None
 
 
 class Rotate(Function):

@@ -90,24 +90,37 @@ EXPORT void norm_forward(const void *x, const int64_t *strides, const Rows *n, c
   }
 }
 
-/* dx is contiguous. partial (threads, 2, padded C), zeroed, takes each thread's sums for gain and bias; C is
- * padded to whole vectors. */
-EXPORT void norm_backward(const void *x, const int64_t *strides, const void *dy, const int64_t *dy_strides,
-                          const Rows *n, const void *gain, const float *stats, void *dx, float *partial,
-                          int with_bias, int centre, int bf16, int threads) {
+/* dx is contiguous. dgain and dbias (C), where the norm has them, are in the dtype of x. Returns 0, or 1 where
+ * memory is not to be had. */
+EXPORT int norm_backward(const void *x, const int64_t *strides, const void *dy, const int64_t *dy_strides,
+                         const Rows *n, const void *gain, const float *stats, void *dx, void *dgain, void *dbias,
+                         int centre, int bf16, int threads) {
   int64_t rows = n->outer * n->middle * n->inner, C = n->C, padded = (C + LANES - 1) / LANES * LANES;
+  float *sums = dgain ? calloc((size_t)(threads * 2 * padded), sizeof(float)) : NULL; /* of each thread */
+  if (dgain && !sums) return 1;
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * C > CHUNK)
   for (int64_t row = 0; row < rows; row++) {
     const void *from = at(x, offset(strides, n, row), bf16);
     const void *gradient = at(dy, offset(dy_strides, n, row), bf16);
-    float *dgain = partial ? partial + 2 * padded * THREAD : NULL;
-    float *dbias = with_bias ? dgain + padded : NULL;
+    float *to_gain = dgain ? sums + 2 * padded * THREAD : NULL;
+    float *to_bias = dbias ? to_gain + padded : NULL;
     void *to = at_(dx, row * C, bf16);
     if (bf16)
-      norm_row_back(from, gain, gradient, to, stats + 2 * row, dgain, dbias, C, centre, 1);
+      norm_row_back(from, gain, gradient, to, stats + 2 * row, to_gain, to_bias, C, centre, 1);
     else
-      norm_row_back(from, gain, gradient, to, stats + 2 * row, dgain, dbias, C, centre, 0);
+      norm_row_back(from, gain, gradient, to, stats + 2 * row, to_gain, to_bias, C, centre, 0);
   }
+  for (int64_t i = 0; dgain && i < C; i += LANES) {
+    vec gains = {0}, shifts = {0};
+    for (int64_t thread = 0; thread < threads; thread++) {
+      gains += load(sums + thread * 2 * padded, i, 0);
+      shifts += load(sums + thread * 2 * padded + padded, i, 0);
+    }
+    store_upto(dgain, i, C, gains, bf16);
+    if (dbias) store_upto(dbias, i, C, shifts, bf16);
+  }
+  free(sums);
+  return 0;
 }
 
 /* ---- rotation (RoPE) ------------------------------------------------------------------------------------ */
