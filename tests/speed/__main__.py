@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}", file=sys.stderr)
         return 2
     options = Options(said.nanogpt, said.seconds, said.blocks, said.seeds, said.gpu_batch)
-    found: dict[str, list[Finding]] = {}
+    found: dict[str, Sequence[Finding]] = {}
     failed = False
     for row in rows:
         print(f"measuring {row} ...", file=sys.stderr)

@@ -139,14 +139,15 @@ def _experiment(name: str, *, loss: float, seconds: float, options: Options) -> 
             found = record(run)
         losses.append(float(found["best_val_loss"]))
         times.append(float(found["seconds"]))
+    numbers: dict[str, float | str] = {f"loss {seed}": found for seed, found in enumerate(losses, 1)}
+    numbers |= {f"seconds {seed}": found for seed, found in enumerate(times, 1)}
     return Finding(
         f"{name}.toml",
         f"loss ≤ {loss:g} in ≤ {seconds:g} s of training",
         f"loss {_range(losses, 4)} in {_range(times, 1)} s",
         f"run.json, {options.seeds} seed(s): best loss over the whole val split, seconds of training",
         max(losses) <= loss and max(times) <= seconds,
-        {f"loss {seed}": found for seed, found in enumerate(losses, 1)}
-        | {f"seconds {seed}": found for seed, found in enumerate(times, 1)},
+        numbers,
     )
 
 
