@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gptkit.errors import DataError
 from gptkit.plugins import PluginOptions, StreamDecoder, Tokenizer, registry
 from gptkit.text.corpus import build_corpus, split_text
-from gptkit.text.tokenizers import BigramTokenizer, ByteTokenizer, CharTokenizer
+from gptkit.text.tokenizers import BigramTokenizer, ByteTokenizer, CharTokenizer, distinct_characters
 
 # Any text that a file can hold: all of Unicode but halves of surrogate pairs
 TEXT = st.text(max_size=60)
@@ -339,3 +339,9 @@ def test_a_text_too_short_for_the_context_is_refused_with_what_would_fit(
     with pytest.raises(DataError, match=remedy):
         build_corpus(text, ByteTokenizer(), val_fraction=0.1, context_length=context_length)
     build_corpus(text, ByteTokenizer(), val_fraction=0.1, context_length=9)
+
+
+def test_distinct_characters_are_found_wherever_they_first_appear() -> None:
+    """Chunks of 2**20 characters: ASCII and others, new ones in the second and later."""
+    text = "ab" * 2**19 + "ba" * 2**19 + "c" + "é" * 2**20 + "d\n" * 3
+    assert distinct_characters(text) == ["\n", "a", "b", "c", "d", "é"]

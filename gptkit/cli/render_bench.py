@@ -9,32 +9,40 @@ from typing import TYPE_CHECKING
 from gptkit.cli.render_tables import duration, show_table
 
 if TYPE_CHECKING:
-    from gptkit.workflows.benchmark import Benchmark
+    from gptkit.workflows.benchmark import Benchmark, Rate, RivalRate
 
 
 def show(result: Benchmark, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({**asdict(result), "utilisation": result.utilisation}))
+        print(json.dumps(asdict(result)))
         return
-    print(
-        f"{result.parameters:,} parameters, {result.device}, {result.precision}, {result.threads} threads; "
-        f"matrix products reach {result.peak_flops / 1e9:,.0f} GFLOP/s"
+    peaks = " and ".join(
+        f"{flops / 1e9:,.0f} GFLOP/s in {precision}" for precision, flops in result.peaks.items()
     )
+    print(f"{result.experiment}: {result.shape}; {result.parameters:,} parameters")
+    print(f"{result.device}, {result.threads} threads; matrix products reach {peaks}")
     rows = [
         _row("training", result.training, result.rival_training),
         _row("sampling, one stream", result.generation, result.rival_generation),
-        _row(f"sampling, {result.streams} streams", result.generation_streams, 0.0),
+        _row(
+            f"sampling, {result.streams} streams", result.generation_streams, result.rival_generation_streams
+        ),
     ]
-    header = ("tokens/s", "gptkit", *((result.rival, "ratio") if result.rival else ()))
-    show_table(header, [row[: len(header)] for row in rows], right=header[1:])
-    print(
-        f"training is {result.training * result.flops_per_token / 1e9:,.0f} GFLOP/s, "
-        f"{result.utilisation:.0%} of the peak; the whole experiment takes about "
-        f"{duration(result.experiment_seconds)} of training"
+    header: tuple[str, ...] = ("", "tokens/s", "precision", "GFLOP/s", "of the peak")
+    if result.rival:
+        header = (*header, result.rival, "its precision", "ratio")
+    show_table(header, [row[: len(header)] for row in rows], right=[name for name in header if name])
+    print(f"the whole experiment takes about {duration(result.experiment_seconds)} of training")
+
+
+def _row(what: str, ours: Rate, theirs: RivalRate | None) -> tuple[str, ...]:
+    cells: tuple[str, ...] = (
+        what,
+        f"{ours.tokens:,.0f}",
+        ours.precision,
+        f"{ours.flops / 1e9:,.1f}",
+        f"{ours.utilisation:.1%}",
     )
-
-
-def _row(what: str, ours: float, theirs: float) -> tuple[str, str, str, str]:
-    if not theirs:
-        return what, f"{ours:,.0f}", "-", "-"
-    return what, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}x"
+    if theirs is None:
+        return cells
+    return (*cells, f"{theirs.tokens:,.0f}", theirs.precision, f"{ours.tokens / theirs.tokens:.2f}x")

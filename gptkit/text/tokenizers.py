@@ -33,7 +33,13 @@ def distinct_characters(text: str) -> list[str]:
     """The characters of `text`, each once, sorted by code point; in bounded memory."""
     seen: set[str] = set()
     for start in range(0, len(text), _CHUNK):
-        seen.update(text[start : start + _CHUNK])
+        chunk = text[start : start + _CHUNK]
+        if (
+            chunk.isascii()
+        ):  # what is known already is deleted byte by byte, far faster than a set takes it in
+            known = "".join(character for character in seen if character.isascii())
+            chunk = chunk.encode("ascii").translate(None, known.encode("ascii")).decode("ascii")
+        seen.update(chunk)
     return sorted(seen)
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from gptkit.backend import Backend, choose_backend, computing
-from gptkit.errors import PluginError, UsageError
+from gptkit.errors import UsageError
 from gptkit.experiment import Experiment, SamplingSettings
 from gptkit.generation import generate_tokens
 from gptkit.model import GPT
@@ -25,37 +25,50 @@ from gptkit.text.batches import BatchSampler
 from gptkit.training.loop import Progress, Trainer
 from gptkit.training.optim import Optimizer, weights_for
 from gptkit.workflows.building import build_new_model
+from gptkit.workflows.rival import Transformers, quiet_transformers
 
 _STREAMS = 64  # sampled at once, beside one alone
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Rates are tokens a second; FLOP/s count the model's own multiplications, twice, as is usual."""
+class Rate:
+    """What was measured of one thing, for one stream of work or several together."""
 
+    tokens: float  # a second
+    precision: str  # of the matrix products
+    flops: float  # a second: the model's own multiplications and additions
+    utilisation: float  # their share of the measured peak at this precision
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Rates of an experiment's model on this machine; with a rival, those of the same shape there."""
+
+    experiment: str  # its name
+    shape: str  # for a person
     device: str
-    precision: str
     threads: int
     parameters: int
-    training: float
-    generation: float  # one stream
-    generation_streams: float  # all of `streams` together
+    training: Rate
+    generation: Rate  # one stream
+    generation_streams: Rate  # all of `streams` together
     streams: int
-    flops_per_token: float  # of a training step
-    peak_flops: float  # of a large matrix product at this precision, measured
+    peaks: dict[str, float]  # precision -> FLOP/s of a large matrix product
     experiment_seconds: float  # of training, by its max_steps
-    rival: str  # "" for none
-    rival_training: float
-    rival_generation: float
+    rival: str  # "" for none; each of its rates is the better of fp32 and, where the processor has it, bf16
+    rival_training: RivalRate | None = None
+    rival_generation: RivalRate | None = None
+    rival_generation_streams: RivalRate | None = None
 
-    @property
-    def utilisation(self) -> float:
-        """Share of the measured peak that training reaches."""
-        return self.training * self.flops_per_token / self.peak_flops
+
+@dataclass(frozen=True)
+class RivalRate:
+    tokens: float  # a second
+    precision: str  # the one that was faster there
 
 
 def benchmark(
-    experiment: Experiment, *, vocab_size: int = 65, against: str = "", seconds: float = 3.0, blocks: int = 3
+    experiment: Experiment, *, vocab_size: int = 65, against: str = "", seconds: float = 2.0, blocks: int = 3
 ) -> Benchmark:
     """Measures `blocks` blocks of about `seconds` each, for each thing measured.
 
@@ -64,32 +77,102 @@ def benchmark(
     if against not in ("", "transformers"):
         raise UsageError(f"--against {against!r}: expected transformers.")
     backend = choose_backend(experiment.training)
-    with computing(backend):
-        trainer, model = _trainer(experiment, backend, vocab_size)
-        train = _stepper(trainer)
-        rival = _Transformers(experiment, backend, vocab_size) if against else None
-        rates = _alternate([train, rival.step] if rival else [train], seconds, blocks)
-        per_step = experiment.tokens_per_step
-        reader = build_new_model(experiment, vocab_size, seed=0).to(backend.device)
-        count = min(256, model.settings.context_length)
-        write = [lambda: _write(reader, 1, count), lambda: _write(reader, _STREAMS, count)]
-        written = _alternate([*write, rival.write] if rival else write, seconds, blocks)
+    with computing(backend), quiet_transformers() if against else nullcontext():
+        bench = _Bench(experiment, backend, vocab_size, against, seconds, blocks)
+        return bench.run()
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """One benchmark while it runs."""
+
+    experiment: Experiment
+    backend: Backend
+    vocab_size: int
+    against: str
+    seconds: float
+    blocks: int
+
+    def run(self) -> Benchmark:
+        experiment, backend = self.experiment, self.backend
+        model, training, theirs_training = self._training()
+        reader = build_new_model(experiment, self.vocab_size, seed=0).to(backend.device)
+        reading = "bf16" if reader.token_embedding.weight.dtype == torch.bfloat16 else "fp32"
+        # A rival with learned positions ends with the context, and so does the count here
+        count = max(1, min(257, experiment.model.context_length) - 1)
+        one, theirs_one = self._writing(reader, 1, count)
+        many, theirs_many = self._writing(reader, _STREAMS, count)
+        peaks = {
+            precision: measure_peak(backend.device, dtype)
+            for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+            if precision in (backend.precision, reading)
+        }
+
+        def rate(tokens: float, precision: str, flops_per_token: float) -> Rate:
+            flops = tokens * flops_per_token
+            return Rate(tokens, precision, flops, flops / peaks[precision])
+
+        per_written = flops_per_token_written(model, count)
         return Benchmark(
+            experiment=experiment.name,
+            shape=_describe(experiment),
             device=backend.device,
-            precision=backend.precision,
             threads=backend.threads,
             parameters=model.parameter_count,
-            training=rates[0] * per_step,
-            generation=written[0] * count,
-            generation_streams=written[1] * count * _STREAMS,
+            training=rate(training, backend.precision, flops_per_token(model)),
+            generation=rate(one, reading, per_written),
+            generation_streams=rate(many, reading, per_written),
             streams=_STREAMS,
-            flops_per_token=flops_per_token(model),
-            peak_flops=measure_peak(backend),
-            experiment_seconds=experiment.training.max_steps / rates[0],
-            rival=against,
-            rival_training=rates[1] * per_step if rival else 0.0,
-            rival_generation=written[2] * rival.written if rival else 0.0,
+            peaks=peaks,
+            experiment_seconds=experiment.training.max_steps * experiment.tokens_per_step / training,
+            rival=self.against,
+            rival_training=theirs_training,
+            rival_generation=theirs_one,
+            rival_generation_streams=theirs_many,
         )
+
+    def _training(self) -> tuple[GPT, float, RivalRate | None]:
+        trainer, model = build_trainer(self.experiment, self.backend, self.vocab_size)
+        works = {precision: waiting(rival.step, self.backend) for precision, rival in self._rivals()}
+        ours, theirs = self._compare(stepper(trainer, self.backend), works, self.experiment.tokens_per_step)
+        return model, ours, theirs
+
+    def _writing(self, reader: GPT, streams: int, count: int) -> tuple[float, RivalRate | None]:
+        sampling = self.experiment.sampling
+        works = {
+            precision: waiting(lambda rival=rival: rival.write(streams, count, sampling), self.backend)  # type: ignore[misc]
+            for precision, rival in self._rivals()
+        }
+        return self._compare(lambda: write(reader, streams, count, sampling), works, streams * count)
+
+    def _rivals(self) -> list[tuple[str, Transformers]]:
+        precisions = ("fp32", "bf16") if self.backend.precision == "bf16" else ("fp32",)
+        return [
+            (precision, Transformers(self.experiment, self.backend, self.vocab_size, precision))
+            for precision in (precisions if self.against else ())
+        ]
+
+    def _compare(
+        self, ours: Callable[[], None], rivals: dict[str, Callable[[], None]], tokens: int
+    ) -> tuple[float, RivalRate | None]:
+        """Tokens a second of ours, and of the rival in the precision that a short trial found faster."""
+        if not rivals:
+            return alternate([ours], self.seconds, self.blocks)[0] * tokens, None
+        trial = dict(zip(rivals, alternate(list(rivals.values()), self.seconds / 4, 1), strict=True))
+        best = max(trial, key=trial.__getitem__)
+        mine, theirs = alternate([ours, rivals[best]], self.seconds, self.blocks)
+        return mine * tokens, RivalRate(theirs * tokens, best)
+
+
+def _describe(experiment: Experiment) -> str:
+    model, training = experiment.model, experiment.training
+    batch = f"{training.batch_size} x {model.context_length}"
+    if training.gradient_accumulation_steps > 1:
+        batch = f"{training.gradient_accumulation_steps} x {batch}"
+    return (
+        f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, batches of {batch} tokens, "
+        f"{experiment.optimizer.type}"
+    )
 
 
 def flops_per_token(model: GPT) -> float:
@@ -103,29 +186,46 @@ def flops_per_token(model: GPT) -> float:
     return 6.0 * matrices + 12.0 * settings.n_layer * settings.n_embd * settings.context_length
 
 
-def measure_peak(backend: Backend) -> float:
-    """FLOP/s of a large square matrix product in the backend's precision: the best of a few."""
-    size = 4096 if backend.device == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=backend.device).to(backend.dtype) for _ in range(2))
+def flops_per_token_written(model: GPT, count: int) -> float:
+    """Of one token in a text of `count`, with a cache: 2 a weight, and attention to half of it."""
+    settings = model.settings
+    matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+    return 2.0 * matrices + 4.0 * settings.n_layer * settings.n_embd * (count + 1) / 2
+
+
+def measure_peak(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product: the best of some."""
+    size, repeats = (8192, 4) if device == "cuda" else (1024, 1)  # few waits where a wait costs something
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     a @ b
     rates = []
     for _ in range(20):
-        _wait(backend.device)
+        wait(device)
         started = time.perf_counter()
-        a @ b
-        _wait(backend.device)
-        rates.append(2 * size**3 / (time.perf_counter() - started))
+        for _ in range(repeats):
+            a @ b
+        wait(device)
+        rates.append(repeats * 2 * size**3 / (time.perf_counter() - started))
     return max(rates)
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
     if device == "cuda":
         torch.cuda.synchronize()
     elif device == "mps":
         torch.mps.synchronize()
 
 
-def _alternate(works: list[Callable[[], None]], seconds: float, blocks: int) -> list[float]:
+def waiting(work: Callable[[], object], backend: Backend) -> Callable[[], None]:
+    def waited() -> None:
+        work()
+        wait(backend.device)
+
+    return waited
+
+
+def alternate(works: list[Callable[[], None]], seconds: float, blocks: int) -> list[float]:
     """Calls of each a second: the median over blocks taken in turn, after a warm-up."""
     repeats = []
     for work in works:
@@ -143,13 +243,14 @@ def _alternate(works: list[Callable[[], None]], seconds: float, blocks: int) -> 
     return [statistics.median(found) for found in rates]
 
 
-def _trainer(experiment: Experiment, backend: Backend, vocab_size: int) -> tuple[Trainer, GPT]:
+def build_trainer(experiment: Experiment, backend: Backend, vocab_size: int) -> tuple[Trainer, GPT]:
+    """A trainer of random tokens, and its model as it is before compilation."""
     model = build_new_model(experiment, vocab_size, seed=0).to(backend.device)
     context = experiment.model.context_length
     weights = weights_for(model, backend.dtype, experiment.optimizer)
     ids = np.random.default_rng(0).integers(0, vocab_size, max(100_000, 4 * context))
     sampler = BatchSampler(
-        ids.astype(np.uint8 if vocab_size <= 256 else np.uint32),
+        ids.astype(np.min_scalar_type(vocab_size - 1)),
         context_length=context,
         batch_size=experiment.training.batch_size,
         seed=0,
@@ -166,68 +267,19 @@ def _trainer(experiment: Experiment, backend: Backend, vocab_size: int) -> tuple
     return trainer, model
 
 
-def _stepper(trainer: Trainer) -> Callable[[], None]:
-    device = trainer.weights.master.device.type
+def stepper(trainer: Trainer, backend: Backend) -> Callable[[], None]:
+    """One update of the trainer at each call, the batch gathered as in a run."""
 
     def step() -> None:
         trainer.progress.step += 1
         trainer.update(trainer.progress.step)
-        _wait(device)
 
-    return step
+    return waiting(step, backend)
 
 
-def _write(model: GPT, streams: int, count: int) -> None:
+def write(model: GPT, streams: int, count: int, sampling: SamplingSettings) -> None:
+    """`count` tokens after one token, in each of `streams`."""
     prompt = torch.zeros(streams, 1, dtype=torch.int64)
-    for _ in generate_tokens(model, prompt, SamplingSettings(max_new_tokens=count), seed=0):
+    settings = sampling.model_copy(update={"max_new_tokens": count})
+    for _ in generate_tokens(model, prompt, settings, seed=0):
         pass
-
-
-class _Transformers:
-    """The same shape as GPT-2 in Hugging Face transformers, with torch's AdamW and its own cache."""
-
-    def __init__(self, experiment: Experiment, backend: Backend, vocab_size: int) -> None:
-        try:
-            from transformers import GPT2Config, GPT2LMHeadModel
-        except ImportError:
-            raise PluginError("transformers is not installed here; pip install transformers") from None
-        model, training = experiment.model, experiment.training
-        config = GPT2Config(
-            vocab_size=vocab_size,
-            n_positions=model.context_length,
-            n_embd=model.n_embd,
-            n_layer=model.n_layer,
-            n_head=model.n_head,
-            resid_pdrop=model.dropout,
-            embd_pdrop=model.dropout,
-            attn_pdrop=model.dropout,
-            bos_token_id=0,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        self._device = backend.device
-        self._model: Any = GPT2LMHeadModel(config)
-        self._model.to(backend.device)
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4)
-        shape = (training.batch_size, model.context_length)
-        self._accumulation = training.gradient_accumulation_steps
-        self._tokens = torch.randint(vocab_size, shape, device=backend.device)
-        self.written = min(256, model.context_length) - 1
-
-    def step(self) -> None:
-        self._model.train()
-        for _ in range(self._accumulation):
-            loss = self._model(self._tokens, labels=self._tokens).loss / self._accumulation
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        _wait(self._device)
-
-    def write(self) -> None:
-        self._model.eval()
-        with torch.inference_mode():
-            self._model.generate(
-                self._tokens[:1, :1], max_new_tokens=self.written, min_new_tokens=self.written, do_sample=True
-            )
-        _wait(self._device)

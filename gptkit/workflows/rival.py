@@ -1,0 +1,111 @@
+"""The same shape in Hugging Face transformers, as fast as it normally runs: for `gptkit bench` to compare.
+
+In: an experiment. Out: a GPT-2 of that size which can do a step and write a text, in fp32 or bf16. It gets
+its fused kernels (scaled_dot_product_attention, a fused GELU, AdamW in one pass) and a batch that lies ready.
+Recipes that GPT-2 does not have, such as RoPE or Muon, are left out: it has learned positions and AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from gptkit.backend import Backend
+from gptkit.errors import PluginError
+from gptkit.experiment import Experiment, SamplingSettings
+
+_GELU = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}  # both one kernel; GPT-2's own default is five
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps the library's advice off the user's screen, and leaves its verbosity as it was."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        raise PluginError("transformers is not installed here; pip install transformers") from None
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+class Transformers:
+    """GPT-2 of an experiment's size. "bf16" is autocast in training, bf16 weights in writing, as is usual."""
+
+    def __init__(self, experiment: Experiment, backend: Backend, vocab_size: int, precision: str) -> None:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        model, training = experiment.model, experiment.training
+        config = GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=model.context_length,
+            n_embd=model.n_embd,
+            n_layer=model.n_layer,
+            n_head=model.n_head,
+            resid_pdrop=model.dropout,
+            embd_pdrop=model.dropout,
+            attn_pdrop=model.dropout if model.attention_dropout == "same" else model.attention_dropout,
+            activation_function=_GELU.get(model.mlp, "gelu"),
+            bos_token_id=0,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        config._attn_implementation = "sdpa"
+        self._backend, self._precision = backend, precision
+        self._model: Any = GPT2LMHeadModel(config)
+        self._model.to(backend.device)
+        self._adam: torch.optim.AdamW | None = None
+        self._clip = training.grad_clip
+        self._accumulation = training.gradient_accumulation_steps
+        shape = (training.batch_size, model.context_length)
+        self._tokens = torch.randint(vocab_size, shape, device=backend.device)
+
+    def step(self) -> None:
+        """One update on a batch that is always the same."""
+        if self._adam is None:
+            fused = self._backend.device in ("cpu", "cuda", "mps")
+            self._adam = torch.optim.AdamW(self._model.parameters(), lr=1e-4, fused=fused)
+            self._model.train()
+        for _ in range(self._accumulation):
+            with self._casting():
+                loss = self._model(self._tokens, labels=self._tokens).loss / self._accumulation
+            loss.backward()
+        if self._clip:
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+
+    def write(self, streams: int, count: int, sampling: SamplingSettings) -> None:
+        """`count` tokens after one token, with its own cache."""
+        if self._precision == "bf16":
+            self._model.to(torch.bfloat16)
+        self._model.eval()
+        prompt = self._tokens[:1, :1].expand(streams, 1)
+        chance: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            chance = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+                "min_p": sampling.min_p or None,
+            }
+        with torch.inference_mode():
+            self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=count,
+                min_new_tokens=count,
+                **chance,
+            )
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        if self._precision == "bf16":
+            return torch.autocast(self._backend.device, dtype=torch.bfloat16)
+        return nullcontext()
