@@ -53,6 +53,17 @@ def matrix_weights(experiment: Experiment, vocab_size: int) -> int:
     return 12 * model.n_layer * model.n_embd**2 + vocab_size * model.n_embd
 
 
+def training_flops(experiment: Experiment, vocab_size: int) -> float:
+    """What all steps of a run compute, nearly: 6 FLOP a weight and token, and 12 L C T a token for attention.
+
+    Chowdhery et al. 2022 (PaLM), appendix B.
+    """
+    model = experiment.model
+    attention = 12.0 * model.n_layer * model.n_embd * model.context_length
+    tokens = experiment.training.max_steps * experiment.tokens_per_step
+    return tokens * (6.0 * matrix_weights(experiment, vocab_size) + attention)
+
+
 def build_new_model(experiment: Experiment, vocab_size: int, seed: int) -> GPT:
     """A model with its initial weights. Raises OutOfMemoryError before it takes what is not there."""
     _check_memory(experiment, vocab_size)
