@@ -7,6 +7,8 @@ nothing of models or runs.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -18,11 +20,17 @@ from importlib.metadata import version
 
 import torch
 
-from gptkit.errors import UsageError
+from gptkit.errors import PluginError, UsageError
 from gptkit.experiment.schema import TrainingSettings
 from gptkit.native import build_key, switched
 
 MAX_THREADS = 4096  # as in the schema of training.threads
+
+# From how many FLOP on a run wins back on a GPU what torch.compile takes to warm up: about a minute. Compiled
+# steps take about two thirds of the time, so it must last three minutes without; a GPU for which that matters
+# does at least 2e13 FLOP/s with a small model in bf16 (a tenth of an A100's peak). Faster ones, and smaller
+# models, which wait for launches more than for products, gain more than this supposes.
+_WON_BACK = 3 * 60 * 2e13
 
 
 @dataclass(frozen=True)
@@ -38,17 +46,23 @@ class Backend:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
-def choose_backend(settings: TrainingSettings) -> Backend:
-    """Answers every "auto". Raises UsageError for a device that is not here."""
+def choose_backend(settings: TrainingSettings, training_flops: float = math.inf) -> Backend:
+    """Answers every "auto"; `training_flops` is what all steps of the run together compute.
+
+    Raises UsageError for a device that is not here, PluginError for `compile = true` without a compiler.
+    """
     device = choose_device(settings.backend)
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if _bf16_is_fast(device) else "fp32"
     threads = settings.threads if settings.threads != "auto" else _cores()
-    # A compiler takes half a minute to warm up and changes the last bits; only the user knows if that pays
-    wanted = settings.compile is True or (settings.compile == "auto" and device == "cuda")
+    wanted = settings.compile
+    if wanted is True and (missing := no_compiler(device)):
+        raise PluginError(f"training.compile = true, but {missing}. Install it, or set compile = false.")
+    if wanted == "auto":
+        wanted = device == "cuda" and training_flops >= _WON_BACK and not no_compiler(device)
     native = build_key() if device == "cpu" else ""
-    return Backend(device, precision, threads, wanted and _can_compile(device), native)
+    return Backend(device, precision, threads, wanted, native)
 
 
 def choose_device(wanted: str) -> str:
@@ -117,16 +131,14 @@ def _bf16_is_fast(device: str) -> bool:
     return False
 
 
-def _can_compile(device: str) -> bool:
+def no_compiler(device: str) -> str:
+    """What torch.compile lacks on this machine; "" for nothing."""
     if device == "cpu":
-        return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+        names = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
+        return "" if any(shutil.which(name) for name in names) else "there is no C++ compiler here"
     if device == "cuda":
-        try:
-            import triton  # noqa: F401
-        except ImportError:
-            return False
-        return True
-    return False
+        return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
+    return f"torch.compile is not ready for {device}"
 
 
 def _cores() -> int:

@@ -299,8 +299,8 @@ def test_dropout_drops_in_training_only() -> None:
 class OneBatch(BatchSampler):
     """The same batch at every step."""
 
-    def batch(self, index: int) -> tuple[Ids, Ids]:
-        return super().batch(0)
+    def windows(self, index: int) -> Ids:
+        return super().windows(0)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -154,7 +154,8 @@ class TrainingSettings(Section):
         default="auto", description="Of the matrix products; weights stay fp32. auto takes what is fast here."
     )
     compile: Literal["auto"] | bool = Field(
-        default="auto", description="torch.compile; auto uses it where the run is long enough to win it back."
+        default="auto",
+        description="torch.compile; auto: on a GPU, where the run is long enough to win back the warm-up.",
     )
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
         default="auto", description="CPU threads; another number may change the last bits of the result."

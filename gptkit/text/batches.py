@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from gptkit.seeds import derive_seed
@@ -28,11 +29,11 @@ class BatchSampler:
     def __init__(self, ids: Ids, *, context_length: int, batch_size: int, seed: int) -> None:
         if len(ids) < context_length + 1:
             raise ValueError(f"{len(ids)} tokens hold no window of {context_length} and its targets")
-        self._ids = ids
+        # (windows, T + 1): one at every place of the text, overlapping; a view, which takes no memory
+        self._windows = sliding_window_view(ids, context_length + 1)
         self._batch_size = batch_size
         self._context_length = context_length
         self._seed = seed
-        self._window = np.arange(context_length + 1)
         # Windows an epoch: as many as fit for any offset below a window, so that the count does not depend on
         # it. The offset goes on to where they end with the text, so that no token is left out for ever.
         shortest = min(context_length - 1, len(ids) - context_length - 1)
@@ -42,6 +43,11 @@ class BatchSampler:
 
     def batch(self, index: int) -> tuple[Ids, Ids]:
         """Batch number `index` (from 0) as inputs and targets, (B, T) each, int64."""
+        windows = self.windows(index)
+        return windows[:, :-1], windows[:, 1:]
+
+    def windows(self, index: int) -> NDArray[np.int64]:
+        """The windows of batch number `index`, each with the token after it, (B, T + 1)."""
         return self.gather(self.window_starts(index))
 
     def window_starts(self, index: int) -> NDArray[np.int64]:
@@ -55,9 +61,9 @@ class BatchSampler:
             starts[chosen] = self._epoch_starts(epoch)[places[chosen]]
         return starts
 
-    def gather(self, starts: NDArray[np.int64]) -> tuple[Ids, Ids]:
-        windows = self._ids[starts[:, None] + self._window].astype(np.int64)  # (B, T + 1)
-        return windows[:, :-1], windows[:, 1:]
+    def gather(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The windows that start at `starts`, each with the token after it, (B, T + 1)."""
+        return self._windows[starts].astype(np.int64)
 
     def _draw_epoch(self, epoch: int) -> NDArray[np.int64]:
         generator = np.random.Generator(np.random.PCG64(derive_seed(self._seed, "batches", epoch)))

@@ -9,54 +9,25 @@ Knows nothing of files, runs or terminals.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from gptkit.errors import DivergedError
 from gptkit.events import EvaluationFinished, Listener, StepDone, StepFinished
 from gptkit.experiment.schema import Experiment
 from gptkit.seeds import derive_seed
 from gptkit.text.batches import BatchSampler
+from gptkit.training.feed import Feed
 from gptkit.training.loss import cross_entropy
 from gptkit.training.optim import Optimizer, learning_rate_factor
+from gptkit.training.progress import Progress
+from gptkit.training.watch import Watch
 from gptkit.training.weights import Weights
 
-
-@dataclass
-class Progress:
-    """Where a run stands; saved with every checkpoint, so that a resumed run reports as one undisturbed."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0  # of training: evaluating, sampling and saving left out
-    loss_sum: float = 0.0  # of the steps since the last that was logged
-    loss_count: int = 0
-    train_loss: float | None = None
-    val_loss: float | None = None
-    best_val_loss: float | None = None
-    best_step: int | None = None
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Progress:
-        """Raises ValueError where `data` is not what `to_json` gave."""
-        known = {field.name: field.type for field in fields(cls)}
-        if data.keys() != known.keys():
-            raise ValueError("its progress has other fields")
-        for name, value in data.items():
-            wanted = (int,) if "int" in str(known[name]) else (int, float)
-            optional = value is None and "None" in str(known[name])
-            if not optional and (isinstance(value, bool) or not isinstance(value, wanted)):
-                raise ValueError(f"its progress has {name} = {value!r}")
-        return cls(**data)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+__all__ = ["Evaluation", "Progress", "Trainer", "train"]
 
 
 @dataclass(frozen=True)
@@ -76,29 +47,35 @@ class Trainer:
     sampler: BatchSampler
     seed: int
     progress: Progress
+    watch: Watch = field(init=False)
+    feed: Feed = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = self.weights.master.device
+        self.watch = Watch(self.progress, device, self.experiment.tokens_per_step)
+        self.feed = Feed(self.sampler, device)
 
     def update(self, step: int) -> tuple[Tensor, Tensor]:
-        """One step: the loss (mean over its batches) and the gradient's norm before clipping, scalars."""
+        """One step: the loss (mean over its batches) and the gradient's norm before clipping, scalars.
+
+        On a GPU the step is only begun: the host copies nothing back, and goes on at once.
+        Raises DivergedError on a CPU; on a GPU `watch.look` does.
+        """
         training = self.experiment.training
         batches = training.gradient_accumulation_steps
-        device = self.weights.master.device
         if self.experiment.model.drops_out:
             torch.manual_seed(derive_seed(self.seed, "dropout", step))
-        loss = torch.zeros((), device=device)
-        for part in range(batches):
-            inputs, targets = self.sampler.batch((step - 1) * batches + part)
-            logits = self.model(torch.from_numpy(inputs).to(device, non_blocking=True))
-            batch_loss = cross_entropy(logits, torch.from_numpy(targets).to(device, non_blocking=True))
+        loss = torch.zeros((), device=self.weights.master.device)
+        for index in range((step - 1) * batches, step * batches):
+            inputs, targets = self.feed.batch(index)
+            batch_loss = cross_entropy(self.model(inputs), targets)
             batch_loss.backward()  # type: ignore[no-untyped-call]
             loss += batch_loss.detach() / batches
+            self.feed.prepare(index + 1)
         self.weights.collect_gradients(scale=1 / batches)
         norm = self.weights.clip(training.grad_clip)
-        if not math.isfinite(norm.item() + loss.item()):
-            raise DivergedError(
-                f"training diverged at step {step}: loss {loss.item():.4g}, gradient norm {norm.item():.4g}. "
-                "The step was not applied. Lower optimizer.learning_rate, or lengthen schedule.warmup_steps."
-            )
-        self.optimizer.step(self.learning_rate_factor(step))
+        skip = self.watch.take(step, loss, norm)
+        self.optimizer.step(self.learning_rate_factor(step), skip)
         return loss, norm
 
     def learning_rate_factor(self, step: int) -> float:
@@ -126,53 +103,85 @@ def train(
 
     `evaluate` is called at every eval_interval and at `final_step`. `save` is called when the step is
     recorded: at every checkpoint_interval, at a new best, and at the end of this session, however it comes.
-    Raises DivergedError; the weights are then those of the step before.
+    On a CPU the host looks at every step whether it was finite; on a GPU, which it would have to wait for,
+    only at a step of which something is told, and before whatever uses the weights.
+    Raises DivergedError; weights and progress are then those of the step before.
     """
-    experiment, progress = trainer.experiment, trainer.progress
-    log_interval = experiment.training.log_interval
+    experiment, progress, watch = trainer.experiment, trainer.progress, trainer.watch
     clock = _Clock(progress)
     trainer.model.train()
     while progress.step < stop_step:
         step = progress.step + 1
         clock.start()
-        loss, norm = trainer.update(step)
+        trainer.update(step)
         progress.step = step
         progress.tokens += experiment.tokens_per_step
-        progress.loss_sum += loss.item()
         progress.loss_count += 1
-        clock.stop()
         last = step == stop_step or stop_requested()
-        evaluating = step % experiment.evaluation.eval_interval == 0 or step == final_step
-        if step % log_interval == 0 or evaluating:
-            listener(_log(trainer, norm.item(), clock))
+        due = _due(experiment, step, final_step)
+        if last or due.anything or not watch.seldom:
+            norm = watch.look()
+            clock.stop()
+        if due.log:
+            listener(_log(trainer, norm, clock))
         best = False
-        if evaluating:
+        if due.evaluate:
             evaluation = evaluate()
             best = _take_in(progress, evaluation)
             listener(_evaluated(trainer, evaluation))
         listener(StepDone(step))
-        interval = experiment.sampling.sample_interval
-        if interval and (step % interval == 0 or step == final_step):
+        if due.sample:
             sample(step)
-        if step % experiment.checkpoints.checkpoint_interval == 0 or best or last:
+        if due.save or best or last:
             save(progress)
         if last:
             return
 
 
+@dataclass(frozen=True)
+class _Due:
+    """What a step ends with."""
+
+    log: bool
+    evaluate: bool
+    sample: bool
+    save: bool
+
+    @property
+    def anything(self) -> bool:
+        return self.log or self.evaluate or self.sample or self.save
+
+
+def _due(experiment: Experiment, step: int, final_step: int) -> _Due:
+    evaluating = step % experiment.evaluation.eval_interval == 0 or step == final_step
+    interval = experiment.sampling.sample_interval
+    return _Due(
+        log=step % experiment.training.log_interval == 0 or evaluating,
+        evaluate=evaluating,
+        sample=interval > 0 and (step % interval == 0 or step == final_step),
+        save=step % experiment.checkpoints.checkpoint_interval == 0,
+    )
+
+
 class _Clock:
-    """Training time by a monotonic clock, and the speed since the last log."""
+    """Training time by a monotonic clock, and the speed since the last log.
+
+    It runs on from step to step until the host has waited for the device: only then is the time true.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._logged_seconds, self._logged_tokens = progress.seconds, progress.tokens
-        self._started = 0.0
+        self._started: float | None = None
 
     def start(self) -> None:
-        self._started = time.monotonic()
+        if self._started is None:
+            self._started = time.monotonic()
 
     def stop(self) -> None:
-        self._progress.seconds += time.monotonic() - self._started
+        if self._started is not None:
+            self._progress.seconds += time.monotonic() - self._started
+        self._started = None
 
     def tokens_per_second(self) -> float:
         progress = self._progress

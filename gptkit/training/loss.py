@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptkit.model import kernels
 from gptkit.text.batches import evaluation_starts
+from gptkit.training.feed import upload
 
 _EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
 
@@ -36,20 +38,22 @@ def evaluate(
     """
     device = next(model.parameters()).device
     starts = evaluation_starts(len(ids), context_length=context_length, eval_tokens=eval_tokens)
-    window = np.arange(context_length + 1)
+    overlapping = sliding_window_view(ids, context_length + 1)  # (windows, T + 1), one at every token
     rows = max(1, _EVALUATION_TOKENS // context_length)
     was_training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
+    losses = []  # scalars in fp32 on the device, which the host waits for once, at the end
     for first in range(0, len(starts), rows):
-        windows = torch.from_numpy(ids[starts[first : first + rows, None] + window].astype(np.int64)).to(
-            device
-        )
+        windows = upload(overlapping[starts[first : first + rows]].astype(np.int64), device)
         logits = model(windows[:, :-1])
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
-        total += losses.cpu()
+        losses.append(
+            F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
+        )
     model.train(was_training)
-    return float(total) / (len(starts) * context_length)
+    total = 0.0  # in fp64 and in order, whatever the device
+    for loss in torch.stack(losses).tolist():
+        total += loss
+    return total / (len(starts) * context_length)
 
 
 def bits_per_byte(nats_per_token: float, *, tokens: int, text_bytes: int) -> float:

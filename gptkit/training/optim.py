@@ -12,6 +12,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from gptkit.experiment.schema import AdamWSettings, MuonSettings, ScheduleSettings
 from gptkit.training.weights import Slot, Weights
@@ -19,6 +20,9 @@ from gptkit.training.weights import Slot, Weights
 # Newton-Schulz: coefficients of the quintic and number of iterations (Jordan et al. 2024)
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+
+# Where torch's fused AdamW heeds `found_inf`; the one of MPS takes it and does not (torch 2.13)
+SKIPPING = ("cpu", "cuda")
 
 
 def learning_rate_factor(schedule: ScheduleSettings, step: int, *, peak: float, max_steps: int) -> float:
@@ -62,42 +66,59 @@ class Optimizer:
                 self._muon.append(_Stack.of(run, weights, _matrix_shape(run[0].name, run[0].shape)))
             else:
                 self._adamw.append(_Stretch.of(run, weights, decay=kind == _DECAYED))
-        self._adam = torch.optim.AdamW(
-            [
-                {"params": [part.values], "weight_decay": settings.weight_decay if part.decay else 0.0}
-                for part in self._adamw
-            ],
-            lr=self._adamw_rate,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
-            fused=weights.master.device.type in ("cpu", "cuda", "mps"),
-        )
-        for part in self._adamw:
-            part.values.grad = part.gradient
+        # Where there is no fused kernel torch takes the plain one, which cannot skip
+        self._fused = weights.master.device.type in ("cpu", "cuda", "mps")
 
     @torch.no_grad()
-    def step(self, factor: float) -> None:
-        """One update with every learning rate at `factor` of its peak."""
+    def step(self, factor: float, skip: Tensor | None = None) -> None:
+        """One update with every learning rate at `factor` of its peak.
+
+        `skip`, a scalar in fp32 on the device of the weights, is 1.0 for an update that is to change nothing,
+        neither weights nor state, and else 0.0. The host does not read it. Raises NotImplementedError where
+        `skip` is given and torch's AdamW on that device does not heed it.
+        """
+        if skip is not None and skip.device.type not in SKIPPING:
+            raise NotImplementedError(f"no update can be skipped on {skip.device.type} without looking")
         settings = self._settings
-        for group in self._adam.param_groups:
-            group["lr"] = self._adamw_rate * factor
-        self._adam.step()
+        for part in self._adamw:
+            self._update_adamw(part, factor, skip)
         if isinstance(settings, MuonSettings):
+            skipped = None if skip is None else skip > 0
             for stack in self._muon:
-                stack.update(settings.learning_rate * factor, settings.momentum, settings.weight_decay)
+                stack.update(
+                    settings.learning_rate * factor, settings.momentum, settings.weight_decay, skipped
+                )
         self._weights.publish()
+
+    def _update_adamw(self, part: _Stretch, factor: float, skip: Tensor | None) -> None:
+        # The function behind torch.optim.AdamW: the class imports torch's compiler, which takes a second
+        settings = self._settings
+        adamw(
+            [part.values],
+            [part.gradient],
+            [part.exp_avg],
+            [part.exp_avg_sq],
+            [],
+            [part.step],
+            fused=self._fused,
+            found_inf=skip,
+            amsgrad=False,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            lr=self._adamw_rate * factor,
+            weight_decay=settings.weight_decay if part.decay else 0.0,
+            eps=settings.eps,
+            maximize=False,
+        )
 
     def state(self) -> dict[str, Tensor]:
         """All that the next update depends on beside the weights, by parameter name; copies on the CPU."""
         out: dict[str, Tensor] = {}
         for part in self._adamw:
-            state = self._adam.state[part.values]
             for slot in part.slots:
-                for kind in ("exp_avg", "exp_avg_sq"):
-                    if kind in state:
-                        out[f"{kind}.{slot.name}"] = part.of_slot(state[kind], slot).cpu().clone()
-            if "step" in state:
-                out[f"step.{part.slots[0].name}"] = state["step"].cpu().clone()
+                for kind, flat in part.averages.items():
+                    out[f"{kind}.{slot.name}"] = part.of_slot(flat, slot).cpu().clone()
+            out[f"step.{part.slots[0].name}"] = part.step.cpu().clone()
         for stack in self._muon:
             for slot in stack.slots:
                 out[f"momentum.{slot.name}"] = stack.of_slot(slot).cpu().clone()
@@ -108,18 +129,13 @@ class Optimizer:
         """Sets what `state` gave. Raises ValueError where names or shapes differ."""
         wanted = set()
         for part in self._adamw:
-            first = part.slots[0].name
-            if f"step.{first}" not in tensors:
-                continue  # saved before the first update
-            averages = {kind: torch.zeros_like(part.values) for kind in ("exp_avg", "exp_avg_sq")}
-            for kind, flat in averages.items():
+            for kind, flat in part.averages.items():
                 for slot in part.slots:
                     wanted.add(f"{kind}.{slot.name}")
                     _fill(part.of_slot(flat, slot), tensors, f"{kind}.{slot.name}")
+            first = part.slots[0].name
             wanted.add(f"step.{first}")
-            step = torch.zeros((), dtype=torch.float32, device=part.values.device)
-            _fill(step, tensors, f"step.{first}")
-            self._adam.state[part.values] = {"step": step, **averages}
+            _fill(part.step, tensors, f"step.{first}")
         for stack in self._muon:
             for slot in stack.slots:
                 wanted.add(f"momentum.{slot.name}")
@@ -160,21 +176,32 @@ def weights_for(model: nn.Module, dtype: torch.dtype, settings: AdamWSettings | 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Neighbouring parameters that AdamW updates as one tensor."""
+    """Neighbouring parameters that AdamW updates as one tensor, with its averages of their gradients."""
 
     slots: list[Slot]
-    values: nn.Parameter
+    values: Tensor
     gradient: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Tensor  # updates so far, a scalar in fp32
     decay: bool
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
 
     @staticmethod
     def of(slots: list[Slot], weights: Weights, decay: bool) -> _Stretch:
         start, end = slots[0].start, slots[-1].end
+        values = weights.master[start:end]
         return _Stretch(
             slots,
-            nn.Parameter(weights.master[start:end], requires_grad=True),
+            values,
             weights.gradient[start:end],
-            decay,
+            exp_avg=torch.zeros_like(values),
+            exp_avg_sq=torch.zeros_like(values),
+            step=torch.zeros((), device=values.device),
+            decay=decay,
         )
 
     def of_slot(self, flat: Tensor, slot: Slot) -> Tensor:
@@ -207,12 +234,21 @@ class _Stack:
         offset = self.slots[0].start
         return self.momentum.view(-1)[slot.start - offset : slot.end - offset].view(slot.shape)
 
-    def update(self, rate: float, momentum: float, weight_decay: float) -> None:
-        self.momentum.lerp_(self.gradient, 1 - momentum)
-        update = orthogonalise(self.gradient.lerp(self.momentum, momentum))
+    def update(self, rate: float, momentum: float, weight_decay: float, skipped: Tensor | None) -> None:
+        """`skipped`, a bool scalar on the device, keeps values and momentum as they are, bit for bit."""
         rows, columns = self.values.shape[1:]
-        self.values.mul_(1 - rate * weight_decay)
-        self.values.add_(update, alpha=-rate * math.sqrt(max(1, rows / columns)))
+        size = -rate * math.sqrt(max(1, rows / columns))
+        if skipped is None:
+            self.momentum.lerp_(self.gradient, 1 - momentum)
+            update = orthogonalise(self.gradient.lerp(self.momentum, momentum))
+            self.values.mul_(1 - rate * weight_decay).add_(update, alpha=size)
+            return
+        # The same operations, not in place. Beside the products of orthogonalise these passes cost little
+        new = self.momentum.lerp(self.gradient, 1 - momentum)
+        torch.where(skipped, self.momentum, new, out=self.momentum)
+        update = orthogonalise(torch.lerp(self.gradient, new, momentum, out=new))
+        torch.mul(self.values, 1 - rate * weight_decay, out=new).add_(update, alpha=size)
+        torch.where(skipped, self.values, new, out=self.values)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from gptkit.seeds import derive_seed
 # Bytes for each parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
 _TRAINING_BYTES = 4 + 4 + 8 + 2 + 2
 
+_SMALL = 2**24  # numbers: 64 MB in fp32, which any machine has
+
 
 def build_model(experiment: Experiment, vocab_size: int) -> GPT:
     """The GPT of an experiment, on the CPU, its weights not yet drawn. Raises ExperimentError."""
@@ -32,6 +34,36 @@ def build_model(experiment: Experiment, vocab_size: int) -> GPT:
     return GPT(settings, vocab_size, position)
 
 
+def _outline(experiment: Experiment, vocab_size: int) -> GPT:
+    """The GPT of an experiment, to ask for its sizes; without memory for its weights where they are many.
+
+    On the meta device torch describes some operations with its compiler, whose import takes a second: more
+    than a small model takes to build.
+    """
+    model = experiment.model
+    tables = model.context_length * max(model.context_length, model.n_embd)  # at most, of a position encoding
+    small = matrix_weights(experiment, vocab_size) + vocab_size * model.n_embd + tables <= _SMALL
+    with torch.device("cpu" if small else "meta"):
+        return build_model(experiment, vocab_size)
+
+
+def matrix_weights(experiment: Experiment, vocab_size: int) -> int:
+    """Weights of the model's matrix products, nearly: 12 C^2 a block, and the output projection."""
+    model = experiment.model
+    return 12 * model.n_layer * model.n_embd**2 + vocab_size * model.n_embd
+
+
+def training_flops(experiment: Experiment, vocab_size: int) -> float:
+    """What all steps of a run compute, nearly: 6 FLOP a weight and token, and 12 L C T a token for attention.
+
+    Chowdhery et al. 2022 (PaLM), appendix B.
+    """
+    model = experiment.model
+    attention = 12.0 * model.n_layer * model.n_embd * model.context_length
+    tokens = experiment.training.max_steps * experiment.tokens_per_step
+    return tokens * (6.0 * matrix_weights(experiment, vocab_size) + attention)
+
+
 def build_new_model(experiment: Experiment, vocab_size: int, seed: int) -> GPT:
     """A model with its initial weights. Raises OutOfMemoryError before it takes what is not there."""
     _check_memory(experiment, vocab_size)
@@ -44,8 +76,7 @@ def build_new_model(experiment: Experiment, vocab_size: int, seed: int) -> GPT:
 
 def _check_memory(experiment: Experiment, vocab_size: int) -> None:
     """Compares the least that training needs with the memory of this machine."""
-    with torch.device("meta"):
-        parameters = build_model(experiment, vocab_size).parameter_count
+    parameters = _outline(experiment, vocab_size).parameter_count
     model, training = experiment.model, experiment.training
     weights = parameters * _TRAINING_BYTES
     # Of a token: logits and their gradient, and in each block about sixteen numbers a channel, in bf16
@@ -101,8 +132,7 @@ def build_model_for(
     That is found before memory is taken: the sizes that an experiment file states may be absurd, those of the
     tensors are real.
     """
-    with torch.device("meta"):
-        _check_weights(build_model(experiment, vocab_size), tensors, whose)
+    _check_weights(_outline(experiment, vocab_size), tensors, whose)
     return build_model(experiment, vocab_size)
 
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from torch import nn
+from typing import Any
 
 from gptkit import events
-from gptkit.backend import Backend
+from gptkit.backend import Backend, fingerprint
 from gptkit.checkpoint import Checkpoint, prune, save_checkpoint
-from gptkit.errors import CheckpointError, DiskError, DivergedError
+from gptkit.errors import CheckpointError, DiskError, DivergedError, PluginError
 from gptkit.experiment import Experiment
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
@@ -27,6 +24,7 @@ from gptkit.plugins import DataFolders
 from gptkit.runs import DEFAULT_RUNS_FOLDER, Recorder, RunFolder
 from gptkit.text.batches import BatchSampler
 from gptkit.text.corpus import Corpus
+from gptkit.training.compiling import CompilationError, compile_model
 from gptkit.training.loop import Evaluation, Progress, Trainer, train
 from gptkit.training.loss import bits_per_byte, evaluate
 from gptkit.training.optim import Optimizer, weights_for
@@ -81,6 +79,7 @@ class Session:
     ) -> None:
         self.run, self.experiment, self.corpus, self.backend = run, experiment, corpus, backend
         self.around, self.model, self.resumed = around, model, resumed
+        self.record = record
         recorder = Recorder(run, record)
 
         def report(event: events.Event) -> None:
@@ -107,7 +106,7 @@ class Session:
                 ) from error
         return Trainer(
             experiment=experiment,
-            model=cast(nn.Module, torch.compile(model)) if self.backend.compile else model,
+            model=model,
             weights=weights,
             optimizer=optimizer,
             sampler=BatchSampler(
@@ -135,6 +134,7 @@ class Session:
         self._announce(min(stop_step, final))
         self._warn_of_standstill(min(stop_step, final))
         try:
+            self._compile()
             train(
                 self.trainer,
                 stop_step=min(stop_step, final),
@@ -175,6 +175,23 @@ class Session:
             )
         )
 
+    def _compile(self) -> None:
+        """Has the trainer use the model compiled. Where only "auto" would and it fails, it warns instead."""
+        if not self.backend.compile:
+            return
+        try:
+            self.trainer.model = compile_model(self.model, *self.trainer.feed.batch(0))
+        except CompilationError as error:
+            if self.experiment.training.compile is True:
+                raise PluginError(
+                    f"torch.compile failed here: {error}\nSet training.compile = false to train without it."
+                ) from error
+            self.backend = replace(self.backend, compile=False)
+            if not self.resumed:
+                self.record["environment"] = fingerprint(self.backend)
+                self.run.write_record(self.record)
+            self.report(events.Warned(f"torch.compile failed here: {error}\nTraining goes on without it."))
+
     def _warn_of_standstill(self, stop_step: int) -> None:
         end = self.experiment.training.max_steps
         if stop_step > end and self.trainer.learning_rate_factor(end + 1) == 0:
@@ -206,7 +223,7 @@ class Session:
 
     def _evaluate(self) -> Evaluation:
         loss = evaluate(
-            self.trainer.model,
+            self.model,  # not compiled: another shape would be compiled anew, and the last batch once more
             self.corpus.val,
             context_length=self.experiment.model.context_length,
             eval_tokens=self.experiment.evaluation.eval_tokens,

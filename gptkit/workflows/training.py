@@ -15,7 +15,15 @@ from math import ceil
 from typing import Any
 
 from gptkit import events
-from gptkit.backend import MAX_THREADS, Backend, choose_backend, choose_device, computing, fingerprint
+from gptkit.backend import (
+    MAX_THREADS,
+    Backend,
+    choose_backend,
+    choose_device,
+    computing,
+    fingerprint,
+    no_compiler,
+)
 from gptkit.checkpoint import Checkpoint, clear_temporaries, newest_checkpoint, set_aside
 from gptkit.errors import CheckpointError, DataError, ExperimentError, UsageError
 from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
@@ -23,7 +31,13 @@ from gptkit.files import disk_errors
 from gptkit.plugins import Tokenizer, registry
 from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, this_process
 from gptkit.text.corpus import Corpus, build_corpus, measure_text, quote_characters
-from gptkit.workflows.building import build_model_for, build_new_model, load_weights, out_of_memory
+from gptkit.workflows.building import (
+    build_model_for,
+    build_new_model,
+    load_weights,
+    out_of_memory,
+    training_flops,
+)
 from gptkit.workflows.data import Obtained, obtain_text, recorded_text
 from gptkit.workflows.reading import (
     check_tokenizer,
@@ -52,10 +66,11 @@ def train_run(
     obtained = obtain_text(experiment.data, around.folders, around.listener)
     corpus = _corpus(experiment, obtained.text, source)
     experiment = _resolve(experiment, obtained, corpus, source)
-    backend = choose_backend(experiment.training)
+    vocab_size = corpus.tokenizer.vocab_size
+    backend = choose_backend(experiment.training, training_flops(experiment, vocab_size))
     seed = int(experiment.seed)
     with computing(backend), out_of_memory(experiment):
-        model = build_new_model(experiment, corpus.tokenizer.vocab_size, seed)
+        model = build_new_model(experiment, vocab_size, seed)
         if source:
             load_weights(model, source.checkpoint.model, f"run {source.run.id}")
         run = create_run(around.runs_folder, stem=run_stem(experiment), experiment_toml=to_toml(experiment))
@@ -96,7 +111,7 @@ def resume_run(
             run.checkpoints, run_id=recorded_id(run), on_bad=_set_aside(run, around.listener)
         )
         check_tokenizer(run, checkpoint, tokenizer)
-        backend = _recorded_backend(experiment, record)
+        backend = _recorded_backend(experiment, record, tokenizer.vocab_size)
         difference = _differences(record.get("environment"), fingerprint(backend))
         final = _final_step(run, experiment, record, checkpoint.step, steps)
         if stop_at is not None and stop_at < checkpoint.step:
@@ -262,16 +277,16 @@ def _same_text(run: RunFolder, record: dict[str, Any], sha256: str) -> None:
         )
 
 
-def _recorded_backend(experiment: Experiment, record: dict[str, Any]) -> Backend:
+def _recorded_backend(experiment: Experiment, record: dict[str, Any], vocab_size: int) -> Backend:
     """How the run computed so far, as far as this machine can; else what it would choose now."""
     was = record.get("environment", {})
-    chosen = choose_backend(experiment.training)
+    chosen = choose_backend(experiment.training, training_flops(experiment, vocab_size))
     try:
         recorded = Backend(
             str(was["device"]),
             str(was["precision"]),
             int(was["threads"]),
-            bool(was["compile"]),
+            bool(was["compile"]) and not no_compiler(str(was["device"])),
             chosen.native if was["native"] else "",
         )
         here = recorded.device == choose_device(recorded.device)
