@@ -8,8 +8,9 @@ gptkit/model/gpt.py: B batch, T time, C width, H heads, D head size, V vocabular
 from __future__ import annotations
 
 import ctypes
+import math
 from ctypes import c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -97,14 +98,18 @@ def new_seed() -> int:
 
 def _rows(x: Tensor) -> tuple[Tensor, Any, Any]:
     """x with its last dimension together, its rows as (outer, middle, inner), and their strides."""
-    if x.stride(-1) != 1:
+    if x.stride(-1) != 1 or (x.dim() != 4 and not x.is_contiguous()):
         x = x.contiguous()
-    if x.dim() == 4:
-        return x, _Rows(*x.shape), _Three(*x.stride()[:3])
-    if not x.is_contiguous():
-        x = x.contiguous()
-    C = x.size(-1)
-    return x, _Rows(1, 1, x.numel() // C, C), _Three(0, 0, C)
+    return x, *_layout(tuple(x.shape), tuple(x.stride()))
+
+
+@lru_cache(maxsize=1024)
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[Any, Any]:
+    """Kept, as a step asks for the same few again and again. C only reads them."""
+    if len(shape) == 4:
+        return ctypes.byref(_Rows(*shape)), _Three(*strides[:3])
+    C = shape[-1]
+    return ctypes.byref(_Rows(1, 1, math.prod(shape[:-1]), C)), _Three(0, 0, C)
 
 
 class Norm(Function):
@@ -120,7 +125,7 @@ class Norm(Function):
         _functions().norm_forward(
             x.data_ptr(),
             strides,
-            ctypes.byref(rows),
+            rows,
             _pointer(gain),
             _pointer(bias),
             y.data_ptr(),
@@ -147,7 +152,7 @@ class Norm(Function):
             strides,
             dy.data_ptr(),
             dy_strides,
-            ctypes.byref(rows),
+            rows,
             _pointer(gain),
             stats.data_ptr(),
             dx.data_ptr(),
@@ -167,6 +172,7 @@ class Rotate(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
         ctx.save_for_backward(cosine, sine)
         return _turned(x, cosine, sine, back=False)
 
@@ -181,7 +187,7 @@ def _turned(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool) -> Tensor:
     _functions().rotate(
         x.data_ptr(),
         strides,
-        ctypes.byref(rows),
+        rows,
         cosine.data_ptr(),
         sine.data_ptr(),
         y.data_ptr(),

@@ -24,7 +24,7 @@ from gptkit.model import GPT
 from gptkit.text.batches import BatchSampler
 from gptkit.training.loop import Progress, Trainer
 from gptkit.training.optim import Optimizer, weights_for
-from gptkit.workflows.building import build_new_model
+from gptkit.workflows.building import build_new_model, training_flops
 from gptkit.workflows.rival import Transformers, quiet_transformers
 
 _STREAMS = 64  # sampled at once, beside one alone
@@ -76,7 +76,7 @@ def benchmark(
     """
     if against not in ("", "transformers"):
         raise UsageError(f"--against {against!r}: expected transformers.")
-    backend = choose_backend(experiment.training)
+    backend = choose_backend(experiment.training, training_flops(experiment, vocab_size))
     with computing(backend), quiet_transformers() if against else nullcontext():
         bench = _Bench(experiment, backend, vocab_size, against, seconds, blocks)
         return bench.run()
