@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from gptkit.model.cache import KeyValueCache
 from gptkit.model.gpt import GPT
+from gptkit.model.seams import overrides, rotation_of, turns_by_tables
 from gptkit.native import functions, library, usable
 from gptkit.native.decode import Decode, LayerWeights, Matrix, ModelWeights, Norm, pitch_of
-from gptkit.plugins import PositionalEncoding
 
 # Weights (bytes) from which several threads read them faster than one does, and sequences that keep them busy
 _LARGE = 8 * 2**20
@@ -77,8 +77,8 @@ class _NativeDecoder:
         threads = torch.get_num_threads() if worthwhile and found and found.threaded else 1
         self._decode = Decode(weights, samples, threads)
         self._table = model.token_embedding.weight.detach()
-        self._embeds = _overrides(model.position, "embed")
-        self._biases = _overrides(model.position, "bias")
+        self._embeds = overrides(model.position, "embed")
+        self._biases = overrides(model.position, "bias")
 
     def read(self, tokens: Tensor) -> Tensor:
         cache = self._model.new_cache(self._samples)
@@ -114,23 +114,10 @@ class _NativeDecoder:
 def _fits(model: GPT) -> bool:
     """Whether the C code can do all that this model does."""
     position, settings = model.position, model.settings
-    turns_by_tables = not _overrides(position, "rotate") or _rotation(position) is not None
     plain = model.token_embedding.weight.dtype == torch.float32
-    return turns_by_tables and plain and settings.n_embd // settings.n_head <= functions.LARGEST_HEAD
-
-
-def _overrides(position: PositionalEncoding, seam: str) -> bool:
-    return getattr(type(position), seam) is not getattr(PositionalEncoding, seam)
-
-
-def _rotation(position: PositionalEncoding) -> tuple[Tensor, Tensor] | None:
-    """Its tables, where they say what its own `rotate` does: a subclass may have changed just that."""
-    order = type(position).__mro__
-    owners = {
-        seam: next(number for number, cls in enumerate(order) if seam in vars(cls))
-        for seam in ("rotate", "rotation")
-    }
-    return position.rotation() if owners["rotation"] <= owners["rotate"] else None
+    return (
+        turns_by_tables(position) and plain and settings.n_embd // settings.n_head <= functions.LARGEST_HEAD
+    )
 
 
 def _layer(block: Any, keys: Tensor, values: Tensor) -> LayerWeights:
@@ -159,7 +146,7 @@ def _weights(model: GPT, keys: Tensor, values: Tensor) -> ModelWeights:
         eps=float(cast(Any, model.final_norm).eps),
         qk_norm=settings.qk_norm,
         activation=settings.mlp,
-        rotation=_rotation(model.position) if _overrides(model.position, "rotate") else None,
+        rotation=rotation_of(model.position),
     )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from gptkit.experiment.schema import ModelSettings
 from gptkit.model import kernels
 from gptkit.model.cache import KeyValueCache
+from gptkit.model.fused import fused_block
 from gptkit.plugins import PositionalEncoding
 
 
@@ -130,6 +131,8 @@ class Block(nn.Module):
         mask: Tensor | None,
         cache: KeyValueCache | None,
     ) -> Tensor:
+        if cache is None and (fused := fused_block(self, x, position, mask)) is not None:
+            return fused  # the two lines below in one call
         x = x + self.attention(self.attention_norm(x), position, positions, mask, cache)
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out

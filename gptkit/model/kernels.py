@@ -16,7 +16,7 @@ from torch import Tensor
 from gptkit.native import functions as native
 from gptkit.native import usable
 
-RMS_EPS = 1e-6  # added to the mean square: a row of zeros stays one
+RMS_EPS = native.RMS_EPS
 _BLOCK = 128  # queries at a time: keys ahead of all of them are not multiplied at all
 _LONGEST = 1024  # keys up to which the whole matrix of scores is kept for the backward pass
 

@@ -178,9 +178,10 @@ def _compile(compiler: str, flags: list[str], built: Path) -> None:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    # On Linux a name of ours that torch has too must still mean ours, and OpenMP's are found when it is loaded
+    linking = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,-Bsymbolic"]
     subprocess.run(
-        [compiler, "-shared", *undefined, *map(str, objects), "-o", str(built), "-lm"],
+        [compiler, "-shared", *linking, *map(str, objects), "-o", str(built), "-lm"],
         capture_output=True,
         timeout=_PATIENCE,
         check=True,

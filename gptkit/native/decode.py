@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from gptkit.native.build import library
-from gptkit.native.functions import ACTIVATIONS
+from gptkit.native.functions import KINDS
 
 PANEL = 64  # outputs whose weights lie together
-_KINDS = {**ACTIVATIONS, "swiglu": 3}
 
 
 class _Linear(ctypes.Structure):
@@ -125,7 +124,7 @@ class Decode:
             pitch=pitch_of(weights.context_length),
             centre=weights.layer_norm,
             qk_norm=weights.qk_norm,
-            activation=_KINDS[weights.activation],
+            activation=KINDS[weights.activation],
             threads=threads,
             eps=weights.eps,
             cosine=self._keep(rotation[0]),

@@ -19,18 +19,20 @@ from torch.autograd import Function
 
 from gptkit.native.build import library
 
+RMS_EPS = 1e-6  # added to the mean square: a row of zeros stays one
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu2": 2}
+KINDS = {**ACTIVATIONS, "swiglu": 3}
 LONGEST_ROW = 4096  # numbers that are normalised together: elementwise.c keeps a row on its stack
 LARGEST_HEAD = 128  # numbers of a head that attention.c has register tiles for
 
 _Three = c_int64 * 3
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "norm_forward": (None, [c_void_p] * 7 + [c_float] + [c_int] * 3),
-    "norm_backward": (c_int, [c_void_p] * 10 + [c_int] * 3),
-    "rotate": (None, [c_void_p] * 6 + [c_int] * 3),
+    "norm_backward": (c_int, [c_void_p] * 12 + [c_int] * 3),
+    "rotate": (None, [c_void_p] * 7 + [c_int] * 3),
     "activation": (None, [c_int] + [c_void_p] * 3 + [c_int64, c_int, c_int]),
     "gated": (None, [c_void_p] * 3 + [c_int64, c_int64, c_int, c_int]),
-    "dropout": (None, [c_void_p] * 2 + [c_int64, c_float, c_uint64, c_int, c_int]),
+    "dropout": (None, [c_void_p] * 3 + [c_int64, c_float, c_uint64, c_int, c_int]),
     "cross_entropy": (c_int64, [c_void_p] * 4 + [c_int64, c_int64, c_float, c_int, c_int]),
     "attention_forward": (c_int, [c_void_p] * 7),
     "attention_backward": (c_int, [c_void_p] * 14 + [c_int64]),
@@ -65,7 +67,8 @@ def _functions() -> Any:
 
 
 @cache
-def _can_thread() -> bool:
+def can_thread() -> bool:
+    """Whether the operations can use several threads."""
     found = library()
     return found is not None and found.threaded
 
@@ -75,12 +78,12 @@ def fits(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and (x.dtype is torch.bfloat16 or x.dtype is torch.float32)
-        and (_can_thread() or torch.get_num_threads() == 1)
+        and (can_thread() or torch.get_num_threads() == 1)
     )
 
 
 def _threads() -> int:
-    return torch.get_num_threads() if _can_thread() else 1
+    return torch.get_num_threads() if can_thread() else 1
 
 
 def _is_bf16(x: Tensor) -> int:
@@ -155,7 +158,9 @@ class Norm(Function):
             rows,
             _pointer(gain),
             stats.data_ptr(),
+            None,
             dx.data_ptr(),
+            _rows(dx)[2],
             _pointer(dgain),
             _pointer(dbias),
             ctx.centre,
@@ -191,6 +196,7 @@ def _turned(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool) -> Tensor:
         cosine.data_ptr(),
         sine.data_ptr(),
         y.data_ptr(),
+        _rows(y)[2],
         back,
         _is_bf16(x),
         _threads(),
@@ -268,7 +274,7 @@ class Dropout(Function):
     def run(x: Tensor, p: float, seed: int) -> Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
-        _functions().dropout(x.data_ptr(), y.data_ptr(), x.numel(), p, seed, _is_bf16(x), _threads())
+        _functions().dropout(x.data_ptr(), None, y.data_ptr(), x.numel(), p, seed, _is_bf16(x), _threads())
         return y
 
 

@@ -5,6 +5,7 @@
  * that stay in registers. Keys ahead of a block are not touched.
  */
 #include "attention_bf16.h"
+#include "operations.h"
 
 static int64_t padded_length(int64_t T) { return (T + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
 

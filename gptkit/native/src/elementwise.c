@@ -1,5 +1,6 @@
 /* What happens to each number, or each row of numbers, for itself: norms, non-linearities, dropout, loss. */
 #include "nonlinear.h"
+#include "operations.h"
 
 enum { CHUNK = 4096 }; /* elements that a thread takes at a time; a row of the dropout's keys */
 
@@ -45,7 +46,7 @@ INLINE void norm_row(const void *x, const void *gain, const void *bias, void *y,
 }
 
 INLINE void norm_row_back(const void *x, const void *gain, const void *dy, void *dx, const float *stats,
-                          float *dgain, float *dbias, int64_t C, int centre, int bf16) {
+                          const void *add, float *dgain, float *dbias, int64_t C, int centre, int bf16) {
   float there[LONGEST_ROW], change[LONGEST_ROW];
   float mean = stats[0], rstd = stats[1];
   vec along[2] = {{0}, {0}}, common[2] = {{0}, {0}};
@@ -61,13 +62,12 @@ INLINE void norm_row_back(const void *x, const void *gain, const void *dy, void 
     store(there, i, t, 0), store(change, i, g, 0);
   }
   float a = sum_of(along[0] + along[1]) / C, b = centre ? sum_of(common[0] + common[1]) / C : 0.0f;
-  for (int64_t i = 0; i < C; i += LANES)
-    store_upto(dx, i, C, rstd * (load(change, i, 0) - b - load(there, i, 0) * a), bf16);
+  for (int64_t i = 0; i < C; i += LANES) {
+    vec out = rstd * (load(change, i, 0) - b - load(there, i, 0) * a);
+    if (add) out += load_upto(add, i, C, bf16);
+    store_upto(dx, i, C, out, bf16);
+  }
 }
-
-typedef struct {
-  int64_t outer, middle, inner, C;
-} Rows;
 
 INLINE int64_t offset(const int64_t strides[3], const Rows *n, int64_t row) {
   if (n->outer == 1 && n->middle == 1) return row * strides[2];
@@ -90,11 +90,12 @@ EXPORT void norm_forward(const void *x, const int64_t *strides, const Rows *n, c
   }
 }
 
-/* dx is contiguous. dgain and dbias (C), where the norm has them, are in the dtype of x. Returns 0, or 1 where
+/* dx may be dy; `add`, laid out as dx, is added to it. dgain and dbias (C), where the norm has them, are in the dtype of x. Returns 0, or 1 where
  * memory is not to be had. */
 EXPORT int norm_backward(const void *x, const int64_t *strides, const void *dy, const int64_t *dy_strides,
-                         const Rows *n, const void *gain, const float *stats, void *dx, void *dgain, void *dbias,
-                         int centre, int bf16, int threads) {
+                         const Rows *n, const void *gain, const float *stats, const void *add, void *dx,
+                         const int64_t *dx_strides, void *dgain, void *dbias, int centre, int bf16,
+                         int threads) {
   int64_t rows = n->outer * n->middle * n->inner, C = n->C, padded = (C + LANES - 1) / LANES * LANES;
   float *sums = dgain ? calloc((size_t)(threads * 2 * padded), sizeof(float)) : NULL; /* of each thread */
   if (dgain && !sums) return 1;
@@ -104,11 +105,13 @@ EXPORT int norm_backward(const void *x, const int64_t *strides, const void *dy, 
     const void *gradient = at(dy, offset(dy_strides, n, row), bf16);
     float *to_gain = dgain ? sums + 2 * padded * THREAD : NULL;
     float *to_bias = dbias ? to_gain + padded : NULL;
-    void *to = at_(dx, row * C, bf16);
+    int64_t place = offset(dx_strides, n, row);
+    const void *more = add ? at(add, place, bf16) : NULL;
+    void *to = at_(dx, place, bf16);
     if (bf16)
-      norm_row_back(from, gain, gradient, to, stats + 2 * row, to_gain, to_bias, C, centre, 1);
+      norm_row_back(from, gain, gradient, to, stats + 2 * row, more, to_gain, to_bias, C, centre, 1);
     else
-      norm_row_back(from, gain, gradient, to, stats + 2 * row, to_gain, to_bias, C, centre, 0);
+      norm_row_back(from, gain, gradient, to, stats + 2 * row, more, to_gain, to_bias, C, centre, 0);
   }
   for (int64_t i = 0; dgain && i < C; i += LANES) {
     vec gains = {0}, shifts = {0};
@@ -125,17 +128,17 @@ EXPORT int norm_backward(const void *x, const int64_t *strides, const void *dy, 
 
 /* ---- rotation (RoPE) ------------------------------------------------------------------------------------ */
 
-/* y = x (cos, cos) + (second half, first half of x) (-sin, sin): x (outer, middle, inner, D) with strides,
- * tables (inner, D) fp32, y contiguous. `back` turns the other way, which is the gradient. */
+/* y = x (cos, cos) + (second half, first half of x) (-sin, sin): x and y (outer, middle, inner, D) with strides,
+ * which may be one, tables (inner, D) fp32. `back` turns the other way, which is the gradient. */
 EXPORT void rotate(const void *x, const int64_t *strides, const Rows *n, const float *cosine,
-                   const float *sine, void *y, int back, int bf16, int threads) {
+                   const float *sine, void *y, const int64_t *y_strides, int back, int bf16, int threads) {
   int64_t rows = n->outer * n->middle * n->inner, D = n->C, half = D / 2;
   float sign = back ? -1.0f : 1.0f;
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * D > CHUNK)
   for (int64_t row = 0; row < rows; row++) {
     const void *from = at(x, offset(strides, n, row), bf16);
     const float *c = cosine + row % n->inner * D, *s = sine + row % n->inner * D + half;
-    void *to = at_(y, row * D, bf16);
+    void *to = at_(y, offset(y_strides, n, row), bf16);
     for (int64_t i = 0; i < half; i += LANES) {
       vec cos_ = load_upto(c, i, half, 0), sin_ = sign * load_upto(s, i, half, 0);
       vec a, b;
@@ -249,23 +252,27 @@ EXPORT void gated(const void *h, const void *dy, void *out, int64_t rows, int64_
 
 /* ---- dropout -------------------------------------------------------------------------------------------- */
 
-INLINE void drop(const void *x, void *y, int64_t from, int64_t to, const uint32_t keys[2], uint32_t threshold,
+INLINE void drop(const void *x, const void *add, void *y, int64_t from, int64_t to, const uint32_t keys[2], uint32_t threshold,
                  float scale, int bf16) {
-  for (int64_t i = from; i < to; i += LANES)
-    store_upto(y, i, to, load_upto(x, i, to, bf16) * kept(keys, (uint32_t)(i - from), threshold, scale), bf16);
+  for (int64_t i = from; i < to; i += LANES) {
+    vec out = load_upto(x, i, to, bf16) * kept(keys, (uint32_t)(i - from), threshold, scale);
+    if (add) out += load_upto(add, i, to, bf16);
+    store_upto(y, i, to, out, bf16);
+  }
 }
 
-/* y = x with a share p of its n elements 0 and the rest scaled by 1 / (1 - p). Its own gradient, too. */
-EXPORT void dropout(const void *x, void *y, int64_t n, float p, uint64_t seed, int bf16, int threads) {
+/* y = x with a share p of its n elements 0 and the rest scaled by 1 / (1 - p), plus `add` where that is given.
+ * Without it, its own gradient, too. */
+EXPORT void dropout(const void *x, const void *add, void *y, int64_t n, float p, uint64_t seed, int bf16, int threads) {
   uint32_t threshold = threshold_of(p);
 #pragma omp parallel for schedule(static) num_threads(threads) if (n > CHUNK)
   for (int64_t from = 0; from < n; from += CHUNK) {
     uint32_t keys[2];
     row_keys(seed, (uint64_t)(from / CHUNK), keys);
     if (bf16)
-      drop(x, y, from, MIN(from + CHUNK, n), keys, threshold, 1 / (1 - p), 1);
+      drop(x, add, y, from, MIN(from + CHUNK, n), keys, threshold, 1 / (1 - p), 1);
     else
-      drop(x, y, from, MIN(from + CHUNK, n), keys, threshold, 1 / (1 - p), 0);
+      drop(x, add, y, from, MIN(from + CHUNK, n), keys, threshold, 1 / (1 - p), 0);
   }
 }
 
