@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from gptkit.experiment.schema import AdamWSettings, MuonSettings, ScheduleSettings
+from gptkit.native import optimizer as native
+from gptkit.native import usable
 from gptkit.training.weights import Slot, Weights
 
 # Newton-Schulz: coefficients of the quintic and number of iterations (Jordan et al. 2024)
@@ -91,8 +93,24 @@ class Optimizer:
         self._weights.publish()
 
     def _update_adamw(self, part: _Stretch, factor: float, skip: Tensor | None) -> None:
-        # The function behind torch.optim.AdamW: the class imports torch's compiler, which takes a second
         settings = self._settings
+        rate, decay = self._adamw_rate * factor, settings.weight_decay if part.decay else 0.0
+        if part.values.device.type == "cpu" and skip is None and usable():
+            part.step.add_(1)
+            native.adamw(
+                part.values,
+                part.gradient,
+                part.exp_avg,
+                part.exp_avg_sq,
+                step=part.step.item(),
+                rate=rate,
+                beta1=settings.beta1,
+                beta2=settings.beta2,
+                eps=settings.eps,
+                weight_decay=decay,
+            )
+            return
+        # The function behind torch.optim.AdamW: the class imports torch's compiler, which takes a second
         adamw(
             [part.values],
             [part.gradient],
@@ -105,8 +123,8 @@ class Optimizer:
             amsgrad=False,
             beta1=settings.beta1,
             beta2=settings.beta2,
-            lr=self._adamw_rate * factor,
-            weight_decay=settings.weight_decay if part.decay else 0.0,
+            lr=rate,
+            weight_decay=decay,
             eps=settings.eps,
             maximize=False,
         )

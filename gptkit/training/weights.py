@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gptkit.native import usable
+from gptkit.native.optimizer import Collector
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -52,6 +55,8 @@ class Weights:
         self._working = self.master if dtype == torch.float32 else torch.empty_like(self.master, dtype=dtype)
         self._parameters = [parameter for _, parameter in named]
         self._gradient_views = [slot.view(self.gradient) for slot in self.slots]
+        self._collector = Collector([slot.shape.numel() for slot in self.slots]) if _in_c(device) else None
+        self._norm: float | None = None  # of the gradient, where collecting it told
         for slot, parameter in zip(self.slots, self._parameters, strict=True):
             slot.view(self.master).copy_(parameter.detach())
             parameter.data = slot.view(self._working)
@@ -64,17 +69,25 @@ class Weights:
 
     def collect_gradients(self, scale: float) -> None:
         """Moves the parameters' gradients, times `scale`, into the flat one, in fp32."""
-        torch._foreach_copy_(self._gradient_views, [_gradient(parameter) for parameter in self._parameters])
+        gradients = [_gradient(parameter) for parameter in self._parameters]
+        self._norm = None
+        if self._collector and all(gradient.is_contiguous() for gradient in gradients):
+            self._norm = self._collector.collect(gradients, self.gradient, scale)
+        else:
+            torch._foreach_copy_(self._gradient_views, gradients)
+            if scale != 1.0:
+                self.gradient.mul_(scale)
         for parameter in self._parameters:
             parameter.grad = None
-        if scale != 1.0:
-            self.gradient.mul_(scale)
 
     def clip(self, largest: float) -> Tensor:
         """Scales the gradient down to a norm of `largest` (0: leaves it); the norm before, a scalar."""
-        norm: Tensor = torch.linalg.vector_norm(self.gradient)
+        norm = torch.linalg.vector_norm(self.gradient) if self._norm is None else torch.tensor(self._norm)
         if largest > 0:
-            self.gradient.mul_(torch.clamp(largest / (norm + 1e-6), max=1.0))
+            factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
+            # Where the host need not wait for it, a factor of 1 saves a pass over the memory
+            if self.gradient.device.type != "cpu" or factor.item() != 1.0:
+                self.gradient.mul_(factor)
         return norm
 
     def named(self, flat: Tensor | None = None) -> dict[str, Tensor]:
@@ -96,6 +109,10 @@ class Weights:
                 raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(view.shape)}")
             view.copy_(tensors[name])
         self.publish()
+
+
+def _in_c(device: torch.device) -> bool:
+    return device.type == "cpu" and usable()
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -165,18 +165,19 @@ typedef struct {
 } Gradients;
 
 typedef struct {
-  word *weight, *sides;
+  word *weight;
+  float *sums;
   char *change, *dqkv, *wide, *middle; /* (R, C), (R, 3 C), (R, up), (R, C) */
 } Scratch;
 
 static char *scratch_in(const Block *b, Scratch *s) {
   int64_t R = b->B * b->T, C = b->C;
-  int64_t sides = MAX(MAX(sides_size(R, 3 * C, C), sides_size(R, b->up, C)), sides_size(R, C, b->F));
-  int64_t bytes = 4 * (largest_weight(b) + sides) + 2 * R * (5 * C + b->up + b->F) + 8 * 64;
+  int64_t sums = b->threads * MAX(MAX(gradient_room(3 * C, C), gradient_room(b->up, C)), gradient_room(C, b->F));
+  int64_t bytes = 4 * (largest_weight(b) + sums) + 2 * R * (5 * C + b->up + b->F) + 8 * 64;
   char *memory = aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64)), *next = memory;
   if (!memory) return NULL;
   s->weight = (word *)take(&next, 4 * largest_weight(b));
-  s->sides = (word *)take(&next, 4 * sides);
+  s->sums = (float *)take(&next, 4 * sums);
   s->change = take(&next, 2 * R * C);
   s->dqkv = take(&next, 6 * R * C);
   s->middle = take(&next, 2 * R * C);
@@ -188,9 +189,9 @@ static char *scratch_in(const Block *b, Scratch *s) {
 static void layer_back(const Block *b, const Layer *l, const void *g, const void *x, void *dx, int64_t inputs,
                        int64_t outputs, const Gradients *to, int which, const Scratch *s) {
   int64_t R = b->B * b->T;
-  weight_gradient(g, x, to->weights[which], R, outputs, inputs, s->sides, b->threads);
+  weight_gradient(g, x, to->weights[which], R, outputs, inputs, s->sums, b->threads);
   if (to->biases[which]) sum_rows(g, to->biases[which], R, outputs, b->threads);
-  pack_down(l->weight, outputs, inputs, s->weight, COLUMNS, b->threads);
+  pack_down(l->weight, outputs, inputs, s->weight);
   product_of(g, s->weight, dx, R, outputs, inputs, (Epilogue){NULL, NULL}, b->threads);
 }
 

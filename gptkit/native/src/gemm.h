@@ -11,7 +11,7 @@
 
 #if HAS_BF16_PRODUCTS
 
-enum { COLUMNS = 64, GROUP = 48, SIDE = 8, STRIP = 32 };
+enum { COLUMNS = 64, GROUP = 48, SIDE = LANES / 2, STRIP = 2 * LANES };
 
 static int64_t panels_of(int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS; }
 
@@ -38,15 +38,24 @@ INLINE uvec pair_of(const uint16_t *x, int64_t r, int64_t c, int64_t R, int64_t 
   return pair;
 }
 
-/* x (R, C) as words of two rows, in panels of `width` columns: (panels, R / 2, width) */
-static void pack_down(const void *x, int64_t R, int64_t C, word *to, int64_t width, int threads) {
-  int64_t pairs = (R + 1) / 2, whole = (C + LANES - 1) / LANES * LANES;
-#pragma omp parallel for schedule(static) num_threads(threads)
+/* Words from one panel of `width` columns to the next: a little more than it holds, as panels that are 4 KB apart
+ * would all want the same few places of the cache */
+static int64_t pitch_of(int64_t pairs, int64_t width) { return pairs * width + LANES; }
+
+/* x (R, C) as words of two rows, in panels of `width` columns: (panels, R / 2, width), `pitch` words apart */
+INLINE void pack_rows(const uint16_t *x, int64_t R, int64_t C, word *to, int64_t width, int64_t pitch) {
   for (int64_t r = 0; r < R; r += 2)
-    for (int64_t c = 0; c < whole; c += MIN(LANES, width)) {
-      uvec pair = c < C ? pair_of(x, r, c, R, C) : (uvec){0};
-      memcpy(to + (c / width * pairs + r / 2) * width + c % width, &pair, (size_t)(4 * MIN(LANES, width)));
+    for (int64_t c = 0; c < C; c += LANES) {
+      uvec pair = pair_of(x, r, c, R, C);
+      word *here = to + c / width * pitch + r / 2 * width + c % width;
+      memcpy(here, &pair, 4 * (size_t)MIN(LANES, width));
+      if (width < LANES) memcpy(here + pitch, (word *)&pair + width, 4 * (size_t)width);
     }
+}
+
+/* w (N, K) for x w: words of two rows */
+static void pack_down(const void *w, int64_t N, int64_t K, word *to) {
+  pack_rows(w, N, K, to, COLUMNS, (N + 1) / 2 * COLUMNS);
 }
 
 typedef struct {
@@ -78,28 +87,56 @@ static void product_of(const void *a, const word *b, void *out, int64_t R, int64
   }
 }
 
-/* Words that `weight_gradient` packs its two sides into */
-static int64_t sides_size(int64_t R, int64_t N, int64_t K) {
-  int64_t n = (N + LANES - 1) / LANES * LANES, k = (K + STRIP - 1) / STRIP * STRIP;
-  return (R + 1) / 2 * (n + k);
+/* Floats that `weight_gradient` needs: for each thread its sums, and a stretch of both sides packed */
+enum { STRETCH = 256 };
+
+static int64_t sums_size(int64_t N, int64_t K) {
+  return (N + SIDE - 1) / SIDE * SIDE * ((K + STRIP - 1) / STRIP * STRIP);
 }
 
-/* out (N, K) = g' x: g (R, N), x (R, K) */
-static void weight_gradient(const void *g, const void *x, void *out, int64_t R, int64_t N, int64_t K, word *room,
+static int64_t gradient_room(int64_t N, int64_t K) {
+  int64_t pairs = STRETCH / 2;
+  int64_t left = 2 * ((N + LANES - 1) / LANES) * pitch_of(pairs, SIDE);
+  return sums_size(N, K) + left + (K + STRIP - 1) / STRIP * pitch_of(pairs, STRIP);
+}
+
+/* Adds g' x of rows first … last to the sums, tile by tile (SIDE rows of g' by STRIP columns of x) */
+static void add_stretch(const uint16_t *g, const uint16_t *x, float *sums, int64_t rows, int64_t N, int64_t K,
+                        word *left, word *right, int add) {
+  int64_t pairs = (rows + 1) / 2, sides = (N + SIDE - 1) / SIDE, strips = (K + STRIP - 1) / STRIP;
+  int64_t left_pitch = pitch_of(STRETCH / 2, SIDE), right_pitch = pitch_of(STRETCH / 2, STRIP);
+  pack_rows(g, rows, N, left, SIDE, left_pitch);
+  pack_rows(x, rows, K, right, STRIP, right_pitch);
+  for (int64_t strip = 0; strip < strips; strip++)
+    for (int64_t side = 0; side < sides; side++, sums += SIDE * STRIP)
+      words_8_2(SIDE, pairs, left + side * left_pitch, 1, SIDE, right + strip * right_pitch, STRIP, sums, STRIP, add);
+}
+
+/* out (N, K) = g' x: g (R, N), x (R, K). Each thread sums over rows of its own. */
+static void weight_gradient(const void *g, const void *x, void *out, int64_t R, int64_t N, int64_t K, float *room,
                             int threads) {
-  int64_t pairs = (R + 1) / 2, sides = (N + SIDE - 1) / SIDE, strips = (K + STRIP - 1) / STRIP;
-  word *left = room, *right = room + pairs * ((N + LANES - 1) / LANES * LANES);
-  pack_down(g, R, N, left, SIDE, threads);
-  pack_down(x, R, K, right, STRIP, threads);
+  int64_t size = gradient_room(N, K), sides = (N + SIDE - 1) / SIDE, strips = (K + STRIP - 1) / STRIP;
+  int64_t share = ((R + threads - 1) / threads + 1) / 2 * 2, taken = (R + share - 1) / share;
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t item = 0; item < strips * sides; item++) {
-    int64_t strip = item / sides, side = item % sides, rows = MIN(SIDE, N - side * SIDE);
-    int64_t from = strip * STRIP, to = MIN(from + STRIP, K);
-    float tile[SIDE * STRIP];
-    words_8_2(rows, pairs, left + side * pairs * SIDE, 1, SIDE, right + strip * pairs * STRIP, STRIP, tile, STRIP, 0);
-    for (int64_t i = 0; i < rows; i++)
-      for (int64_t j = from; j < to; j += LANES)
-        store_upto((uint16_t *)out + (side * SIDE + i) * K, j, to, load(tile + i * STRIP, j - from, 0), 1);
+  for (int64_t part = 0; part < taken; part++) {
+    float *sums = room + part * size;
+    word *left = (word *)sums + sums_size(N, K);
+    word *right = left + 2 * ((N + LANES - 1) / LANES) * pitch_of(STRETCH / 2, SIDE);
+    int64_t first = part * share, last = MIN(first + share, R);
+    for (int64_t r = first; r < last; r += STRETCH)
+      add_stretch((const uint16_t *)g + r * N, (const uint16_t *)x + r * K, sums, MIN(STRETCH, last - r), N, K, left,
+                  right, r > first);
+  }
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t tile = 0; tile < strips * sides; tile++) {
+    int64_t strip = tile / sides, n = tile % sides * SIDE, from = strip * STRIP, to = MIN(from + STRIP, K);
+    for (int64_t i = 0; i < MIN(SIDE, N - n); i++)
+      for (int64_t j = from; j < to; j += LANES) {
+        const float *here = room + tile * SIDE * STRIP + i * STRIP + j - from;
+        vec sum = load(here, 0, 0);
+        for (int64_t part = 1; part < taken; part++) sum += load(here + part * size, 0, 0);
+        store_upto((uint16_t *)out + (n + i) * K, j, to, sum, 1);
+      }
   }
 }
 
