@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gptkit.model.cache import KeyValueCache
 from gptkit.model.gpt import GPT
 from gptkit.model.seams import overrides, rotation_of, turns_by_tables
-from gptkit.native import functions, library, usable
+from gptkit.native import attention, library, usable
 from gptkit.native.decode import Decode, LayerWeights, Matrix, ModelWeights, Norm, pitch_of
 
 # Weights (bytes) from which several threads read them faster than one does, and sequences that keep them busy
@@ -116,7 +116,7 @@ def _fits(model: GPT) -> bool:
     position, settings = model.position, model.settings
     plain = model.token_embedding.weight.dtype == torch.float32
     return (
-        turns_by_tables(position) and plain and settings.n_embd // settings.n_head <= functions.LARGEST_HEAD
+        turns_by_tables(position) and plain and settings.n_embd // settings.n_head <= attention.LARGEST_HEAD
     )
 
 

@@ -1,65 +1,77 @@
 """The blocks of a GPT in C, where the processor and the model allow it.
 
-In: a block and what it is called with. Out: what its own forward pass would give, up to rounding, or None where
-it has to do it itself. It has no weights and no state of its own.
+In: a model and the embedded tokens. Out: what its blocks would make of them, up to rounding, or None where
+they have to do it themselves. It has no weights and no state of its own.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptkit.model.seams import rotation_of, turns_by_tables
-from gptkit.native import functions, usable
+from gptkit.native import attention, functions, usable
 from gptkit.native.block import BlockShape, FusedBlock, available
-from gptkit.plugins import PositionalEncoding
 
 if TYPE_CHECKING:
-    from gptkit.model.gpt import Block
+    from gptkit.model.gpt import GPT
 
 
-def fused_block(block: Block, x: Tensor, position: PositionalEncoding, mask: Tensor | None) -> Tensor | None:
-    """The block's output for x (B, T, C) from position 0 on, or None."""
-    if not (x.dtype is torch.bfloat16 and _allowed(block, x, position)):
+def fused_blocks(model: GPT, x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """All blocks applied to x (B, T, C), which stands at positions 0 … T - 1, or None."""
+    if not (x.dtype is torch.bfloat16 and _allowed(model, x)):
         return None
-    attention, mlp, training = block.attention, block.mlp, block.training
+    settings, training = model.settings, model.training
+    dropout = settings.dropout if training else 0.0
     shape = BlockShape(
-        n_head=attention.n_head,
-        layer_norm=isinstance(block.attention_norm, torch.nn.LayerNorm),
-        norm_eps=float(cast(float, block.attention_norm.eps)),
-        qk_norm=attention.qk_norm,
+        n_head=settings.n_head,
+        layer_norm=settings.norm == "layernorm",
+        norm_eps=float(model.final_norm.eps),  # type: ignore[arg-type]
+        qk_norm=settings.qk_norm,
         qk_eps=functions.RMS_EPS,
-        activation=mlp.kind,
-        dropout=attention.dropout if training else 0.0,
-        attention_dropout=attention.attention_dropout if training else 0.0,
+        activation=settings.mlp,
+        dropout=dropout,
+        attention_dropout=dropout
+        if settings.attention_dropout == "same" or not training
+        else settings.attention_dropout,
     )
-    tables = rotation_of(position)
-    T = x.size(1)
-    cosine, sine = (None, None) if tables is None else (tables[0][:T], tables[1][:T])
-    norms = (block.attention_norm, block.mlp_norm)
-    layers = (attention.qkv, attention.projection, mlp.up, mlp.projection)
-    parameters = [
-        *(getattr(norm, name, None) for norm in norms for name in ("weight", "bias")),
-        *(one for layer in layers for one in (layer.weight, layer.bias)),
+    tables = rotation_of(model.position)
+    cosine, sine = (None, None) if tables is None else (table[: x.size(1)] for table in tables)
+    for block in model.blocks:
+        x = FusedBlock.apply(shape, x, mask, cosine, sine, *_parameters(block))  # type: ignore[no-untyped-call]
+    return x
+
+
+def _parameters(block: nn.Module) -> list[Tensor | None]:
+    """As FusedBlock wants them; past nn.Module.__getattr__, which takes a tenth of a small block's time."""
+    parts = block._modules
+    attention, mlp = parts["attention"], parts["mlp"]
+    assert attention is not None
+    assert mlp is not None
+    layers: list[Any] = [
+        parts["attention_norm"],
+        parts["mlp_norm"],
+        attention._modules["qkv"],
+        attention._modules["projection"],
+        mlp._modules["up"],
+        mlp._modules["projection"],
     ]
-    out: Tensor = FusedBlock.apply(shape, x, mask, cosine, sine, *parameters)  # type: ignore[no-untyped-call]
-    return out
+    return [layer._parameters.get(name) for layer in layers for name in ("weight", "bias")]
 
 
-def _allowed(block: Block, x: Tensor, position: PositionalEncoding) -> bool:
-    C = x.size(-1)
-    D = C // block.attention.n_head
-    even = not (C | D | block.mlp.up.out_features | block.mlp.projection.in_features) & 1
+def _allowed(model: GPT, x: Tensor) -> bool:
+    C, H = model.settings.n_embd, model.settings.n_head
+    weight = model.token_embedding.weight
     return (
         not torch.compiler.is_compiling()
         and functions.fits(x)
         and usable()
         and available()
-        and even
-        and D <= functions.LARGEST_HEAD
+        and C % (2 * H) == 0  # rows of heads are whole pairs
+        and C // H <= attention.LARGEST_HEAD
         and C <= functions.LONGEST_ROW
-        and block.attention.qkv.weight.dtype is torch.bfloat16
-        and turns_by_tables(position)
+        and weight.dtype is torch.bfloat16
+        and turns_by_tables(model.position)
     )

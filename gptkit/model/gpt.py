@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from gptkit.experiment.schema import ModelSettings
 from gptkit.model import kernels
 from gptkit.model.cache import KeyValueCache
-from gptkit.model.fused import fused_block
+from gptkit.model.fused import fused_blocks
 from gptkit.plugins import PositionalEncoding
 
 
@@ -131,8 +131,6 @@ class Block(nn.Module):
         mask: Tensor | None,
         cache: KeyValueCache | None,
     ) -> Tensor:
-        if cache is None and (fused := fused_block(self, x, position, mask)) is not None:
-            return fused  # the two lines below in one call
         x = x + self.attention(self.attention_norm(x), position, positions, mask, cache)
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
@@ -168,8 +166,12 @@ class GPT(nn.Module):
         x = self.token_embedding(tokens)  # (B, T, C)
         x = self.position.embed(x, positions).to(x.dtype)
         x = kernels.dropout(x, self.settings.dropout, self.training)
-        for block in self.blocks:
-            x = block(x, self.position, positions, mask, cache)
+        fused = fused_blocks(self, x, mask) if cache is None else None
+        if fused is not None:
+            x = fused  # the same in C, where the processor and the model allow it
+        else:
+            for block in self.blocks:
+                x = block(x, self.position, positions, mask, cache)
         if cache is not None:
             cache.advance(T)
         logits: Tensor = self.lm_head(self.final_norm(x))

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptkit.native import attention, usable
 from gptkit.native import functions as native
-from gptkit.native import usable
 
 RMS_EPS = native.RMS_EPS
 _BLOCK = 128  # queries at a time: keys ahead of all of them are not multiplied at all
@@ -111,7 +111,7 @@ def split_heads(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
     """qkv (B, T, 3 C) -> queries, keys and values, (B, H, T, D) each."""
     B, T, C3 = qkv.shape
     if _in_c(qkv):
-        q, k, v = native.Heads.apply(qkv, n_head)  # type: ignore[no-untyped-call]
+        q, k, v = attention.Heads.apply(qkv, n_head)  # type: ignore[no-untyped-call]
         return q, k, v
     heads = qkv.view(B, T, 3, n_head, C3 // (3 * n_head)).permute(2, 0, 3, 1, 4)
     # For one token a copy costs more than it saves; for many the products want heads that lie together
@@ -127,8 +127,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: floa
     them all.
     """
     square = q.size(2) == k.size(2)
-    if square and q.size(-1) <= native.LARGEST_HEAD and _in_c(q):
-        return _apply(native.Attention, q, k, v, mask, dropout_p)
+    if square and q.size(-1) <= attention.LARGEST_HEAD and _in_c(q):
+        return _apply(attention.Attention, q, k, v, mask, dropout_p)
     if _trains_on_cpu(q) and square and k.size(2) <= _LONGEST:
         return _attend_in_blocks(q, k, v, mask, dropout_p)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:

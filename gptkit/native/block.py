@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gptkit.native.build import library
-from gptkit.native.functions import KINDS, can_thread, new_seed
+from gptkit.native.functions import KINDS, new_seed, threads
 
 _LAYERS = ("qkv", "projection", "expand", "contract")
 
@@ -81,9 +81,9 @@ class BlockShape:
 
 
 class FusedBlock(Function):
-    """x (B, T, C), bias (H or 1, T, T) in fp32 or None, cosines and signed sines (T, D) in fp32 or None, and the
-    block's parameters -> (B, T, C).
+    """x (B, T, C), bias (H or 1, T, T), cosines and signed sines (T, D), and parameters -> (B, T, C).
 
+    Bias and tables are in fp32, or None.
     The parameters are gains and shifts of both norms, then weight and bias of qkv, projection, expand and
     contract; None where the block has none.
     """
@@ -160,7 +160,7 @@ def _block(
     return _Block(
         *(B, T, C, shape.n_head, contract.size(1), expand.size(0)),
         *(shape.layer_norm, shape.qk_norm, KINDS[shape.activation]),
-        torch.get_num_threads() if can_thread() else 1,
+        threads(),
         *(shape.norm_eps, shape.qk_eps, shape.dropout, shape.attention_dropout),
         (c_uint64 * 3)(*seeds),
         *(None if one is None else one.data_ptr() for one in (cosine, sine, bias)),

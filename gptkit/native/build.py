@@ -178,7 +178,7 @@ def _compile(compiler: str, flags: list[str], built: Path) -> None:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    # On Linux a name of ours that torch has too must still mean ours, and OpenMP's are found when it is loaded
+    # On Linux a name of ours that torch has too must still mean ours; OpenMP's are found at loading
     linking = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,-Bsymbolic"]
     subprocess.run(
         [compiler, "-shared", *linking, *map(str, objects), "-o", str(built), "-lm"],

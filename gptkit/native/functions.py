@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from ctypes import c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_uint64, c_void_p
 from functools import cache, lru_cache
 from typing import Any
 
@@ -23,9 +23,8 @@ RMS_EPS = 1e-6  # added to the mean square: a row of zeros stays one
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu2": 2}
 KINDS = {**ACTIVATIONS, "swiglu": 3}
 LONGEST_ROW = 4096  # numbers that are normalised together: elementwise.c keeps a row on its stack
-LARGEST_HEAD = 128  # numbers of a head that attention.c has register tiles for
 
-_Three = c_int64 * 3
+Three = c_int64 * 3  # strides of the outer three dimensions
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "norm_forward": (None, [c_void_p] * 7 + [c_float] + [c_int] * 3),
     "norm_backward": (c_int, [c_void_p] * 12 + [c_int] * 3),
@@ -34,25 +33,11 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "gated": (None, [c_void_p] * 3 + [c_int64, c_int64, c_int, c_int]),
     "dropout": (None, [c_void_p] * 3 + [c_int64, c_float, c_uint64, c_int, c_int]),
     "cross_entropy": (c_int64, [c_void_p] * 4 + [c_int64, c_int64, c_float, c_int, c_int]),
-    "attention_forward": (c_int, [c_void_p] * 7),
-    "attention_backward": (c_int, [c_void_p] * 14 + [c_int64]),
 }
 
 
 class _Rows(ctypes.Structure):
     _fields_ = [("outer", c_int64), ("middle", c_int64), ("inner", c_int64), ("C", c_int64)]
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("B", "H", "T", "D")),
-        *((name, _Three) for name in ("q", "k", "v", "out")),
-        ("bias_head", c_int64),
-        ("seed", c_uint64),
-        ("dropout", c_float),
-        ("bf16", c_int32),
-        ("threads", c_int32),
-    ]
 
 
 @cache
@@ -82,15 +67,18 @@ def fits(x: Tensor) -> bool:
     )
 
 
-def _threads() -> int:
+def threads() -> int:
+    """How many the operations use now."""
     return torch.get_num_threads() if can_thread() else 1
 
 
-def _is_bf16(x: Tensor) -> int:
+def is_bf16(x: Tensor) -> int:
+    """As C takes it."""
     return int(x.dtype is torch.bfloat16)
 
 
-def _pointer(x: Tensor | None) -> int | None:
+def pointer(x: Tensor | None) -> int | None:
+    """Where its numbers are; None for none."""
     return None if x is None else x.data_ptr()
 
 
@@ -110,9 +98,9 @@ def _rows(x: Tensor) -> tuple[Tensor, Any, Any]:
 def _layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[Any, Any]:
     """Kept, as a step asks for the same few again and again. C only reads them."""
     if len(shape) == 4:
-        return ctypes.byref(_Rows(*shape)), _Three(*strides[:3])
+        return ctypes.byref(_Rows(*shape)), Three(*strides[:3])
     C = shape[-1]
-    return ctypes.byref(_Rows(1, 1, math.prod(shape[:-1]), C)), _Three(0, 0, C)
+    return ctypes.byref(_Rows(1, 1, math.prod(shape[:-1]), C)), Three(0, 0, C)
 
 
 class Norm(Function):
@@ -129,14 +117,14 @@ class Norm(Function):
             x.data_ptr(),
             strides,
             rows,
-            _pointer(gain),
-            _pointer(bias),
+            pointer(gain),
+            pointer(bias),
             y.data_ptr(),
             stats.data_ptr(),
             eps,
             centre,
-            _is_bf16(x),
-            _threads(),
+            is_bf16(x),
+            threads(),
         )
         ctx.save_for_backward(x, gain, stats)
         ctx.centre, ctx.with_bias = centre, bias is not None
@@ -156,16 +144,16 @@ class Norm(Function):
             dy.data_ptr(),
             dy_strides,
             rows,
-            _pointer(gain),
+            pointer(gain),
             stats.data_ptr(),
             None,
             dx.data_ptr(),
             _rows(dx)[2],
-            _pointer(dgain),
-            _pointer(dbias),
+            pointer(dgain),
+            pointer(dbias),
             ctx.centre,
-            _is_bf16(x),
-            _threads(),
+            is_bf16(x),
+            threads(),
         )
         if failed:
             raise MemoryError("norm: out of memory")
@@ -198,8 +186,8 @@ def _turned(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool) -> Tensor:
         y.data_ptr(),
         _rows(y)[2],
         back,
-        _is_bf16(x),
-        _threads(),
+        is_bf16(x),
+        threads(),
     )
     return y
 
@@ -223,7 +211,7 @@ class Activation(Function):
     def run(kind: int, h: Tensor, dy: Tensor | None) -> Tensor:
         out = torch.empty_like(h)
         _functions().activation(
-            kind, h.data_ptr(), _pointer(dy), out.data_ptr(), h.numel(), _is_bf16(h), _threads()
+            kind, h.data_ptr(), pointer(dy), out.data_ptr(), h.numel(), is_bf16(h), threads()
         )
         return out
 
@@ -248,12 +236,12 @@ class Gated(Function):
         out = h.new_empty(*h.shape[:-1], F) if dy is None else torch.empty_like(h)
         _functions().gated(
             h.data_ptr(),
-            _pointer(dy),
+            pointer(dy),
             out.data_ptr(),
             h.numel() // (2 * F),
             F,
-            _is_bf16(h),
-            _threads(),
+            is_bf16(h),
+            threads(),
         )
         return out
 
@@ -274,7 +262,7 @@ class Dropout(Function):
     def run(x: Tensor, p: float, seed: int) -> Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
-        _functions().dropout(x.data_ptr(), None, y.data_ptr(), x.numel(), p, seed, _is_bf16(x), _threads())
+        _functions().dropout(x.data_ptr(), None, y.data_ptr(), x.numel(), p, seed, is_bf16(x), threads())
         return y
 
 
@@ -291,12 +279,12 @@ class CrossEntropy(Function):
             logits.data_ptr(),
             targets.data_ptr(),
             losses.data_ptr(),
-            _pointer(gradient),
+            pointer(gradient),
             N,
             V,
             1 / N,
-            _is_bf16(logits),
-            _threads(),
+            is_bf16(logits),
+            threads(),
         )
         if wrong >= 0:
             raise IndexError(f"target {int(targets[wrong])} is out of bounds: there are {V} tokens")
@@ -308,98 +296,3 @@ class CrossEntropy(Function):
         (gradient,) = ctx.saved_tensors
         scale = dloss.item()
         return gradient if scale == 1.0 else gradient * scale, None
-
-
-class Heads(Function):
-    """qkv (B, T, 3 H D) -> q, k and v, (B, H, T, D) each: views, whose gradients come back as one."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, n_head: int) -> tuple[Tensor, ...]:
-        B, T, C = qkv.shape
-        ctx.n_head = n_head
-        return qkv.view(B, T, 3, n_head, C // (3 * n_head)).permute(2, 0, 3, 1, 4).unbind()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        dq, dk, dv = gradients
-        B, H, T, D = dq.shape
-        strides = (3 * H * D * T, D, 3 * H * D, 1)
-        step = H * D * dq.element_size()
-        together = all(g.stride() == strides for g in gradients) and (
-            dk.data_ptr() - dq.data_ptr() == step == dv.data_ptr() - dk.data_ptr()
-        )
-        if together:  # as Attention gives them
-            return dq.as_strided((B, T, 3 * H * D), (3 * H * D * T, 3 * H * D, 1)), None
-        joined = torch.stack([g.transpose(1, 2) for g in gradients], dim=2)
-        return joined.view(B, T, 3 * H * D), None
-
-
-class Attention(Function):
-    """Causal attention: q, k, v (B, H, T, D), bias (H or 1, T, T) fp32 or None -> (B, H, T, D).
-
-    The output lies as (B, T, H, D), so that heads join without a copy. D is at most LARGEST_HEAD.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, p: float) -> Tensor:
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-        B, H, T, D = q.shape
-        out = torch.empty(B, T, H, D, dtype=q.dtype).transpose(1, 2)
-        lse = torch.empty(B, H, T, dtype=torch.float32)
-        if bias is not None:
-            bias = bias.contiguous()
-        shape = _Attention(
-            *(B, H, T, D),
-            *(_Three(*x.stride()[:3]) for x in (q, k, v, out)),
-            T * T if bias is not None and bias.size(0) > 1 else 0,
-            new_seed() if p > 0 else 0,
-            p,
-            _is_bf16(q),
-            _threads(),
-        )
-        failed = _functions().attention_forward(
-            ctypes.byref(shape),
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            _pointer(bias),
-            out.data_ptr(),
-            lse.data_ptr(),
-        )
-        if failed:
-            raise MemoryError("attention: out of memory")
-        ctx.save_for_backward(q, k, v, bias, out, lse)
-        ctx.shape = shape
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, out, lse = ctx.saved_tensors
-        if dout.stride(-1) != 1:
-            dout = dout.contiguous()
-        B, H, T, D = q.shape
-        together = torch.empty(B, T, 3, H, D, dtype=q.dtype)
-        dq, dk, dv = together.permute(2, 0, 3, 1, 4).unbind()
-        sums = None
-        if bias is not None and ctx.needs_input_grad[3]:
-            sums = torch.zeros(ctx.shape.threads, *bias.shape)
-        failed = _functions().attention_backward(
-            ctypes.byref(ctx.shape),
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            _pointer(bias),
-            out.data_ptr(),
-            dout.data_ptr(),
-            _Three(*dout.stride()[:3]),
-            lse.data_ptr(),
-            dq.data_ptr(),
-            dk.data_ptr(),
-            dv.data_ptr(),
-            _Three(*dq.stride()[:3]),
-            _pointer(sums),
-            0 if sums is None else sums[0].numel(),
-        )
-        if failed:
-            raise MemoryError("attention: out of memory")
-        return dq, dk, dv, None if sums is None else sums.sum(0), None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptkit.native.build import library
-from gptkit.native.functions import can_thread
+from gptkit.native.functions import threads
 
 _SHARE = 16384  # as in optimizer.c
 
@@ -46,10 +46,6 @@ def _functions() -> Any:
     return functions
 
 
-def _threads() -> int:
-    return torch.get_num_threads() if can_thread() else 1
-
-
 class Collector:
     """Gathers gradients of parameters of these sizes into one flat tensor."""
 
@@ -62,7 +58,7 @@ class Collector:
         self._sums = torch.empty(-(-starts[-1] // _SHARE), dtype=torch.float64)
 
     def collect(self, gradients: Sequence[Tensor], flat: Tensor, scale: float) -> float:
-        """Moves the gradients, contiguous and of one dtype (fp32 or bf16), times scale; their norm after that."""
+        """Moves the gradients, contiguous and of one dtype, fp32 or bf16, times scale; returns their norm."""
         for number, gradient in enumerate(gradients):
             self._pointers[number] = gradient.data_ptr()
         norm: float = _functions().collect_gradients(
@@ -73,7 +69,7 @@ class Collector:
             scale,
             self._sums.data_ptr(),
             gradients[0].dtype is torch.bfloat16,
-            _threads(),
+            threads(),
         )
         return norm
 
@@ -100,5 +96,5 @@ def adamw(
         exp_avg_sq.data_ptr(),
         values.numel(),
         ctypes.byref(settings),
-        _threads(),
+        threads(),
     )
