@@ -116,3 +116,10 @@ def test_a_signal_during_the_imports_of_training_is_kept_until_a_step_is_saved(
     done = interrupted(module, name, workspace)
     assert done.returncode == code
     assert re.fullmatch(r"gptkit: (interrupted|terminated) at step 1, saved\n", done.stderr)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does, and makes pipes")
+def test_what_a_stranger_made_is_never_a_defect_nor_a_step_outside() -> None:
+    said = run_module("tests.fuzz", "--cases", "150", "--seed", "5")
+    assert "cases: 150" in said
+    assert "hangs: 0" in said

@@ -143,7 +143,7 @@ def test_only_the_command_line_prints(module: str) -> None:
     assert not [call.lineno for call in calls if ast.unparse(call.func) == "print"]
 
 
-# What makes objects or code out of bytes. numpy.load unpickles only where it is told to, but nothing needs it.
+# What makes objects or code out of bytes. numpy.load unpickles only where told to, but nothing needs it.
 UNPICKLING = {
     *("pickle", "cPickle", "_pickle", "pickletools", "dill", "cloudpickle", "joblib", "shelve", "marshal"),
     *("jsonpickle", "yaml", "runpy", "code", "codeop"),
