@@ -243,17 +243,6 @@ class ForgetfulDisk:
         clear(self._folder(path))
         parent.change({path.name: None})
 
-    def names_synced(self, pattern: str) -> set[str]:
-        """Paths below the root that match, and whose folder was synced since: what counts as committed."""
-
-        def walk(folder: _Folder, at: Path) -> Iterator[Path]:
-            yield from (at / name for name in folder.synced)
-            for name, node in folder.entries.items():
-                if isinstance(node, _Folder):
-                    yield from walk(node, at / name)
-
-        return {str(path) for path in walk(self._tree, Path()) if path.match(pattern)}
-
     def crash(self, into: Path, losing: Forgetting, rng: random.Random) -> None:
         """Makes `into`, which is not there yet, as the disk might stand after a power cut at this point."""
         _write_out(self._tree, into, losing, rng)

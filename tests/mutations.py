@@ -37,7 +37,9 @@ class _Harmful:
         return os.mkdir, ("unpickled",)
 
 
+PICKLES = (pickle.dumps(_Harmful()), pickle.dumps(_Harmful(), protocol=0))
 HOSTILE = (
+    *PICKLES,
     b"",
     b"\xff\xfe\x00",
     b"\0" * 4096,
@@ -49,8 +51,6 @@ HOSTILE = (
     b'{"a":' * 20_000,
     b'{"step": ' + b"9" * 6000 + b"}",
     b'{"step": NaN, "val_loss": Infinity}',
-    pickle.dumps(_Harmful()),
-    pickle.dumps(_Harmful(), protocol=0),
     b"PK\x03\x04" + b"\0" * 100,
     b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
     struct.pack("<Q", 2**62) + b"{}",
@@ -238,13 +238,17 @@ def mutate_run(files: Files, rng: random.Random, wild: Any) -> tuple[Files, list
     """A run's files with one to three changed, and their names; often with hashes forged to agree."""
     changed, names = dict(files), []
     for _ in range(rng.choice((1, 1, 2, 3))):
-        name = rng.choice([name for name in changed if not name.startswith("samples")])
+        known = [name for name in changed if not name.startswith(("samples", "."))]
+        name = rng.choice([*known, *(name for name in known if "/" not in name)])  # what is read first, twice
         names.append(name)
         data, base = changed[name], Path(name).name
         if rng.random() < 0.05:
             del changed[name]
+        elif rng.random() < 0.12:
+            changed[name] = rng.choice(HOSTILE)
         elif base in (MODEL, OPTIMIZER):
-            changed[name] = mutate_safetensors(data, rng, wild) if len(data) > 8 else rng.choice(HOSTILE)
+            whole = len(data) > 8 and rng.random() < 0.9
+            changed[name] = mutate_safetensors(data, rng, wild) if whole else rng.choice(PICKLES)
         elif base.endswith(".json"):
             changed[name] = mutate_json(data, rng, wild)
         elif base == "metrics.jsonl":

@@ -32,6 +32,7 @@ from gptkit.cli.app import run_command
 from gptkit.errors import GptkitError
 from gptkit.runs import RunFolder, run_ids
 from gptkit.text import datasets
+from gptkit.workflows import session
 from tests.conftest import small_text
 from tests.disks import ALL_LOST, DATA_LOST, SOME_LOST, ForgetfulDisk, Forgetting, disk_that_fails
 
@@ -67,6 +68,7 @@ FAILURES: dict[str, dict[str, Any]] = {
     "I/O error": {"stays_full": False, "number": errno.EIO},
     "short write": {"stays_full": False, "short": True},
 }
+DONE = -1  # what is committed when a text was put in its place: no step
 CRASHES = (ALL_LOST, DATA_LOST, SOME_LOST, SOME_LOST)
 
 
@@ -81,14 +83,14 @@ class Figures:
 class Scenario:
     """Something that changes the disk, and what must hold whatever becomes of it.
 
-    `check(workspace, committed)` goes on from what is left; `committed` is what had reached the disk.
+    `check(workspace, committed)` goes on from what is left; `committed` holds the steps announced as
+    saved or, once the work was done, DONE.
     """
 
     name: str
     prepare: Callable[[Path], None]
     work: Callable[[], int]
-    committed: str  # a pattern of the paths that nobody may lose
-    check: Callable[[Path, set[str]], Iterator[str]]
+    check: Callable[[Path, set[int]], Iterator[str]]
 
 
 @contextlib.contextmanager
@@ -142,13 +144,12 @@ def prepare_resume(workspace: Path) -> None:
             file.write(b'{"step": 4, "train_lo')
 
 
-def check_training(workspace: Path, committed: set[str], wanted: tuple[object, ...]) -> Iterator[str]:
+def check_training(workspace: Path, committed: set[int], wanted: tuple[object, ...]) -> Iterator[str]:
     with working_in(workspace):
         run = the_run()
         steps = list_steps(run.checkpoints) if run else []
-        missing = {int(Path(name).name.removeprefix("step-")) for name in committed} - set(steps)
-        if any(step > max(steps, default=-1) for step in missing):
-            yield f"lost {sorted(missing)}, there is {steps}"
+        if max(committed, default=DONE) > max(steps, default=DONE):
+            yield f"step {max(committed)} was saved, there is {steps}"
         for step in steps:
             assert run is not None
             try:
@@ -196,7 +197,7 @@ def prepare_text(workspace: Path) -> None:
     (workspace / "novel.txt").write_bytes(TEXT)
 
 
-def check_text(name: str, again: Callable[[], int], workspace: Path, committed: set[str]) -> Iterator[str]:
+def check_text(name: str, again: Callable[[], int], workspace: Path, committed: set[int]) -> Iterator[str]:
     path = workspace / "data" / name
     if committed and not path.exists():
         yield f"lost {name}"
@@ -218,28 +219,25 @@ def scenarios(scratch: Path) -> list[Scenario]:
         assert run is not None
         wanted = outcome(run)
 
-    def training(workspace: Path, committed: set[str]) -> Iterator[str]:
+    def training(workspace: Path, committed: set[int]) -> Iterator[str]:
         return check_training(workspace, committed, wanted)
 
     def add() -> int:
         return gptkit("datasets", "add", "mine", "novel.txt")
 
-    steps = "checkpoints/step-*"
     return [
-        Scenario("train", prepare_training, lambda: gptkit("train", "sweep.toml"), steps, training),
-        Scenario("resume", prepare_resume, lambda: gptkit("resume", "latest"), steps, training),
+        Scenario("train", prepare_training, lambda: gptkit("train", "sweep.toml"), training),
+        Scenario("resume", prepare_resume, lambda: gptkit("resume", "latest"), training),
         Scenario(
             "datasets fetch",
             prepare_text,
             fetch,
-            "data/tiny_shakespeare.txt",
             lambda *left: check_text("tiny_shakespeare.txt", fetch, *left),
         ),
         Scenario(
             "datasets add",
             prepare_text,
             add,
-            "data/mine.txt",
             lambda *left: check_text("mine.txt", add, *left),
         ),
     ]
@@ -257,7 +255,7 @@ class Sweep:
     every: int
     rng: random.Random
     figures: Figures
-    committed: dict[int, set[str]] = field(default_factory=dict)  # before each operation
+    committed: dict[int, set[int]] = field(default_factory=dict)  # before each operation
 
     def run(self) -> None:
         self.scenario.prepare(self.scratch / "prepared")
@@ -273,7 +271,7 @@ class Sweep:
         left: list[tuple[int, Forgetting, Path]] = []
 
         def before(at: int) -> None:
-            self.committed[at] = disk.names_synced(self.scenario.committed)
+            self.committed[at] = set(announced)
             if at % self.every != offset:
                 return
             for number, losing in enumerate(CRASHES):
@@ -281,9 +279,21 @@ class Sweep:
                 disk.crash(into, losing, self.rng)
                 left.append((at, losing, into))
 
+        save, announced = session.save_checkpoint, set[int]()
+
+        def noted(*arguments: Any, **named: Any) -> Path:
+            path = save(*arguments, **named)
+            announced.add(named["step"])
+            return path
+
         disk = ForgetfulDisk(workspace, before)
-        with working_in(workspace), disk.recording():
-            code = self.scenario.work()
+        session.save_checkpoint = noted
+        try:
+            with working_in(workspace), disk.recording():
+                code = self.scenario.work()
+        finally:
+            session.save_checkpoint = save
+        announced.add(DONE)
         before(disk.done + 1)  # and once after the last
         if code:
             self.violated(0, "nothing", f"the scenario itself gave {code}")
