@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -107,6 +108,7 @@ class Soak:
         self.figures = Figures()
         self.log = workspace / "log.txt"
         self.newest = -1  # the newest checkpoint of the run so far
+        self.recorded = 0  # lines of its metrics when the session began
         (workspace / "data").mkdir(parents=True)
         (workspace / "data" / "mine.txt").write_text(small_text())
         (workspace / "soak.toml").write_text(EXPERIMENT)
@@ -147,6 +149,7 @@ class Soak:
                 shutil.rmtree(self.workspace / runs, ignore_errors=True)
                 self.figures.started_over += child is not None
                 arguments, self.newest = ["train", "soak.toml", "--runs-dir", runs], -1
+            self.recorded = len(self.lines(runs))
             child = self.start(arguments, forked=self.rng.random() >= self.real_share)
             struck = self.figures.strikes < strikes and self.strike(child, runs)
             if child.wait() != 0 and not struck:
@@ -204,7 +207,7 @@ class Soak:
             child.send(number)
         child.wait()
         self.count(child, f"{was_in}, twice" if twice else was_in)
-        self.check_stop(child, runs, number, None if twice else (before, after), moment)
+        self.check_stop(child, runs, number, (before, after), f"{moment}, in {was_in}", twice=twice)
         return True
 
     def count(self, child: Child, moment: str) -> None:
@@ -264,18 +267,23 @@ class Soak:
             return 0
         return int(process["pid"]) if isinstance(process, dict) else 0
 
-    def last_step(self, runs: str) -> int:
-        """The last step that was recorded."""
+    def lines(self, runs: str) -> list[str]:
+        """What metrics.jsonl holds, a last line that is being written left out."""
         run = self.run_in(runs)
-        rows = run.metrics() if run else []
-        return int(rows[-1]["step"]) if rows else 0
+        path = run.path / "metrics.jsonl" if run else None
+        return path.read_text().split("\n")[:-1] if path and path.exists() else []
+
+    def last_step(self, runs: str) -> int:
+        """The last step that this session recorded, or the one that it began with."""
+        lines = self.lines(runs)
+        return int(json.loads(lines[-1])["step"]) if len(lines) > self.recorded else max(self.newest, 0)
 
     def check_stop(
-        self, child: Child, runs: str, number: int, steps: tuple[int, int] | None, moment: str
+        self, child: Child, runs: str, number: int, steps: tuple[int, int], moment: str, *, twice: bool
     ) -> None:
         """What a signal came to: exit code, record, and a checkpoint of the step that was being done.
 
-        `steps`: the last recorded step just before the signal and just after it; None after two signals.
+        `steps`: the last recorded step just before the signal and just after it.
         """
         codes = {130, -signal.SIGINT} if number == signal.SIGINT else {143, -signal.SIGTERM}
         what = f"signal {number} ({moment}, {'fork' if child.forked else 'python'}) gave {child.code}"
@@ -292,7 +300,12 @@ class Soak:
         status, finished = record.get("status"), record.get("status") == "finished"
         if child.code not in codes | ({0} if finished else set()):
             self.problem(f"{what}, status {status}")
-        if finished or steps is None or child.code not in (130, 143) or run is None:
+        if child.code == 0 and steps[1] < STEPS - 4:  # it went on as if there had been no signal
+            if child.forked or "imports" not in moment:
+                self.problem(f"{what}: the signal was lost after step {steps[1]}")
+            else:
+                self.figures.before_gptkit += 1
+        if finished or twice or child.code not in (130, 143) or run is None:
             return
         if status != ("interrupted" if number == signal.SIGINT else "terminated"):
             return  # it came before the run was taken up: nothing has changed
