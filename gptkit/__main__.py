@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
+from gptkit.cli.signals import interrupts_end
+
 
 def main() -> None:
     # How long a thread of torch's CPU pool spins at a barrier before it sleeps; read when torch is loaded.
     # The default is milliseconds, and another busy process on the machine then makes training many times
     # slower. On a quiet machine this is as fast.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    interrupts_end()
     from gptkit.cli.app import run_command
 
     sys.exit(run_command(sys.argv[1:]))

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gptkit.errors import CheckpointError
-from gptkit.files import disk, disk_errors, parse_json, sha256, to_json, write_file
+from gptkit.files import disk, disk_errors, make_folder, parse_json, sha256, to_json, write_file
 
 FORMAT = 1
 MODEL, OPTIMIZER, STATE, MANIFEST = (
@@ -92,6 +92,7 @@ def save_checkpoint(
     replaced = None
     with disk_errors(f"saving step {step}; {last}", needed=sum(map(len, contents.values()))):
         try:
+            make_folder(folder)
             disk.make_folder(temporary)
             for name, data in contents.items():  # the manifest last
                 write_file(temporary / name, data)
@@ -176,9 +177,12 @@ def prune(folder: Path, *, keep: Iterable[int], keep_last: int, keep_every: int)
     if keep_every:
         staying.update(step for step in steps if step % keep_every == 0)
     with disk_errors("removing old checkpoints"):
-        for step in steps:
-            if step not in staying:
-                disk.remove_folder(_move_away(step_folder(folder, step), "trash"))
+        moved = [_move_away(step_folder(folder, step), "trash") for step in steps if step not in staying]
+        if moved:
+            # The new names first: after a power cut, half a checkpoint might stand under the old one
+            disk.fsync_folder(folder)
+        for victim in moved:
+            disk.remove_folder(victim)
 
 
 def _move_away(path: Path, word: str) -> Path:

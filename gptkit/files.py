@@ -32,6 +32,9 @@ class Disk:
     def make_folder(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
+    def make_new_folder(self, path: Path) -> None:
+        path.mkdir()
+
     def create(self, path: Path) -> IO[bytes]:
         return open(path, "xb", buffering=0)
 
@@ -88,6 +91,14 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder where it is missing, with those above it, and has their names reach the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    disk.make_folder(path)
+    for folder in reversed(missing):
+        disk.fsync_folder(folder.parent)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Creates `path` with `data` and has it reach the disk; it must not exist yet."""
     with disk.create(path) as file:
@@ -110,9 +121,12 @@ def replace_file(path: Path, data: bytes) -> None:
 def append_lines(path: Path, lines: Iterable[str]) -> None:
     """Adds whole lines to `path` with one write and has them reach the disk."""
     data = "".join(f"{line}\n" for line in lines).encode()
+    new = not path.exists()
     with disk.append(path) as file:
         disk.write(file, data)
         disk.fsync(file)
+    if new:  # a file whose name is lost in a power cut is lost, however well its bytes were kept
+        disk.fsync_folder(path.parent)
 
 
 def sha256(data: bytes) -> str:

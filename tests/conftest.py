@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gptkit import files
 from gptkit.cli.app import run_command
 
 SENTENCES = (
@@ -116,35 +112,3 @@ def run_process(workspace: Path) -> Command:
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run
-
-
-OPERATIONS = ("make_folder", "create", "append", "write", "fsync", "fsync_folder", "rename")
-
-
-@contextmanager
-def disk_that_fails(at: int, *, stays_full: bool, number: int = errno.ENOSPC) -> Iterator[None]:
-    """The `at`-th change to the disk fails, a write after half of its bytes; so do all after it, or none."""
-    done = 0
-
-    def failing(name: str) -> Callable[..., Any]:
-        real = getattr(files.Disk, name)
-
-        def operation(*arguments: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done == at or (stays_full and done > at):
-                if name == "write":
-                    file, data = arguments
-                    real(files.disk, file, data[: len(data) // 2])
-                raise OSError(number, os.strerror(number))
-            return real(files.disk, *arguments)
-
-        return operation
-
-    for name in OPERATIONS:
-        setattr(files.disk, name, failing(name))
-    try:
-        yield
-    finally:
-        for name in OPERATIONS:
-            delattr(files.disk, name)

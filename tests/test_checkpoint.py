@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import disk_that_fails
 from torch import Tensor
 
 from gptkit import files
@@ -36,6 +35,7 @@ from gptkit.checkpoint import (
     verify_checkpoint,
 )
 from gptkit.errors import CheckpointError, DiskError
+from tests.disks import disk_that_fails
 
 RUN = "mine.c16.e32.h2.b2-20261122-104012"
 

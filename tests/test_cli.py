@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Command, Result, disk_that_fails, small_text
+from conftest import TINY, Command, Result, small_text
 
 import gptkit
 from gptkit.experiment import experiment_from_dict
 from gptkit.runs import RunFolder, find_run, lock_run, run_ids
+from tests.disks import disk_that_fails
 
 COMMANDS = ["train", "resume", "generate", "runs"]
 DATASET_COMMANDS = ["list", "show", "fetch", "add"]

@@ -167,7 +167,7 @@ def train(
     }
     commands.train(
         experiment,
-        options.overrides(set_, flags),
+        lambda: options.overrides(set_, flags),
         runs_dir=runs_dir,
         data_dir=data_dir,
         stop_at=stop_at,

@@ -6,7 +6,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _STOPPED: dict[str, type[StoppedError]] = {
 
 def train(
     experiment_file: Path,
-    overrides: Sequence[tuple[str, Any]],
+    overrides: Callable[[], Sequence[tuple[str, Any]]],
     *,
     runs_dir: Path,
     data_dir: Path | None,
@@ -31,11 +31,12 @@ def train(
     generate: int | None,
     quiet: bool,
 ) -> None:
+    """`overrides` imports, so it is called when signals raise no more: pydantic swallows what is raised."""
     with stop_signals() as stop:
         from gptkit.experiment import load_experiment
         from gptkit.workflows.training import train_run
 
-        experiment = load_experiment(experiment_file, overrides)
+        experiment = load_experiment(experiment_file, overrides())
         source = find_run(load, runs_dir) if load else None
         _session(
             lambda around: train_run(experiment, around, stop_at=stop_at, load_from=source),

@@ -1,12 +1,16 @@
-"""Help texts from docstrings: a paragraph is one line, so that it wraps to whatever terminal there is."""
+"""Commands from functions. A paragraph of a docstring is one line of help, which wraps to any terminal."""
 
 from __future__ import annotations
 
+import functools
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import typer
+
+from gptkit.cli.signals import interrupts_raise
 
 Command = Callable[..., None]
 
@@ -16,7 +20,14 @@ def command(app: typer.Typer, name: str | None = None, *, short_help: str) -> Ca
 
     def register(function: Command) -> Command:
         text = paragraphs(inspect.getdoc(function) or "")
-        registered: Any = app.command(name, short_help=short_help, help=text)(function)
+
+        @functools.wraps(function)
+        def run(*arguments: Any, **named: Any) -> None:
+            if threading.current_thread() is threading.main_thread():  # where alone signals may be set
+                interrupts_raise()
+            function(*arguments, **named)
+
+        registered: Any = app.command(name, short_help=short_help, help=text)(run)
         return registered  # type: ignore[no-any-return]
 
     return register

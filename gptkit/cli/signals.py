@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM while training: a flag that the loop asks for between steps."""
+"""Ctrl-C and SIGTERM: the end at once while nothing is to be tidied up; while training, a flag.
+
+The flag is what the loop asks for between steps.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,22 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+
+def interrupts_end() -> None:
+    """Ctrl-C ends the process at once, as it would any program: for the time of starting.
+
+    Python's own handler would raise in the middle of an import, with a traceback, or inside an extension
+    module (pydantic's), which swallows what is raised: the interrupt would be lost.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def interrupts_raise() -> None:
+    """Undoes `interrupts_end`, once there is something to tidy up."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class StopFlag:

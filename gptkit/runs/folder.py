@@ -20,7 +20,7 @@ from typing import Any
 import filelock
 
 from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError, nearest
-from gptkit.files import disk, disk_errors, parse_json, replace_file, to_json
+from gptkit.files import disk, disk_errors, make_folder, parse_json, replace_file, to_json
 
 EXPERIMENT, RECORD, METRICS, TOKENIZER = "experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json"
 CHECKPOINTS, SAMPLES, LOCK = "checkpoints", "samples", ".lock"
@@ -69,7 +69,7 @@ class RunFolder:
 
     def write_sample(self, step: int, text: str) -> None:
         with disk_errors(f"writing a sample of step {step}"):
-            disk.make_folder(self.samples)
+            make_folder(self.samples)
             replace_file(self.samples / f"step-{step:012d}.txt", text.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -112,17 +112,18 @@ def create_run(runs_folder: Path, *, stem: str, experiment_toml: str) -> RunFold
     with disk_errors(f"making a run folder in {runs_folder}"):
         if runs_folder.exists() and not runs_folder.is_dir():
             raise DiskError(f"{runs_folder} is a file; give a folder with --runs-dir.")
-        disk.make_folder(runs_folder)
+        make_folder(runs_folder)
         for attempt in range(1000):  # two runs started within a second
             path = runs_folder / (f"{stem}-{stamp}" + (f"-{attempt + 1}" if attempt else ""))
             try:
-                path.mkdir()
+                disk.make_new_folder(path)
             except FileExistsError:
                 continue
             run = RunFolder(path)
             try:
                 disk.make_folder(run.checkpoints)
                 replace_file(run.experiment_file, experiment_toml.encode())
+                disk.fsync_folder(runs_folder)
             except BaseException:
                 disk.remove_folder(path)
                 raise

@@ -313,7 +313,7 @@ def add_text(name: str, file: Path, folders: DataFolders, force: bool = False) -
                 f"{folder / target.name} would be found first. Add it there: --data-dir {folder}"
             )
     with files.disk_errors(f"saving {target}", needed=len(data)):
-        files.disk.make_folder(target.parent)
+        files.make_folder(target.parent)
         files.replace_file(target, data)  # a rename, so a link at the target is replaced and not followed
     return target
 

@@ -243,7 +243,7 @@ class ShakespeareDataset(Dataset):
                 f"expected {self.sha256}. Nothing was kept.\n{advice}"
             )
         with files.disk_errors(f"saving {target}", needed=len(data)):
-            files.disk.make_folder(target.parent)
+            files.make_folder(target.parent)
             files.replace_file(target, data)
         return target
 
