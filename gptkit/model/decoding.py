@@ -114,9 +114,10 @@ class _NativeDecoder:
 def _fits(model: GPT) -> bool:
     """Whether the C code can do all that this model does."""
     position, settings = model.position, model.settings
-    turns_by_tables = not _overrides(position, "rotate") or _rotation(position) is not None
+    D = settings.n_embd // settings.n_head
+    turns_by_tables = not _overrides(position, "rotate") or _has_tables(position, settings.context_length, D)
     plain = model.token_embedding.weight.dtype == torch.float32
-    return turns_by_tables and plain and settings.n_embd // settings.n_head <= functions.LARGEST_HEAD
+    return turns_by_tables and plain and D <= functions.LARGEST_HEAD
 
 
 def _overrides(position: PositionalEncoding, seam: str) -> bool:
@@ -131,6 +132,12 @@ def _rotation(position: PositionalEncoding) -> tuple[Tensor, Tensor] | None:
         for seam in ("rotate", "rotation")
     }
     return position.rotation() if owners["rotation"] <= owners["rotate"] else None
+
+
+def _has_tables(position: PositionalEncoding, context_length: int, D: int) -> bool:
+    """Whether they are there, and as large as its contract has them: C would read past the end of others."""
+    tables = _rotation(position)
+    return tables is not None and D % 2 == 0 and all(x.shape == (context_length, D) for x in tables)
 
 
 def _layer(block: Any, keys: Tensor, values: Tensor) -> LayerWeights:
