@@ -115,7 +115,9 @@ def _fits(model: GPT) -> bool:
     """Whether the C code can do all that this model does."""
     position, settings = model.position, model.settings
     D = settings.n_embd // settings.n_head
-    turns_by_tables = not _overrides(position, "rotate") or _has_tables(position, settings.context_length, D)
+    turns_by_tables = not _overrides(position, "rotate") or _has_tables(
+        position, (settings.context_length, D)
+    )
     plain = model.token_embedding.weight.dtype == torch.float32
     return turns_by_tables and plain and D <= functions.LARGEST_HEAD
 
@@ -134,10 +136,10 @@ def _rotation(position: PositionalEncoding) -> tuple[Tensor, Tensor] | None:
     return position.rotation() if owners["rotation"] <= owners["rotate"] else None
 
 
-def _has_tables(position: PositionalEncoding, context_length: int, D: int) -> bool:
+def _has_tables(position: PositionalEncoding, shape: tuple[int, int]) -> bool:
     """Whether they are there, and as large as its contract has them: C would read past the end of others."""
     tables = _rotation(position)
-    return tables is not None and D % 2 == 0 and all(x.shape == (context_length, D) for x in tables)
+    return tables is not None and shape[1] % 2 == 0 and all(x.shape == shape for x in tables)
 
 
 def _layer(block: Any, keys: Tensor, values: Tensor) -> LayerWeights:
