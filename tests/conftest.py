@@ -17,6 +17,7 @@ import pytest
 
 from gptkit import files
 from gptkit.cli.app import run_command
+from gptkit.native import switched, usable
 
 SENTENCES = (
     "the old lamp hummed while rain fell over every narrow street and someone quietly read aloud "
@@ -116,6 +117,15 @@ def run_process(workspace: Path) -> Command:
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(params=[True, False], ids=["in C", "by torch"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs once with the C of gptkit/native and once without, as where there is no compiler."""
+    if request.param and not usable():
+        pytest.skip("no C compiler here, or GPTKIT_NATIVE=0: there is only torch's way to test")
+    with switched(request.param):
+        yield
 
 
 OPERATIONS = ("make_folder", "create", "append", "write", "fsync", "fsync_folder", "rename")
