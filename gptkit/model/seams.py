@@ -21,7 +21,7 @@ def turns_by_tables(position: PositionalEncoding) -> bool:
 
 
 def rotation_of(position: PositionalEncoding) -> tuple[Tensor, Tensor] | None:
-    """Its tables, (context_length, D) each in fp32, or None where there are none.
+    """Its tables, (context_length, D) each in fp32, or None where there are none of that size.
 
     They count only where they were written with `rotate` or after it: a subclass may have changed just that.
     """
@@ -31,4 +31,8 @@ def rotation_of(position: PositionalEncoding) -> tuple[Tensor, Tensor] | None:
         for seam in ("rotate", "rotation")
     )
     tables = position.rotation() if rotation <= rotate else None
-    return None if tables is None else (tables[0].float().contiguous(), tables[1].float().contiguous())
+    shape = (position.shape.context_length, position.shape.head_size)
+    # C would read past the end of smaller ones
+    if tables is None or shape[1] % 2 or any(table.shape != shape for table in tables):
+        return None
+    return tables[0].float().contiguous(), tables[1].float().contiguous()
