@@ -95,7 +95,9 @@ class Optimizer:
     def _update_adamw(self, part: _Stretch, factor: float, skip: Tensor | None) -> None:
         settings = self._settings
         rate, decay = self._adamw_rate * factor, settings.weight_decay if part.decay else 0.0
-        if part.values.device.type == "cpu" and skip is None and usable():
+        if part.values.device.type == "cpu" and usable():
+            if skip is not None and skip.item():
+                return
             part.step.add_(1)
             native.adamw(
                 part.values,
