@@ -22,7 +22,9 @@ _LONGEST = 1024  # keys up to which the whole matrix of scores is kept for the b
 
 
 def _in_c(x: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and native.fits(x) and usable()
+    # usable() first: native.fits asks what was compiled, and nothing is to be where it is switched off
+    on = not torch.compiler.is_compiling() and x.device.type == "cpu" and usable()
+    return on and native.fits(x)
 
 
 def _trains_on_cpu(x: Tensor) -> bool:
