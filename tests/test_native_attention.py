@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptkit.model import kernels
-from gptkit.native import functions as native
+from gptkit.native import attention as native
 from gptkit.native import usable
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no C compiler here: there is only torch's way to test")
