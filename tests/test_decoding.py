@@ -221,7 +221,17 @@ class TurnsAsItsParent(RotaryPosition):
     """Both of its parent's."""
 
 
-@pytest.mark.parametrize("cls", [AddsAndFades, FadesInDouble, TurnsAndFades, SaysNothing, TurnsAsItsParent])
+class HasTablesButTurnsNothing(PositionalEncoding):
+    """What `rotate` does counts, and it does nothing."""
+
+    def rotation(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(7, 10), torch.ones(7, 10)
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [AddsAndFades, FadesInDouble, TurnsAndFades, SaysNothing, TurnsAsItsParent, HasTablesButTurnsNothing],
+)
 def test_a_plugins_embeddings_and_biases_are_decoded_in_c(cls: type[PositionalEncoding]) -> None:
     check(with_position(cls), samples=3, prompts=(1, 4))
 

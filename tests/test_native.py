@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptkit.model import kernels
+from gptkit.native import attention, usable
 from gptkit.native import functions as native
-from gptkit.native import usable
-from gptkit.native.attention import Attention
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no C compiler here: there is only torch's way to test")
 
@@ -366,7 +365,7 @@ def test_the_same_bits_whatever_the_threads(threads: Callable) -> None:
         torch.manual_seed(1)
         h = native.Norm.apply(leaves[0], leaves[1], None, 1e-5, True)
         q = native.Rotate.apply(h, *tables(70, 16))
-        out = kernels.activate("swiglu", Attention.apply(q, h, h, leaves[2], 0.2))
+        out = kernels.activate("swiglu", attention.Attention.apply(q, h, h, leaves[2], 0.2))
         loss = kernels.cross_entropy(out.flatten(0, 2), torch.arange(420) % 8)
         dx, dgain, dbias = torch.autograd.grad(loss, leaves)
         return [out, loss, dx], [dgain, dbias]

@@ -66,8 +66,9 @@ def _allowed(model: GPT, x: Tensor, mask: Tensor | None) -> bool:
     weight = model.token_embedding.weight
     return (
         not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and usable()  # before fits, which asks what was compiled
         and functions.fits(x)
-        and usable()
         and available()
         and C % (2 * H) == 0  # rows of heads are whole pairs
         and C // H <= attention.LARGEST_HEAD

@@ -21,7 +21,7 @@ def turns_by_tables(position: PositionalEncoding) -> bool:
 
 
 def rotation_of(position: PositionalEncoding) -> tuple[Tensor, Tensor] | None:
-    """Its tables, (context_length, D) each in fp32, or None where there are none of that size.
+    """Its tables, (context_length, D) each in fp32, or None where there are none.
 
     They count only where they were written with `rotate` or after it: a subclass may have changed just that.
     """
@@ -30,9 +30,8 @@ def rotation_of(position: PositionalEncoding) -> tuple[Tensor, Tensor] | None:
         next(number for number, cls in enumerate(order) if seam in vars(cls))
         for seam in ("rotate", "rotation")
     )
-    tables = position.rotation() if rotation <= rotate else None
-    shape = (position.shape.context_length, position.shape.head_size)
-    # C would read past the end of smaller ones
-    if tables is None or shape[1] % 2 or any(table.shape != shape for table in tables):
-        return None
+    tables = position.rotation() if rotation <= rotate and overrides(position, "rotate") else None
+    wanted = (position.shape.context_length, position.shape.head_size)
+    if tables is None or wanted[1] % 2 or any(table.shape != wanted for table in tables):
+        return None  # C would read past the end of smaller ones
     return tables[0].float().contiguous(), tables[1].float().contiguous()
