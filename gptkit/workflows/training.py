@@ -28,6 +28,7 @@ from gptkit.checkpoint import Checkpoint, clear_temporaries, newest_checkpoint, 
 from gptkit.errors import CheckpointError, DataError, ExperimentError, UsageError
 from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
 from gptkit.files import disk_errors
+from gptkit.native import build_key
 from gptkit.plugins import Tokenizer, registry
 from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, this_process
 from gptkit.text.corpus import Corpus, build_corpus, measure_text, quote_characters
@@ -287,7 +288,7 @@ def _recorded_backend(experiment: Experiment, record: dict[str, Any], vocab_size
             str(was["precision"]),
             int(was["threads"]),
             bool(was["compile"]) and not no_compiler(str(was["device"])),
-            chosen.native if was["native"] else "",
+            build_key() if was["native"] else "",
         )
         here = recorded.device == choose_device(recorded.device)
         if here and recorded.precision in ("fp32", "bf16") and 1 <= recorded.threads <= MAX_THREADS:
