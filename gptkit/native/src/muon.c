@@ -37,8 +37,8 @@ static Workspace workspace_in(char *memory, int64_t n, int64_t m) {
 static void combine(const uint16_t *a, const word *b, uint16_t *out, int64_t R, int64_t K, int64_t N, float alpha,
                     const uint16_t *add, float beta, int symmetric) {
   float tile[6 * COLUMNS];
-  for (int64_t r = 0; r < R; r += 6)
-    for (int64_t panel = symmetric ? r / COLUMNS : 0; panel < panels_of(N); panel++) {
+  for (int64_t panel = 0; panel < panels_of(N); panel++)
+    for (int64_t r = 0; r < (symmetric ? MIN(R, (panel + 1) * COLUMNS) : R); r += 6) {
       int64_t rows = MIN(6, R - r), from = panel * COLUMNS, to = MIN(from + COLUMNS, N);
       words_6_4(rows, K / 2, a + r * K, K / 2, 1, b + panel * (K / 2) * COLUMNS, COLUMNS, tile, COLUMNS, 0);
       for (int64_t i = 0; i < rows; i++)
@@ -98,16 +98,23 @@ static void update_one(float *values, const float *gradient, float *average, int
   }
   float scale = 1 / MAX(sqrtf(sum_of(squares)), 1e-7f);
   int tall = rows > columns;
-  int64_t n = tall ? columns : rows, m = tall ? rows : columns;
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t j = 0; j < m; j++)
-      r->x[i * m + j] = to_bf16(r->wide[tall ? j * columns + i : i * columns + j] * scale);
-  newton_schulz(r, n, m);
-  for (int64_t i = 0; i < rows; i++)
-    for (int64_t j = 0; j < columns; j++) {
-      float change = from_bf16(r->x[tall ? j * m + i : i * m + j]);
-      values[i * columns + j] = values[i * columns + j] * s->kept + s->size * change;
-    }
+  if (tall)
+    for (int64_t j = 0; j < rows; j += LANES) /* a block at a time, so that lines of both stay in the cache */
+      for (int64_t i = 0; i < columns; i++)
+        for (int64_t k = j; k < MIN(j + LANES, rows); k++)
+          r->x[i * rows + k] = to_bf16(r->wide[k * columns + i] * scale);
+  else
+    for (int64_t i = 0; i < size; i += LANES) store_upto(r->x, i, size, load_upto(r->wide, i, size, 0) * scale, 1);
+  newton_schulz(r, MIN(rows, columns), MAX(rows, columns));
+  if (tall)
+    for (int64_t j = 0; j < rows; j += LANES)
+      for (int64_t i = 0; i < columns; i++)
+        for (int64_t k = j; k < MIN(j + LANES, rows); k++)
+          r->wide[k * columns + i] = from_bf16(r->x[i * rows + k]);
+  else
+    for (int64_t i = 0; i < size; i += LANES) store_upto(r->wide, i, size, load_upto(r->x, i, size, 1), 0);
+  for (int64_t i = 0; i < size; i += LANES)
+    store_upto(values, i, size, load_upto(values, i, size, 0) * s->kept + s->size * load_upto(r->wide, i, size, 0), 0);
 }
 
 /* Matrices (count, rows, columns) in fp32, with their gradients and averages. Returns 0, or 1 where memory is not
