@@ -110,6 +110,7 @@ def train(
     set_: options.Set = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
+    minutes: options.Minutes = None,
     batch_size: options.BatchSize = None,
     learning_rate: options.LearningRate = None,
     l2_reg: options.WeightDecay = None,
@@ -150,6 +151,7 @@ def train(
     flags = {
         "training.max_steps": steps,
         "training.epochs": epochs,
+        "training.minutes": minutes,
         "training.batch_size": batch_size,
         "optimizer.learning_rate": learning_rate,
         "optimizer.weight_decay": l2_reg,

@@ -26,7 +26,7 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
             run.status,
             run.dataset,
             run.hyperparameters,
-            f"{run.step}/{run.target_step}",
+            f"{run.step}/{run.target_step}" if run.target_step else str(run.step),
             f"{run.best_val_loss:.4f}" if run.best_val_loss is not None else "",
             run.started[:16].replace("T", " "),
         )
