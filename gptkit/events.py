@@ -106,6 +106,14 @@ class ResumeChecked:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayStarted:
+    """Sent when a stretch of a run is trained again, to see whether it comes out the same."""
+
+    start: int  # the checkpoint that it is trained from; 0: the initial weights
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     message: str
 
@@ -119,6 +127,7 @@ Event = (
     | CheckpointSaved
     | RunFinished
     | ResumeChecked
+    | ReplayStarted
     | Warned
 )
 Listener = Callable[[Event], None]

@@ -88,6 +88,15 @@ def describe_resume(event: events.ResumeChecked) -> str:
     return f"resume: {verdict}, from step {event.step}"
 
 
+def describe_replayed(event: events.ReplayStarted) -> str:
+    begin = (
+        f"from step {event.start}"
+        if event.start
+        else "from the initial weights (there is no earlier checkpoint)"
+    )
+    return f"verify: training again to step {event.end} {begin}, in a temporary folder"
+
+
 def describe_end(event: events.RunFinished, folder: str) -> list[str]:
     """What was reached, where it is, and how to go on."""
     best = (
@@ -142,6 +151,8 @@ class PlainView:
                 self._say(*describe_end(event, self._folder))
             case events.ResumeChecked():
                 self._say(describe_resume(event))
+            case events.ReplayStarted():
+                self._say(describe_replayed(event))
             case events.Warned():
                 _warn(event.message)
 
@@ -193,6 +204,8 @@ class LiveView:
             case events.ResumeChecked():
                 style = "yellow" if event.differences else "green"
                 self._console.print(escape(describe_resume(event)), style=style, highlight=False)
+            case events.ReplayStarted():
+                self._console.print(escape(describe_replayed(event)), style="dim", highlight=False)
             case events.Warned():
                 self._console.print(Text(f"warning: {event.message}", style="yellow"))
             case events.RunFinished():
