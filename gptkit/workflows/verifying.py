@@ -166,7 +166,7 @@ def _checkpoints(
         f"'gptkit resume' goes on from step {good[-1]}" if good else f"train it again: {train_again(run)}"
     )
     for step, said in bad:
-        newer = "" if good and step < good[-1] else f"; {instead}"
+        newer = "; a newer one is whole" if good and step < good[-1] else f"; {instead}"
         yield Finding("bad", f"checkpoint {step}", f"{said}{newer}")
 
 
