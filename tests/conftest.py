@@ -6,13 +6,14 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from gptkit.cli.app import run_command
+from gptkit.native import switched, usable
 
 SENTENCES = (
     "the old lamp hummed while rain fell over every narrow street and someone quietly read aloud "
@@ -112,3 +113,12 @@ def run_process(workspace: Path) -> Command:
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(params=[True, False], ids=["in C", "by torch"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs once with the C of gptkit/native and once without, as where there is no compiler."""
+    if request.param and not usable():
+        pytest.skip("no C compiler here, or GPTKIT_NATIVE=0: there is only torch's way to test")
+    with switched(request.param):
+        yield

@@ -1,4 +1,4 @@
-"""Resuming at every step of a 40-step run is exact: each optimizer and precision, with dropout and accumulation.
+"""Resuming at every step of a 40-step run is exact: each optimizer and precision, dropout, accumulation.
 
 From each of its checkpoints a run is resumed for one step, and what it saves then is compared, byte for byte,
 with what the run that nobody stopped saved there: so, by induction, all that comes later is the same too.

@@ -1,4 +1,4 @@
-"""The fast ways of the CPU give what torch's own give: values, gradients and chance."""
+"""The fast ways of the CPU, in C and without, give what torch's own give: values, gradients and chance."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptkit.model import kernels
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 # attend works on 128 queries at a time, and leaves more than 1024 keys to torch
 LENGTHS = [1, 2, 77, 128, 129, 300]

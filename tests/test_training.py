@@ -18,6 +18,7 @@ import torch
 import gptkit
 from gptkit import events
 from gptkit.errors import DataError, DivergedError
+from gptkit.native import build_key, switched, usable
 from gptkit.runs import RunFolder
 from gptkit.text.catalogue import data_folders
 from gptkit.workflows.session import Surroundings
@@ -78,6 +79,60 @@ def test_stopping_and_resuming_gives_the_same_bytes(
     assert resume_run(stopped.run, around).status == "finished"
     assert hashes(stopped.run) == hashes(straight)
     assert losses(stopped.run) == losses(straight)
+
+
+def differences(run: RunFolder, around: Surroundings, **how: Any) -> tuple[str, ...]:
+    """What resume says of where it computes, when it goes on with the run."""
+    seen: list[events.Event] = []
+    resume_run(run, Surroundings(around.runs_folder, around.folders, seen.append), **how)
+    return next(event for event in seen if isinstance(event, events.ResumeChecked)).differences
+
+
+needs_native = pytest.mark.skipif(
+    not usable(), reason="no C compiler here: there is only torch's way to compute"
+)
+
+
+@needs_native
+def test_a_run_without_c_goes_on_without_it_exactly(around: Surroundings) -> None:
+    """Although there is a compiler now: what the run began with, it ends with."""
+    with switched(False):
+        straight = train_run(experiment(), around).run
+        stopped = train_run(experiment(), around, stop_at=5).run
+    assert stopped.record()["environment"]["native"] == ""
+    assert differences(stopped, around) == ()
+    assert hashes(stopped) == hashes(straight)
+    assert hashes(train_run(experiment(), around).run) != hashes(straight)  # C drops something else
+
+
+@needs_native
+def test_a_run_with_c_says_so_and_goes_on_where_there_is_none(around: Surroundings) -> None:
+    stopped = train_run(experiment(), around, stop_at=5).run
+    was = stopped.record()["environment"]["native"]
+    assert was == build_key() != ""
+    with switched(False):
+        assert differences(stopped, around, stop_at=7) == (f"native {was} -> ",)
+    environment = {**stopped.record()["environment"], "native": "of another compiler"}
+    stopped.write_record({**stopped.record(), "environment": environment})
+    assert differences(stopped, around) == (f"native of another compiler -> {was}",)
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_is_exact_in_c_and_without(around: Surroundings, optimizer: str, precision: str) -> None:
+    """With all that C computes: dropout, norms with gains, rotation, a gated MLP, and two threads."""
+    recipe = experiment(
+        model={"norm": "layernorm", "bias": True, "mlp": "swiglu", "position": "rope"},
+        optimizer={"type": optimizer},
+        training={"precision": precision, "threads": 2, "max_steps": 6},
+    )
+    straight = train_run(recipe, around).run
+    stopped = train_run(recipe, around, stop_at=2).run
+    assert bool(stopped.record()["environment"]["native"]) == usable()
+    assert differences(stopped, around) == ()
+    assert hashes(stopped) == hashes(straight)
+    assert losses(stopped) == losses(straight)
 
 
 def test_the_resolved_experiment_gives_the_same_run(around: Surroundings) -> None:

@@ -1,4 +1,4 @@
-"""`gptkit runs verify`, `gptkit resume --verify` and `--require-exact`: the promises, on the user's own machine."""
+"""`runs verify`, `resume --verify` and `--require-exact`: the promises, on the user's own machine."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def other_tokenizer(run: RunFolder) -> None:
 
 
 def forged_shape(run: RunFolder) -> None:
-    """Weights and optimizer state in each other's place: names that are not the model's, hashes that agree."""
+    """The optimizer state in the place of the weights: hashes agree, names do not."""
     checkpoint = step_folder(run.checkpoints, 20)
     forge(checkpoint, "model.safetensors", (checkpoint / "optimizer.safetensors").read_bytes())
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def fused_blocks(model: GPT, x: Tensor, mask: Tensor | None) -> Tensor | None:
     """All blocks applied to x (B, T, C), which stands at positions 0 … T - 1, or None."""
-    if not (x.dtype is torch.bfloat16 and _allowed(model, x)):
+    if not (x.dtype is torch.bfloat16 and _allowed(model, x, mask)):
         return None
     settings, training = model.settings, model.training
     dropout = settings.dropout if training else 0.0
@@ -61,17 +61,19 @@ def _parameters(block: nn.Module) -> list[Tensor | None]:
     return [layer._parameters.get(name) for layer in layers for name in ("weight", "bias")]
 
 
-def _allowed(model: GPT, x: Tensor) -> bool:
-    C, H = model.settings.n_embd, model.settings.n_head
+def _allowed(model: GPT, x: Tensor, mask: Tensor | None) -> bool:
+    C, H, T = model.settings.n_embd, model.settings.n_head, x.size(1)
     weight = model.token_embedding.weight
     return (
         not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and usable()  # before fits, which asks what was compiled
         and functions.fits(x)
-        and usable()
         and available()
         and C % (2 * H) == 0  # rows of heads are whole pairs
         and C // H <= attention.LARGEST_HEAD
         and C <= functions.LONGEST_ROW
         and weight.dtype is torch.bfloat16
+        and (mask is None or mask.shape in ((1, T, T), (H, T, T)))
         and turns_by_tables(model.position)
     )

@@ -22,7 +22,9 @@ _LONGEST = 1024  # keys up to which the whole matrix of scores is kept for the b
 
 
 def _in_c(x: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and native.fits(x) and usable()
+    # usable() first: native.fits asks what was compiled, and nothing is to be where it is switched off
+    on = not torch.compiler.is_compiling() and x.device.type == "cpu" and usable()
+    return on and native.fits(x)
 
 
 def _trains_on_cpu(x: Tensor) -> bool:
@@ -36,7 +38,8 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 def layer_norm(x: Tensor, gain: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """x brought to mean 0 and variance 1 over the last dimension, times gain, plus bias (Ba et al. 2016)."""
-    if _in_c(x) and x.size(-1) <= native.LONGEST_ROW:
+    same = gain.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
+    if same and x.size(-1) <= native.LONGEST_ROW and _in_c(x):
         return _apply(native.Norm, x, gain, bias, eps, True)
     return F.layer_norm(x, (x.size(-1),), gain, bias, eps)
 
@@ -102,8 +105,9 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Each pair (i, i + D/2) of x (B, H, T, D) turned: cosine, sine (T, D) hold (cos, cos), (-sin, sin)."""
-    if _in_c(x):
-        return _apply(native.Rotate, x, cosine, sine)
+    tables = cosine.shape == sine.shape == x.shape[2:] and cosine.dtype == sine.dtype == torch.float32
+    if tables and x.size(-1) % 2 == 0 and _in_c(x):
+        return _apply(native.Rotate, x, cosine.contiguous(), sine.contiguous())
     return torch.addcmul(x * cosine.to(x.dtype), x.roll(x.size(-1) // 2, -1), sine.to(x.dtype))
 
 
@@ -127,8 +131,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: floa
     them all.
     """
     square = q.size(2) == k.size(2)
-    if square and q.size(-1) <= attention.LARGEST_HEAD and _in_c(q):
-        return _apply(attention.Attention, q, k, v, mask, dropout_p)
+    alike = q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype
+    if alike and 0 < q.size(-1) <= attention.LARGEST_HEAD and _in_c(q):
+        return _apply(attention.Attention, q, k, v, None if mask is None else mask.float(), dropout_p)
     if _trains_on_cpu(q) and square and k.size(2) <= _LONGEST:
         return _attend_in_blocks(q, k, v, mask, dropout_p)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
@@ -162,6 +167,6 @@ def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean nats: logits (N, V) and targets (N,) -> scalar, in fp32."""
-    if _in_c(logits):
+    if targets.dtype == torch.int64 and targets.shape == logits.shape[:1] and len(targets) and _in_c(logits):
         return _apply(native.CrossEntropy, logits, targets)
     return F.cross_entropy(logits.float(), targets)

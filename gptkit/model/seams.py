@@ -30,5 +30,8 @@ def rotation_of(position: PositionalEncoding) -> tuple[Tensor, Tensor] | None:
         next(number for number, cls in enumerate(order) if seam in vars(cls))
         for seam in ("rotate", "rotation")
     )
-    tables = position.rotation() if rotation <= rotate else None
-    return None if tables is None else (tables[0].float().contiguous(), tables[1].float().contiguous())
+    tables = position.rotation() if rotation <= rotate and overrides(position, "rotate") else None
+    wanted = (position.shape.context_length, position.shape.head_size)
+    if tables is None or wanted[1] % 2 or any(table.shape != wanted for table in tables):
+        return None  # C would read past the end of smaller ones
+    return tables[0].float().contiguous(), tables[1].float().contiguous()

@@ -129,18 +129,24 @@ def _processor() -> bytes:
 
 def _load(compiler: str, flags: list[str], key: str) -> ctypes.CDLL:
     """From the cache, or compiled into it. Raises OSError or SubprocessError."""
-    name = f"native-{key}.so"
     folder = _cache()
-    if folder and (folder / name).exists():
-        with suppress(OSError):
-            return ctypes.CDLL(str(folder / name))
+    for found in sorted(folder.glob(f"native-{key}-*.so")) if folder else ():
+        if found.name == _name(key, found):  # to load a damaged one could end the process
+            with suppress(OSError):
+                return ctypes.CDLL(str(found))
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        built = Path(work) / name
+        built = Path(work) / "native.so"
         _compile(compiler, flags, built)
         if folder:
-            os.replace(built, folder / name)  # another process may have done the same; either will do
-            return ctypes.CDLL(str(folder / name))
+            kept = folder / _name(key, built)
+            os.replace(built, kept)  # another process may have done the same; either will do
+            return ctypes.CDLL(str(kept))
         return ctypes.CDLL(str(built))
+
+
+def _name(key: str, built: Path) -> str:
+    """Says what is in it, so that a file that a full disk or a power cut has shortened is known."""
+    return f"native-{key}-{hashlib.sha256(built.read_bytes()).hexdigest()[:16]}.so"
 
 
 def _cache() -> Path | None:
@@ -148,6 +154,8 @@ def _cache() -> Path | None:
     import platformdirs
 
     folder = Path(platformdirs.user_cache_dir("gptkit", appauthor=False)) / "native"
+    if not folder.is_absolute():
+        return None  # a user without a home: it would be made wherever one happens to work
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         mine = folder.stat()

@@ -111,6 +111,7 @@ class Norm(Function):
         ctx: Any, x: Tensor, gain: Tensor | None, bias: Tensor | None, eps: float, centre: bool
     ) -> Tensor:
         x, rows, strides = _rows(x)
+        gain, bias = (None if one is None else one.contiguous() for one in (gain, bias))
         y = torch.empty(x.shape, dtype=x.dtype)
         stats = torch.empty(x.numel() // x.size(-1) * 2, dtype=torch.float32)
         _functions().norm_forward(

@@ -27,6 +27,16 @@ class _AdamW(ctypes.Structure):
     ]
 
 
+class _Muon(ctypes.Structure):
+    _fields_ = [(name, c_float) for name in ("momentum", "kept", "size")]
+
+
+@cache
+def has_muon() -> bool:
+    """Whether this processor multiplies bf16 pairs, and the library could be had."""
+    return library() is not None and bool(_functions().has_muon())
+
+
 @cache
 def _functions() -> Any:
     found = library()
@@ -43,6 +53,9 @@ def _functions() -> Any:
         c_int,
     ]
     functions.adamw.restype, functions.adamw.argtypes = None, [*[c_void_p] * 4, c_int64, c_void_p, c_int]
+    functions.has_muon.restype, functions.has_muon.argtypes = c_int, []
+    functions.muon.restype = c_int
+    functions.muon.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, c_void_p, c_int]
     return functions
 
 
@@ -98,3 +111,23 @@ def adamw(
         ctypes.byref(settings),
         threads(),
     )
+
+
+def muon(
+    values: Tensor, gradient: Tensor, average: Tensor, *, momentum: float, kept: float, size: float
+) -> None:
+    """One update of matrices (N, rows, columns), contiguous, both even: Nesterov momentum, orthogonalised.
+
+    values becomes kept * values + size * the update; the average of gradients moves on by 1 - momentum.
+    """
+    settings = _Muon(momentum, kept, size)
+    failed = _functions().muon(
+        values.data_ptr(),
+        gradient.data_ptr(),
+        average.data_ptr(),
+        *values.shape,
+        ctypes.byref(settings),
+        threads(),
+    )
+    if failed:
+        raise MemoryError("muon: out of memory")

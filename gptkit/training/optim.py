@@ -95,7 +95,9 @@ class Optimizer:
     def _update_adamw(self, part: _Stretch, factor: float, skip: Tensor | None) -> None:
         settings = self._settings
         rate, decay = self._adamw_rate * factor, settings.weight_decay if part.decay else 0.0
-        if part.values.device.type == "cpu" and skip is None and usable():
+        if part.values.device.type == "cpu" and usable():
+            if skip is not None and skip.item():
+                return
             part.step.add_(1)
             native.adamw(
                 part.values,
@@ -252,10 +254,21 @@ class _Stack:
         offset = self.slots[0].start
         return self.momentum.view(-1)[slot.start - offset : slot.end - offset].view(slot.shape)
 
+    def _in_c(self) -> bool:
+        even = self.values.size(1) % 2 == 0 == self.values.size(2) % 2
+        return self.values.device.type == "cpu" and even and usable() and native.has_muon()
+
     def update(self, rate: float, momentum: float, weight_decay: float, skipped: Tensor | None) -> None:
         """`skipped`, a bool scalar on the device, keeps values and momentum as they are, bit for bit."""
         rows, columns = self.values.shape[1:]
         size = -rate * math.sqrt(max(1, rows / columns))
+        if self._in_c():
+            if skipped is None or not skipped.item():
+                kept = 1 - rate * weight_decay
+                native.muon(
+                    self.values, self.gradient, self.momentum, momentum=momentum, kept=kept, size=size
+                )
+            return
         if skipped is None:
             self.momentum.lerp_(self.gradient, 1 - momentum)
             update = orthogonalise(self.gradient.lerp(self.momentum, momentum))

@@ -82,12 +82,14 @@ class Weights:
 
     def clip(self, largest: float) -> Tensor:
         """Scales the gradient down to a norm of `largest` (0: leaves it); the norm before, a scalar."""
-        norm = torch.linalg.vector_norm(self.gradient) if self._norm is None else torch.tensor(self._norm)
-        if largest > 0:
-            factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
-            # Where the host need not wait for it, a factor of 1 saves a pass over the memory
-            if self.gradient.device.type != "cpu" or factor.item() != 1.0:
+        if self._norm is not None:
+            factor = largest / (self._norm + 1e-6)
+            if 0 < factor < 1:
                 self.gradient.mul_(factor)
+            return torch.tensor(self._norm)
+        norm: Tensor = torch.linalg.vector_norm(self.gradient)
+        if largest > 0:
+            self.gradient.mul_(torch.clamp(largest / (norm + 1e-6), max=1.0))
         return norm
 
     def named(self, flat: Tensor | None = None) -> dict[str, Tensor]:

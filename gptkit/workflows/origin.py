@@ -15,6 +15,7 @@ from typing import Any
 from gptkit.backend import MAX_THREADS, Backend, choose_backend, choose_device, fingerprint, no_compiler
 from gptkit.errors import DataError, UsageError
 from gptkit.experiment import Experiment, PluginTable
+from gptkit.native import build_key
 from gptkit.plugins import DataFolders, Tokenizer, registry
 from gptkit.runs import RunFolder, this_process
 from gptkit.text.corpus import Corpus, build_corpus, measure_text
@@ -151,7 +152,7 @@ def _recorded_backend(experiment: Experiment, record: dict[str, Any], vocab_size
             str(was["precision"]),
             int(was["threads"]),
             bool(was["compile"]) and not no_compiler(str(was["device"])),
-            chosen.native if was["native"] else "",
+            build_key() if was["native"] else "",
         )
         here = recorded.device == choose_device(recorded.device)
         if here and recorded.precision in ("fp32", "bf16") and 1 <= recorded.threads <= MAX_THREADS:

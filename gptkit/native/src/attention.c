@@ -31,9 +31,10 @@ static int run(const Attention *s, const void *q, const void *k, const void *v, 
   int words = in_words(s, dout ? dout_strides[2] : 0);
   if (words) size = words_size(Tp, Dp);
 #endif
-  float *memory = aligned_alloc(64, (size_t)(s->threads * size) * sizeof(float));
+  int threads = (int)MIN(s->threads, s->B * s->H);
+  float *memory = aligned_alloc(64, (size_t)((threads * size + LANES - 1) / LANES * LANES) * sizeof(float));
   if (!memory) return 1;
-#pragma omp parallel for schedule(static) num_threads(s->threads)
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < s->B * s->H; row++) {
     int64_t b = row / s->H, h = row % s->H;
     float *room = memory + THREAD * size;

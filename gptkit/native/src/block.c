@@ -172,7 +172,9 @@ typedef struct {
 
 static char *scratch_in(const Block *b, Scratch *s) {
   int64_t R = b->B * b->T, C = b->C;
-  int64_t sums = b->threads * MAX(MAX(gradient_room(3 * C, C), gradient_room(b->up, C)), gradient_room(C, b->F));
+  int threads = b->threads;
+  int64_t sums = MAX(MAX(gradient_room(3 * C, C, threads), gradient_room(b->up, C, threads)),
+                     MAX(gradient_room(C, b->F, threads), gradient_room(C, C, threads)));
   int64_t bytes = 4 * (largest_weight(b) + sums) + 2 * R * (5 * C + b->up + b->F) + 8 * 64;
   char *memory = aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64)), *next = memory;
   if (!memory) return NULL;

@@ -42,12 +42,14 @@ INLINE uvec pair_of(const uint16_t *x, int64_t r, int64_t c, int64_t R, int64_t 
  * would all want the same few places of the cache */
 static int64_t pitch_of(int64_t pairs, int64_t width) { return pairs * width + LANES; }
 
-/* x (R, C) as words of two rows, in panels of `width` columns: (panels, R / 2, width), `pitch` words apart */
-INLINE void pack_rows(const uint16_t *x, int64_t R, int64_t C, word *to, int64_t width, int64_t pitch) {
+/* Columns first … last of x (R, C) as words of two rows, in panels of `width` columns: (panels, R / 2, width), `pitch`
+ * words apart. `first` is where a panel begins. */
+INLINE void pack_rows(const uint16_t *x, int64_t R, int64_t C, int64_t first, int64_t last, word *to, int64_t width,
+                      int64_t pitch) {
   for (int64_t r = 0; r < R; r += 2)
-    for (int64_t c = 0; c < C; c += LANES) {
+    for (int64_t c = first; c < last; c += LANES) {
       uvec pair = pair_of(x, r, c, R, C);
-      word *here = to + c / width * pitch + r / 2 * width + c % width;
+      word *here = to + (c - first) / width * pitch + r / 2 * width + (c - first) % width;
       memcpy(here, &pair, 4 * (size_t)MIN(LANES, width));
       if (width < LANES) memcpy(here + pitch, (word *)&pair + width, 4 * (size_t)width);
     }
@@ -55,7 +57,7 @@ INLINE void pack_rows(const uint16_t *x, int64_t R, int64_t C, word *to, int64_t
 
 /* w (N, K) for x w: words of two rows */
 static void pack_down(const void *w, int64_t N, int64_t K, word *to) {
-  pack_rows(w, N, K, to, COLUMNS, (N + 1) / 2 * COLUMNS);
+  pack_rows(w, N, K, 0, K, to, COLUMNS, (N + 1) / 2 * COLUMNS);
 }
 
 typedef struct {
@@ -87,44 +89,59 @@ static void product_of(const void *a, const word *b, void *out, int64_t R, int64
   }
 }
 
-/* Floats that `weight_gradient` needs: for each thread its sums, and a stretch of both sides packed */
-enum { STRETCH = 256 };
+/* How `weight_gradient` shares out its work: each of `parts` sums over rows of its own, in memory of its own, and
+ * within a part each of `groups` has some of the columns. Many large sums would cost more than they save. */
+enum { STRETCH = 256, MOST_SUMS = 8 << 20 }; /* rows packed at a time; numbers in all sums */
 
-static int64_t sums_size(int64_t N, int64_t K) {
-  return (N + SIDE - 1) / SIDE * SIDE * ((K + STRIP - 1) / STRIP * STRIP);
+typedef struct {
+  int64_t parts, groups, sums, left, right; /* sizes in numbers of 4 bytes */
+} Shares;
+
+static int64_t sides_of(int64_t N) { return (N + SIDE - 1) / SIDE; }
+static int64_t strips_of(int64_t K) { return (K + STRIP - 1) / STRIP; }
+
+static Shares shares_of(int64_t N, int64_t K, int threads) {
+  Shares s = {.sums = sides_of(N) * strips_of(K) * SIDE * STRIP,
+              .left = (sides_of(N) + 1) * pitch_of(STRETCH / 2, SIDE),
+              .right = strips_of(K) * pitch_of(STRETCH / 2, STRIP)};
+  s.parts = MAX(1, MIN(threads, MOST_SUMS / s.sums));
+  s.groups = MIN(strips_of(K), (threads + s.parts - 1) / s.parts);
+  return s;
 }
 
-static int64_t gradient_room(int64_t N, int64_t K) {
-  int64_t pairs = STRETCH / 2;
-  int64_t left = 2 * ((N + LANES - 1) / LANES) * pitch_of(pairs, SIDE);
-  return sums_size(N, K) + left + (K + STRIP - 1) / STRIP * pitch_of(pairs, STRIP);
+static int64_t gradient_room(int64_t N, int64_t K, int threads) {
+  Shares s = shares_of(N, K, threads);
+  return s.parts * (s.sums + s.groups * (s.left + s.right));
 }
 
-/* Adds g' x of rows first … last to the sums, tile by tile (SIDE rows of g' by STRIP columns of x) */
+/* Adds g' x of some rows to the sums, tile by tile (SIDE rows of g' by STRIP columns of x), strips first … last */
 static void add_stretch(const uint16_t *g, const uint16_t *x, float *sums, int64_t rows, int64_t N, int64_t K,
-                        word *left, word *right, int add) {
-  int64_t pairs = (rows + 1) / 2, sides = (N + SIDE - 1) / SIDE, strips = (K + STRIP - 1) / STRIP;
+                        int64_t first, int64_t last, word *left, word *right, int add) {
+  int64_t pairs = (rows + 1) / 2, sides = sides_of(N);
   int64_t left_pitch = pitch_of(STRETCH / 2, SIDE), right_pitch = pitch_of(STRETCH / 2, STRIP);
-  pack_rows(g, rows, N, left, SIDE, left_pitch);
-  pack_rows(x, rows, K, right, STRIP, right_pitch);
-  for (int64_t strip = 0; strip < strips; strip++)
-    for (int64_t side = 0; side < sides; side++, sums += SIDE * STRIP)
-      words_8_2(SIDE, pairs, left + side * left_pitch, 1, SIDE, right + strip * right_pitch, STRIP, sums, STRIP, add);
+  pack_rows(g, rows, N, 0, N, left, SIDE, left_pitch);
+  pack_rows(x, rows, K, first * STRIP, MIN(last * STRIP, K), right, STRIP, right_pitch);
+  for (int64_t strip = first; strip < last; strip++)
+    for (int64_t side = 0; side < sides; side++)
+      words_8_2(SIDE, pairs, left + side * left_pitch, 1, SIDE, right + (strip - first) * right_pitch, STRIP,
+                sums + (strip * sides + side) * SIDE * STRIP, STRIP, add);
 }
 
-/* out (N, K) = g' x: g (R, N), x (R, K). Each thread sums over rows of its own. */
+/* out (N, K) = g' x: g (R, N), x (R, K) */
 static void weight_gradient(const void *g, const void *x, void *out, int64_t R, int64_t N, int64_t K, float *room,
                             int threads) {
-  int64_t size = gradient_room(N, K), sides = (N + SIDE - 1) / SIDE, strips = (K + STRIP - 1) / STRIP;
-  int64_t share = ((R + threads - 1) / threads + 1) / 2 * 2, taken = (R + share - 1) / share;
+  Shares s = shares_of(N, K, threads);
+  int64_t sides = sides_of(N), strips = strips_of(K);
+  int64_t share = ((R + s.parts - 1) / s.parts + 1) / 2 * 2, taken = (R + share - 1) / share;
+  float *packs = room + s.parts * s.sums;
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t part = 0; part < taken; part++) {
-    float *sums = room + part * size;
-    word *left = (word *)sums + sums_size(N, K);
-    word *right = left + 2 * ((N + LANES - 1) / LANES) * pitch_of(STRETCH / 2, SIDE);
+  for (int64_t item = 0; item < taken * s.groups; item++) {
+    int64_t part = item % taken, group = item / taken;
     int64_t first = part * share, last = MIN(first + share, R);
+    word *left = (word *)(packs + item * (s.left + s.right)), *right = left + s.left;
     for (int64_t r = first; r < last; r += STRETCH)
-      add_stretch((const uint16_t *)g + r * N, (const uint16_t *)x + r * K, sums, MIN(STRETCH, last - r), N, K, left,
+      add_stretch((const uint16_t *)g + r * N, (const uint16_t *)x + r * K, room + part * s.sums,
+                  MIN(STRETCH, last - r), N, K, group * strips / s.groups, (group + 1) * strips / s.groups, left,
                   right, r > first);
   }
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -134,7 +151,7 @@ static void weight_gradient(const void *g, const void *x, void *out, int64_t R, 
       for (int64_t j = from; j < to; j += LANES) {
         const float *here = room + tile * SIDE * STRIP + i * STRIP + j - from;
         vec sum = load(here, 0, 0);
-        for (int64_t part = 1; part < taken; part++) sum += load(here + part * size, 0, 0);
+        for (int64_t part = 1; part < taken; part++) sum += load(here + part * s.sums, 0, 0);
         store_upto((uint16_t *)out + (n + i) * K, j, to, sum, 1);
       }
   }
