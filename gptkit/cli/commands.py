@@ -90,7 +90,8 @@ def replay(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> N
             replayed = replay_run(folder, around)
         if not replayed.identical:
             raise CheckpointError(describe_replay(replayed))
-        print(describe_replay(replayed))
+        if not quiet:
+            print(describe_replay(replayed))
 
 
 def verify(run: str, *, runs_dir: Path) -> None:

@@ -16,10 +16,20 @@ import torch
 from gptkit.checkpoint import Checkpoint, list_steps, load_checkpoint
 from gptkit.errors import CheckpointError, GptkitError
 from gptkit.experiment import Experiment
-from gptkit.files import parse_json, sha256, to_json
+from gptkit.files import sha256, to_json
 from gptkit.model import GPT
 from gptkit.plugins import Tokenizer
-from gptkit.runs import CHECKPOINTS, METRICS, RECORD, SAMPLES, TOKENIZER, RunFolder, is_locked, refuse_links
+from gptkit.runs import (
+    CHECKPOINTS,
+    METRICS,
+    RECORD,
+    SAMPLES,
+    TOKENIZER,
+    RunFolder,
+    is_locked,
+    metric_row,
+    refuse_links,
+)
 from gptkit.training.optim import Optimizer, weights_for
 from gptkit.training.weights import Weights
 from gptkit.workflows.building import build_model_for
@@ -33,6 +43,7 @@ from gptkit.workflows.reading import (
 )
 from gptkit.workflows.session import progress_of
 
+_MAX_TORN, _MAX_SAMPLE = 100_000, 100_000_000  # bytes
 _SAMPLE = re.compile(r"step-\d{12}\.txt")
 _LEFT = {
     ".tmp-": "left by a save that was cut off; 'gptkit resume' removes it",
@@ -101,28 +112,18 @@ def _metrics(run: RunFolder) -> Finding:
         return Finding("note", METRICS, "there is none: no step was logged")
     if not path.is_file():
         return Finding("bad", METRICS, "it is not a file")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                torn = True
-            elif _is_row(line):
-                rows += 1
-            else:
-                wrong.append(number)
+    for number, line in enumerate(run.metric_lines(), start=1):
+        torn = not line.endswith(b"\n")
+        if metric_row(line):
+            rows += 1
+        elif not torn or len(line) > _MAX_TORN:
+            wrong.append(number)
     if wrong:
         shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
         return Finding("bad", METRICS, f"no JSON object with a step in line {shown}; such lines are left out")
     if torn:
         return Finding("note", METRICS, "its last line was cut off by a crash; 'gptkit resume' mends it")
     return Finding("ok", METRICS, f"{rows} lines")
-
-
-def _is_row(line: bytes) -> bool:
-    try:
-        row = parse_json(line)
-    except ValueError:
-        return False
-    return isinstance(row, dict) and isinstance(row.get("step"), int)
 
 
 def _samples(run: RunFolder) -> Iterator[Finding]:
@@ -132,6 +133,8 @@ def _samples(run: RunFolder) -> Iterator[Finding]:
             try:
                 if path.is_symlink():
                     raise ValueError("it is a symbolic link")
+                if path.stat().st_size > _MAX_SAMPLE:
+                    raise ValueError("it is too large")
                 path.read_bytes().decode()
                 read += 1
             except (OSError, ValueError) as error:
