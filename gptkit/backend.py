@@ -31,7 +31,8 @@ MAX_THREADS = 4096  # as in the schema of training.threads
 # steps take about two thirds of the time, so it must last three minutes without; a GPU for which that matters
 # does at least 2e13 FLOP/s with a small model in bf16 (a tenth of an A100's peak). Faster ones, and smaller
 # models, which wait for launches more than for products, gain more than this supposes.
-_WON_BACK = 3 * 60 * 2e13
+SUPPOSED_SPEED = 2e13
+_WON_BACK = 3 * 60 * SUPPOSED_SPEED
 
 
 @dataclass(frozen=True)

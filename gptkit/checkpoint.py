@@ -150,7 +150,7 @@ def newest_checkpoint(
             on_bad(step, error)
     if steps:
         raise CheckpointError(f"none of the {len(steps)} checkpoints in {folder} verifies.")
-    raise CheckpointError(f"there is no checkpoint in {folder}; was the run trained with --no-save?")
+    raise CheckpointError(f"there is no checkpoint in {folder}.")
 
 
 def set_aside(folder: Path, step: int) -> Path:

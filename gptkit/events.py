@@ -26,9 +26,10 @@ class RunStarted:
     precision: str  # "fp32" or "bf16"
     compiled: bool
     start_step: int  # 0, or the step that it resumes from
-    stop_step: int  # the last step of this session
-    max_steps: int  # the step that the schedule ends at
+    stop_step: int  # the last step of this session; 0: the clock decides
+    max_steps: int  # the step that the schedule ends at; 0: the clock decides
     tokens_per_step: int
+    minutes: float | None = None  # of training in all sessions, where the schedule ends with the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class StepFinished:
     tokens: int  # trained on so far, over the whole run
     tokens_per_second: float  # of the steps since the last one, evaluation and saving left out
     seconds: float  # of training in this run so far, all sessions
+    expected_steps: int | None = None  # that the run will come to, where the clock ends it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class CheckpointSaved:
 class RunFinished:
     status: str  # "finished", "stopped", "interrupted", "terminated", "diverged", "failed"
     step: int
-    max_steps: int
+    max_steps: int  # the step that the run ends at; where the clock decides, as far as is known
     train_loss: float | None  # the last that was logged
     val_loss: float | None
     best_val_loss: float | None
@@ -92,6 +94,7 @@ class RunFinished:
     tokens: int
     seconds: float
     saved: bool  # a checkpoint of this step stands
+    reason: str = ""  # why it is finished short of its last step
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,14 @@ class ResumeChecked:
 
     step: int  # that it goes on from
     differences: tuple[str, ...]  # from the recorded environment, such as "threads 2 -> 4"; none: exact
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayStarted:
+    """Sent when a stretch of a run is trained again, to see whether it comes out the same."""
+
+    start: int  # the checkpoint that it is trained from; 0: the initial weights
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +127,7 @@ Event = (
     | CheckpointSaved
     | RunFinished
     | ResumeChecked
+    | ReplayStarted
     | Warned
 )
 Listener = Callable[[Event], None]

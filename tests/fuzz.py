@@ -231,11 +231,14 @@ class Fuzzer:
             names.append(disturb_folder(folder, self.workspace.parent / "outside", rng))
         commands = [
             ["runs"],
+            ["runs", "verify", folder.name],
+            ["resume", folder.name, "--verify"],
+            ["resume", folder.name, "--stop-at", "4", "--require-exact"],
             ["generate", folder.name, "-n", "2", "--checkpoint", rng.choice(("best", "last", "3", "2"))],
             ["resume", folder.name, "--stop-at", "4"],
             ["train", "base.toml", "--load", folder.name, "--stop-at", "1"],
         ]
-        return rng.choices(commands, (3, 5, 3, 1))[0], f"changed {names}, wild {drawn.wild!r}"
+        return rng.choices(commands, (2, 3, 2, 1, 4, 3, 1))[0], f"changed {names}, wild {drawn.wild!r}"
 
     def dataset_name(self, drawn: Drawn) -> tuple[list[str], str]:
         name = self._name(drawn)
@@ -254,6 +257,7 @@ class Fuzzer:
         commands = [
             ["generate", name, "-n", "1"],
             ["resume", name, "--stop-at", "1"],
+            ["runs", "verify", name],
             ["train", "base.toml", "--name", name, "--dataset", "short.txt"],
             ["train", "base.toml", "--load", name, "--dataset", "short.txt"],
             ["generate", "latest", "-n", "1", "--checkpoint", name],

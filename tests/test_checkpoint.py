@@ -361,9 +361,7 @@ def test_the_newest_that_verifies_is_found_and_each_bad_one_is_reported(tmp_path
 
 
 def test_where_none_verifies_or_none_is_there_it_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"there is no checkpoint in .*; was the run trained with --no-sa"
-    ):
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint in "):
         newest_checkpoint(tmp_path, run_id=RUN)
     truncate(save(tmp_path, 1))
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):

@@ -171,7 +171,7 @@ FLAGS: dict[str, list[tuple[str, Any, str]]] = {
         ("-d", 0.25, "model.dropout"),
         ("--device", "cpu", "training.backend"),
         ("--name", "novel", "name"),
-        ("--steps", 1, "training.max_steps"),
+        ("--minutes", 0.0001, "training.minutes"),
     ],
     "zeros": [
         ("-l", 0.0, "optimizer.learning_rate"),
@@ -710,6 +710,9 @@ BAD: list[Any] = [
     ((*TRAIN, "--generate", -1), 2, "Invalid value for '--generate'"),
     ((*TRAIN, "--generate", 10**12), 2, "Invalid value for '--generate'"),
     ((*TRAIN, "--steps", 3, "--epochs", 2), 2, "--steps and --epochs say the same thing twice"),
+    ((*TRAIN, "--minutes", 3, "--epochs", 2), 2, "--epochs and --minutes say the same thing twice"),
+    ((*TRAIN, "--minutes", 0), 2, "training.minutes = 0.0: should be greater than 0"),
+    ((*TRAIN, "--minutes", "nan"), 2, "training.minutes = nan: should be a finite number"),
     (("runs", "--all"), 2, "No such option: --all"),
     # The experiment file
     (("train", "nofile.toml"), 2, "there is no experiment file nofile.toml. There are: "),

@@ -17,7 +17,7 @@ from gptkit import backend, events
 from gptkit.errors import PluginError
 from gptkit.experiment import TrainingSettings
 from gptkit.text.catalogue import data_folders
-from gptkit.workflows import session, training
+from gptkit.workflows import origin, session, training
 from gptkit.workflows.building import build_new_model, training_flops
 from gptkit.workflows.session import Surroundings
 from gptkit.workflows.training import resume_run, train_run
@@ -140,7 +140,7 @@ def test_a_compiled_run_goes_on_where_there_is_no_compiler_and_says_so(
 ) -> None:
     run = train_run(experiment("auto"), around, stop_at=3).run
     run.write_record({**run.record(), "environment": {**run.record()["environment"], "compile": True}})
-    monkeypatch.setattr(training, "no_compiler", lambda device: "there is none")
+    monkeypatch.setattr(origin, "no_compiler", lambda device: "there is none")
     seen: list[events.Event] = []
     resume_run(run, Surroundings(around.runs_folder, around.folders, seen.append))
     checked = next(event for event in seen if isinstance(event, events.ResumeChecked))

@@ -17,6 +17,7 @@ import typer
 from gptkit.cli import options
 from gptkit.cli.datasets import datasets_app
 from gptkit.cli.help import command
+from gptkit.cli.runs import runs_app
 from gptkit.errors import GptkitError, OutOfMemoryError, RunInterruptedError, UsageError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(datasets_app, name="datasets")
+app.add_typer(runs_app, name="runs")
 
 # UsageError and ClickException, of click or of typer's own copy of it
 _ClickUsageError: Any = typer.BadParameter.__bases__[0]
@@ -110,6 +112,7 @@ def train(
     set_: options.Set = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
+    minutes: options.Minutes = None,
     batch_size: options.BatchSize = None,
     learning_rate: options.LearningRate = None,
     l2_reg: options.WeightDecay = None,
@@ -150,6 +153,7 @@ def train(
     flags = {
         "training.max_steps": steps,
         "training.epochs": epochs,
+        "training.minutes": minutes,
         "training.batch_size": batch_size,
         "optimizer.learning_rate": learning_rate,
         "optimizer.weight_decay": l2_reg,
@@ -185,6 +189,14 @@ def resume(
         typer.Option("--steps", metavar="N", min=1, help="Go on to step N, past the end of the schedule."),
     ] = None,
     stop_at: options.StopAt = None,
+    require_exact: Annotated[
+        bool,
+        typer.Option("--require-exact", help="Refuse (exit 3) where it would not come out bit for bit."),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Only train the last stretch again elsewhere, and compare every bit."),
+    ] = False,
     data_dir: options.DataDir = None,
     runs_dir: options.RunsDir = Path("runs"),
     quiet: options.Quiet = False,
@@ -196,13 +208,31 @@ def resume(
 
       gptkit resume shakespeare.c64 --steps 2000
 
+      gptkit resume latest --verify
+
     Goes on in the same run from its newest checkpoint, as if it had never been stopped: the weights come out
     the same, bit for bit, on the same machine. Past the end of the schedule the learning rate stays as it
-    ended.
+    ended. With --verify the run stays as it is: the stretch from the checkpoint before the last is trained
+    again in a temporary folder, and the answer is "identical", or what differs and exit code 5.
     """
     from gptkit.cli import commands
 
-    commands.resume(run, steps=steps, stop_at=stop_at, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet)
+    if verify:
+        if steps is not None or stop_at is not None or require_exact:
+            raise UsageError(
+                "--verify trains what the run has trained already; it goes with no other length."
+            )
+        commands.replay(run, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet)
+        return
+    commands.resume(
+        run,
+        steps=steps,
+        stop_at=stop_at,
+        require_exact=require_exact,
+        runs_dir=runs_dir,
+        data_dir=data_dir,
+        quiet=quiet,
+    )
 
 
 @command(app, short_help="Write text with a run's model.")
@@ -297,20 +327,6 @@ def generate(
         backend=backend,
         runs_dir=runs_dir,
     )
-
-
-@command(app, short_help="A table of all runs.")
-def runs(runs_dir: options.RunsDir = Path("runs"), debug: options.Debug = False) -> None:
-    """Example:
-
-      gptkit runs
-
-    Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, when. Piped, it
-    is plain lines.
-    """
-    from gptkit.cli import commands
-
-    commands.list_runs(runs_dir)
 
 
 @command(app, short_help="How fast this machine trains and samples.")

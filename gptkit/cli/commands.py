@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.cli.signals import StopFlag, stop_signals
-from gptkit.errors import RunInterruptedError, RunTerminatedError, StoppedError, UsageError
+from gptkit.errors import CheckpointError, RunInterruptedError, RunTerminatedError, StoppedError, UsageError
 from gptkit.runs import find_run
 
 _STOPPED: dict[str, type[StoppedError]] = {
@@ -49,18 +49,63 @@ def train(
 
 
 def resume(
-    run: str, *, steps: int | None, stop_at: int | None, runs_dir: Path, data_dir: Path | None, quiet: bool
+    run: str,
+    *,
+    steps: int | None,
+    stop_at: int | None,
+    require_exact: bool,
+    runs_dir: Path,
+    data_dir: Path | None,
+    quiet: bool,
 ) -> None:
     with stop_signals() as stop:
         from gptkit.workflows.training import resume_run
 
         folder = find_run(run, runs_dir)
         _session(
-            lambda around: resume_run(folder, around, steps=steps, stop_at=stop_at),
+            lambda around: resume_run(
+                folder, around, steps=steps, stop_at=stop_at, require_exact=require_exact
+            ),
             stop=stop,
             runs_dir=runs_dir,
             data_dir=data_dir,
             quiet=quiet,
+        )
+
+
+def replay(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> None:
+    """`resume --verify`."""
+    with stop_signals() as stop:
+        from gptkit.cli.render_runs import describe_replay
+        from gptkit.cli.render_training import training_view
+        from gptkit.text.catalogue import data_folders
+        from gptkit.workflows.replaying import replay_run
+        from gptkit.workflows.session import Surroundings
+
+        folder = find_run(run, runs_dir)
+        with training_view(quiet=quiet) as view:
+            around = Surroundings(
+                folders=data_folders(data_dir, view.downloading), listener=view, stop_requested=stop
+            )
+            replayed = replay_run(folder, around)
+        if not replayed.identical:
+            raise CheckpointError(describe_replay(replayed))
+        if not quiet:
+            print(describe_replay(replayed))
+
+
+def verify(run: str, *, runs_dir: Path) -> None:
+    from gptkit.cli.render_runs import show_finding
+    from gptkit.workflows.verifying import verify_run
+
+    folder, bad, things = find_run(run, runs_dir), 0, 0
+    for finding in verify_run(folder):
+        show_finding(finding)
+        bad += finding.verdict == "bad"
+        things += finding.verdict != "note"
+    if bad:
+        raise CheckpointError(
+            f"of {things} things in run {folder.id}, {bad} {'is' if bad == 1 else 'are'} bad."
         )
 
 

@@ -78,6 +78,16 @@ Epochs = Annotated[
         panel=_TRAINING,
     ),
 ]
+Minutes = Annotated[
+    float | None,
+    _flag(
+        "--minutes",
+        metavar="X",
+        help="Minutes of training, instead of --steps; the schedule ends with the time.",
+        field="training.minutes",
+        panel=_TRAINING,
+    ),
+]
 BatchSize = Annotated[
     int | None,
     _flag(
@@ -199,8 +209,14 @@ def overrides(pairs: list[str] | None, flags: dict[str, Any]) -> list[tuple[str,
     from gptkit.experiment import parse_override
 
     given = [parse_override(pair) for pair in pairs or []]
-    if flags.get("training.max_steps") is not None and flags.get("training.epochs") is not None:
-        raise UsageError("--steps and --epochs say the same thing twice; give one of them.")
+    lengths = {
+        "--steps": "training.max_steps",
+        "--epochs": "training.epochs",
+        "--minutes": "training.minutes",
+    }
+    said = [flag for flag, field in lengths.items() if flags.get(field) is not None]
+    if len(said) > 1:
+        raise UsageError(f"{said[0]} and {said[1]} say the same thing twice; give one of them.")
     given += [(key, value) for key, value in flags.items() if value is not None]
     if flags.get("data.dataset") is not None:
         given.append(("data.fallback", None))

@@ -1,12 +1,17 @@
-"""How `gptkit runs` looks."""
+"""How `gptkit runs` looks, and what `gptkit resume --verify` found."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptkit.cli.render_tables import printable, show_table
 from gptkit.runs import RunSummary
+
+if TYPE_CHECKING:
+    from gptkit.workflows.replaying import Replay
+    from gptkit.workflows.verifying import Finding
 
 HEADER = ("id", "status", "dataset", "hyperparameters", "steps", "best val loss", "when")
 
@@ -26,8 +31,38 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
             run.status,
             run.dataset,
             run.hyperparameters,
-            f"{run.step}/{run.target_step}",
+            f"{run.step}/{run.target_step}" if run.target_step else str(run.step),
             f"{run.best_val_loss:.4f}" if run.best_val_loss is not None else "",
             run.started[:16].replace("T", " "),
         )
     )
+
+
+def show_finding(finding: Finding) -> None:
+    """One line, whatever a stranger's file says."""
+    said = f"{finding.what}: {finding.said}" if finding.said else finding.what
+    print(f"{finding.verdict:<5} {printable(said.replace(chr(10), ' '))}", flush=True)
+
+
+def describe_replay(replay: Replay) -> str:
+    """The verdict, and what may be behind it where it is bad."""
+    stretch = f"steps {replay.start + 1} to {replay.end}"
+    environment = ", ".join(map(printable, replay.differences))
+    if replay.identical:
+        said = (
+            f"identical: {stretch}, trained again, gave the same weights, optimizer state and "
+            f"{replay.compared} recorded losses, bit for bit"
+        )
+        return f"{said}\n(although not all is as recorded: {environment})" if environment else said
+    wrong = [f"{len(replay.tensors)} tensors ({_some(replay.tensors)})"] if replay.tensors else []
+    if replay.steps:
+        wrong.append(f"the losses of {len(replay.steps)} steps ({_some(map(str, replay.steps))})")
+    why = "All is as recorded, so the machine itself or a file of the run is at fault ('gptkit runs verify')."
+    if environment:
+        why = f"What is not as recorded: {environment}"
+    return f"different: {stretch}, trained again, gave other values of {' and '.join(wrong)}.\n{why}"
+
+
+def _some(names: Iterable[str]) -> str:
+    first = list(names)
+    return ", ".join(map(printable, first[:5])) + (", …" if len(first) > 5 else "")

@@ -70,18 +70,31 @@ def _warn(message: str) -> None:
 def describe_start(event: events.RunStarted) -> list[str]:
     """What is being trained, on what, in lines."""
     compiled = ", compiled" if event.compiled else ""
+    if event.stop_step:
+        length = f"steps {event.start_step} to {event.stop_step}"
+    else:
+        length = f"{event.minutes:g} minutes from step {event.start_step}"
     return [
         f"run {event.run_id}",
         f"{event.dataset}: {event.train_tokens:,} tokens to train on, {event.val_tokens:,} to evaluate on "
         f"({event.tokenizer}, vocabulary {event.vocab_size:,})",
-        f"{event.parameters:,} parameters, {event.device}, {event.precision}{compiled}; steps "
-        f"{event.start_step} to {event.stop_step}, {event.tokens_per_step:,} tokens each",
+        f"{event.parameters:,} parameters, {event.device}, {event.precision}{compiled}; {length}, "
+        f"{event.tokens_per_step:,} tokens a step",
     ]
 
 
 def describe_resume(event: events.ResumeChecked) -> str:
     verdict = f"valid, not bit-identical ({', '.join(event.differences)})" if event.differences else "exact"
     return f"resume: {verdict}, from step {event.step}"
+
+
+def describe_replayed(event: events.ReplayStarted) -> str:
+    begin = (
+        f"from step {event.start}"
+        if event.start
+        else "from the initial weights (there is no earlier checkpoint)"
+    )
+    return f"verify: training again to step {event.end} {begin}, in a temporary folder"
 
 
 def describe_end(event: events.RunFinished, folder: str) -> list[str]:
@@ -91,15 +104,15 @@ def describe_end(event: events.RunFinished, folder: str) -> list[str]:
         if event.best_val_loss is not None
         else ""
     )
+    reached = event.reason or f"step {event.step} of {event.max_steps}"
     lines = [
-        f"{event.status}: step {event.step} of {event.max_steps}, "
-        f"{duration(event.seconds)} of training{best}",
+        f"{event.status}: {reached}, {duration(event.seconds)} of training{best}",
         f"run folder:  {folder}",
     ]
     if event.saved:
         folder = shlex.quote(folder)
         lines.append(f"write text:  gptkit generate {folder}")
-        if event.step < event.max_steps:
+        if event.status != "finished":
             lines.append(f"go on:       gptkit resume {folder}")
     return lines
 
@@ -138,6 +151,8 @@ class PlainView:
                 self._say(*describe_end(event, self._folder))
             case events.ResumeChecked():
                 self._say(describe_resume(event))
+            case events.ReplayStarted():
+                self._say(describe_replayed(event))
             case events.Warned():
                 _warn(event.message)
 
@@ -189,6 +204,8 @@ class LiveView:
             case events.ResumeChecked():
                 style = "yellow" if event.differences else "green"
                 self._console.print(escape(describe_resume(event)), style=style, highlight=False)
+            case events.ReplayStarted():
+                self._console.print(escape(describe_replayed(event)), style="dim", highlight=False)
             case events.Warned():
                 self._console.print(Text(f"warning: {event.message}", style="yellow"))
             case events.RunFinished():
@@ -209,13 +226,13 @@ class LiveView:
         if self._start is None:
             return self._preparing()
         start = self._start
-        todo = max(start.stop_step - start.start_step, 1)
+        done, todo, of = self._done()
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(ratio=1)
         bar.add_column(justify="right", no_wrap=True)
         bar.add_row(
-            ProgressBar(total=todo, completed=self._step - start.start_step),
-            Text(f"step {self._step}/{start.stop_step}  {self._time_left()}"),
+            ProgressBar(total=todo, completed=min(done, todo)),
+            Text(f"step {self._step}{of}  {self._time_left(done, todo)}"),
         )
         return Panel(
             Group(bar, self._numbers()), title=Text(start.run_id, overflow="ellipsis"), border_style="cyan"
@@ -229,13 +246,27 @@ class LiveView:
             Text("downloading the text", style="dim"), ProgressBar(total=total or None, completed=done)
         )
 
-    def _time_left(self) -> str:
-        assert self._start is not None
-        done = self._step - self._start.start_step
+    def _done(self) -> tuple[float, float, str]:
+        """How much of this session is done, of how much, in steps or in seconds; and how it is said."""
+        start = self._start
+        assert start is not None
+        if start.stop_step:
+            return (
+                self._step - start.start_step,
+                max(start.stop_step - start.start_step, 1),
+                f"/{start.stop_step}",
+            )
+        done = self._logged.seconds if self._logged else 0.0
+        expected = self._logged.expected_steps if self._logged else None
+        return done, 60 * (start.minutes or 0), f" of about {expected}" if expected else ""
+
+    def _time_left(self, done: float, todo: float) -> str:
         if done == 0:
             return ""
-        left = (time.monotonic() - self._began) / done * (self._start.stop_step - self._step)
-        return f"{duration(left)} left"
+        assert self._start is not None
+        by_clock = not self._start.stop_step
+        left = todo - done if by_clock else (time.monotonic() - self._began) / done * (todo - done)
+        return f"{duration(max(left, 0.0))} left"
 
     def _numbers(self) -> Text:
         words: list[tuple[str, str]] = []

@@ -43,6 +43,8 @@ _DEEP_KEY = re.compile(
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonSettings}
 
+_LENGTHS = ("training.max_steps", "training.epochs", "training.minutes")
+
 _PLUGIN_KEYS = (
     (("tokenizer",), registry.TOKENIZERS),
     (("model", "position"), registry.POSITIONS),
@@ -159,8 +161,9 @@ def _override(raw: dict[str, Any], dotted: str, value: Any) -> str | None:
         if not isinstance(inner, dict):
             return f"{dotted}: {'.'.join(tables[: depth + 1])} is not a table"
         table = inner
-    if dotted == "training.max_steps":
-        table.pop("epochs", None)
+    if dotted in _LENGTHS:  # the last word on how long it trains
+        for other in ("epochs", "minutes"):
+            table.pop(other, None)
     table[last] = value
     return None
 

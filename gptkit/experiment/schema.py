@@ -139,6 +139,13 @@ class TrainingSettings(Section):
         default=None,
         description="Passes over the training text, instead of max_steps; a fraction is allowed.",
     )
+    minutes: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        default=None,
+        description="Minutes of training, instead of max_steps: evaluating, sampling and saving come on top. "
+        "The schedule ends with the time, so the number of steps depends on the machine and the moment: such "
+        "a run does not come out twice the same. Resumed, it goes on with the time that was left. The clock "
+        "is read every log_interval; the `expected_steps` that it gave stand in metrics.jsonl.",
+    )
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = Field(
         default=32, description="Sequences in one forward pass."
     )
@@ -160,6 +167,12 @@ class TrainingSettings(Section):
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
         default="auto", description="CPU threads; another number may change the last bits of the result."
     )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSettings:
+        if self.epochs is not None and self.minutes is not None:
+            raise ValueError("epochs and minutes both say how long it trains; keep one of them")
+        return self
 
 
 def _weight_decay(default: float) -> Any:
@@ -236,6 +249,10 @@ class EvaluationSettings(Section):
     eval_tokens: Count = Field(
         default=262_144,
         description="The whole val split up to this many tokens; of a larger one, fixed windows of it.",
+    )
+    stop_after_bad_evals: CountOrNone = Field(
+        default=0,
+        description="The run is finished after so many evaluations in a row without a new best; 0: never.",
     )
 
 

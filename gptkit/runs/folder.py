@@ -25,6 +25,7 @@ from gptkit.files import disk, disk_errors, make_folder, parse_json, replace_fil
 EXPERIMENT, RECORD, METRICS, TOKENIZER = "experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json"
 CHECKPOINTS, SAMPLES, LOCK = "checkpoints", "samples", ".lock"
 MAX_RECORD_BYTES = 10_000_000
+_MAX_LINE, _MAX_METRICS = 1_000_000, 2_000_000_000  # bytes; what is beyond them nobody's training has written
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 DEFAULT_RUNS_FOLDER = Path("runs")
@@ -77,19 +78,21 @@ class RunFolder:
 
         A last line that was cut short, and any line that is no JSON object with a step, is left out.
         """
-        path = self.path / METRICS
         rows: dict[int, dict[str, Any]] = {}
-        if path.is_symlink() or not path.is_file():
-            return []
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    row = parse_json(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    rows.setdefault(row["step"], {}).update(row)
+        for line in self.metric_lines():
+            if row := metric_row(line):
+                rows.setdefault(row["step"], {}).update(row)
         return [rows[step] for step in sorted(rows)]
+
+    def metric_lines(self) -> Iterator[bytes]:
+        """The lines of metrics.jsonl with their ends, in bounded memory: a line too long comes in pieces."""
+        path, read = self.path / METRICS, 0
+        if path.is_symlink() or not path.is_file():
+            return
+        with path.open("rb") as file:
+            while read < _MAX_METRICS and (line := file.readline(_MAX_LINE)):
+                read += len(line)
+                yield line
 
     def _read_json(self, name: str, at_most: int = MAX_RECORD_BYTES) -> dict[str, Any]:
         path = self.path / name
@@ -104,6 +107,15 @@ class RunFolder:
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         return value
+
+
+def metric_row(line: bytes) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl says, if it is a JSON object with a step."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def create_run(runs_folder: Path, *, stem: str, experiment_toml: str) -> RunFolder:

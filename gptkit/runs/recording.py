@@ -46,6 +46,8 @@ class Recorder:
                     "tokens_per_second": round(event.tokens_per_second, 1),
                     "seconds": round(event.seconds, 3),
                 }
+                if event.expected_steps is not None:
+                    self._row["expected_steps"] = event.expected_steps
             case events.EvaluationFinished():
                 self._row |= {
                     "step": event.step,
@@ -74,6 +76,7 @@ class Recorder:
         self._flush()
         self._record |= {
             "status": event.status,
+            "reason": event.reason,
             "ended": self._now().astimezone().isoformat(timespec="seconds"),
             "step": event.step,
             "train_loss": event.train_loss,

@@ -10,7 +10,7 @@ Knows nothing of files, runs or terminals.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 import torch
@@ -23,11 +23,12 @@ from gptkit.text.batches import BatchSampler
 from gptkit.training.feed import Feed
 from gptkit.training.loss import cross_entropy
 from gptkit.training.optim import Optimizer, learning_rate_factor
+from gptkit.training.pace import FOREVER, Pace
 from gptkit.training.progress import Progress
 from gptkit.training.watch import Watch
 from gptkit.training.weights import Weights
 
-__all__ = ["Evaluation", "Progress", "Trainer", "train"]
+__all__ = ["Evaluation", "Progress", "Trainer", "reason_to_end", "train"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Trainer:
     sampler: BatchSampler
     seed: int
     progress: Progress
+    pace: Pace = field(default_factory=Pace)
     watch: Watch = field(init=False)
     feed: Feed = field(init=False)
 
@@ -79,13 +81,13 @@ class Trainer:
         return loss, norm
 
     def learning_rate_factor(self, step: int) -> float:
+        """The rate of `step` as a share of the peak, over max_steps or the steps that the time does for."""
         experiment = self.experiment
-        return learning_rate_factor(
-            experiment.schedule,
-            step,
-            peak=experiment.optimizer.learning_rate,
-            max_steps=experiment.training.max_steps,
-        )
+        end = experiment.training.max_steps
+        if self.pace.minutes is not None:
+            end = self.progress.expected_steps or FOREVER
+        peak = experiment.optimizer.learning_rate
+        return learning_rate_factor(experiment.schedule, step, peak=peak, max_steps=end)
 
 
 def train(
@@ -98,11 +100,14 @@ def train(
     sample: Callable[[int], None],
     save: Callable[[Progress], None],
     stop_requested: Callable[[], bool],
-) -> None:
+    evaluate_at: Container[int] = (),
+) -> str:
     """Trains from the step after `trainer.progress.step` to `stop_step`, or until `stop_requested`.
 
-    `evaluate` is called at every eval_interval and at `final_step`. `save` is called when the step is
-    recorded: at every checkpoint_interval, at a new best, and at the end of this session, however it comes.
+    Returns why the run is finished where that is before `stop_step` ("" otherwise): see `reason_to_end`.
+    `evaluate` is called at every eval_interval, at `final_step` or such an end, and at the steps of
+    `evaluate_at`. `save` is called when the step is recorded: at every checkpoint_interval, at a new best,
+    and at the end of this session, however it comes.
     On a CPU the host looks at every step whether it was finite; on a GPU, which it would have to wait for,
     only at a step of which something is told, and before whatever uses the weights.
     Raises DivergedError; weights and progress are then those of the step before.
@@ -118,24 +123,43 @@ def train(
         progress.tokens += experiment.tokens_per_step
         progress.loss_count += 1
         last = step == stop_step or stop_requested()
-        due = _due(experiment, step, final_step)
+        due = _due(experiment, step, step == final_step or step in evaluate_at)
         if last or due.anything or not watch.seldom:
             norm = watch.look()
             clock.stop()
+            if trainer.pace.time_is_up(progress):
+                due = _due(experiment, step, True)
+        rate = experiment.optimizer.learning_rate * trainer.learning_rate_factor(step)
         if due.log:
-            listener(_log(trainer, norm, clock))
-        best = False
+            progress.expected_steps = trainer.pace.expected_steps(progress)
+            listener(_log(progress, norm, rate, clock))
+        best, ending = False, ""
         if due.evaluate:
             evaluation = evaluate()
             best = _take_in(progress, evaluation)
-            listener(_evaluated(trainer, evaluation))
+            ending = reason_to_end(trainer)
+            listener(_evaluated(progress, evaluation, rate))
         listener(StepDone(step))
-        if due.sample:
+        if due.sample or (ending and experiment.sampling.sample_interval):
             sample(step)
-        if due.save or best or last:
+        if due.save or best or last or ending:
             save(progress)
-        if last:
-            return
+        if last or ending:
+            return ending
+    return ""
+
+
+def reason_to_end(trainer: Trainer) -> str:
+    """Why a run is finished where it stands, short of its last step; "" where it is not."""
+    progress, most = trainer.progress, trainer.experiment.evaluation.stop_after_bad_evals
+    if trainer.pace.time_is_up(progress):
+        minutes = progress.seconds / 60
+        said = f"{minutes:.1f}" if minutes >= 1 else f"{minutes:.2g}"
+        return f"stopped after {said} minutes at step {progress.step}"
+    if most and progress.bad_evals >= most:
+        evaluations = "evaluation" if most == 1 else f"{most} evaluations"
+        return f"stopped at step {progress.step} after {evaluations} without a better val loss"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -152,13 +176,13 @@ class _Due:
         return self.log or self.evaluate or self.sample or self.save
 
 
-def _due(experiment: Experiment, step: int, final_step: int) -> _Due:
-    evaluating = step % experiment.evaluation.eval_interval == 0 or step == final_step
+def _due(experiment: Experiment, step: int, at_end: bool) -> _Due:
+    evaluating = step % experiment.evaluation.eval_interval == 0 or at_end
     interval = experiment.sampling.sample_interval
     return _Due(
         log=step % experiment.training.log_interval == 0 or evaluating,
         evaluate=evaluating,
-        sample=interval > 0 and (step % interval == 0 or step == final_step),
+        sample=interval > 0 and (step % interval == 0 or at_end),
         save=step % experiment.checkpoints.checkpoint_interval == 0,
     )
 
@@ -191,18 +215,18 @@ class _Clock:
         return speed
 
 
-def _log(trainer: Trainer, grad_norm: float, clock: _Clock) -> StepFinished:
-    progress = trainer.progress
+def _log(progress: Progress, grad_norm: float, learning_rate: float, clock: _Clock) -> StepFinished:
     progress.train_loss = progress.loss_sum / progress.loss_count
     progress.loss_sum, progress.loss_count = 0.0, 0
     return StepFinished(
         step=progress.step,
         train_loss=progress.train_loss,
-        learning_rate=_learning_rate(trainer),
+        learning_rate=learning_rate,
         grad_norm=grad_norm,
         tokens=progress.tokens,
         tokens_per_second=clock.tokens_per_second(),
         seconds=progress.seconds,
+        expected_steps=progress.expected_steps,
     )
 
 
@@ -210,13 +234,14 @@ def _take_in(progress: Progress, evaluation: Evaluation) -> bool:
     """Whether the evaluation is the best so far."""
     progress.val_loss = evaluation.val_loss
     if progress.best_val_loss is not None and not evaluation.val_loss < progress.best_val_loss:
+        progress.bad_evals += 1
         return False
+    progress.bad_evals = 0
     progress.best_val_loss, progress.best_step = evaluation.val_loss, progress.step
     return True
 
 
-def _evaluated(trainer: Trainer, evaluation: Evaluation) -> EvaluationFinished:
-    progress = trainer.progress
+def _evaluated(progress: Progress, evaluation: Evaluation, learning_rate: float) -> EvaluationFinished:
     return EvaluationFinished(
         step=progress.step,
         val_loss=evaluation.val_loss,
@@ -224,10 +249,6 @@ def _evaluated(trainer: Trainer, evaluation: Evaluation) -> EvaluationFinished:
         best_val_loss=progress.best_val_loss if progress.best_val_loss is not None else evaluation.val_loss,
         best_step=progress.best_step if progress.best_step is not None else progress.step,
         tokens=progress.tokens,
-        learning_rate=_learning_rate(trainer),
+        learning_rate=learning_rate,
         seconds=progress.seconds,
     )
-
-
-def _learning_rate(trainer: Trainer) -> float:
-    return trainer.experiment.optimizer.learning_rate * trainer.learning_rate_factor(trainer.progress.step)

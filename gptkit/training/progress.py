@@ -19,6 +19,8 @@ class Progress:
     val_loss: float | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
+    bad_evals: int = 0  # evaluations since the best
+    expected_steps: int | None = None  # of a run whose end the clock decides, as of the last step logged
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Progress:
@@ -29,9 +31,14 @@ class Progress:
         for name, value in data.items():
             wanted = (int,) if "int" in str(known[name]) else (int, float)
             optional = value is None and "None" in str(known[name])
-            if not optional and (isinstance(value, bool) or not isinstance(value, wanted)):
+            if not optional and not _is_number(value, wanted):
                 raise ValueError(f"its progress has {name} = {value!r}")
         return cls(**data)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _is_number(value: Any, wanted: tuple[type[int], ...] | tuple[type[int], type[float]]) -> bool:
+    """Whether it is a number of that kind, and of a size that can be computed with."""
+    return not isinstance(value, bool) and isinstance(value, wanted) and abs(value) < 1e300

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from gptkit.backend import SUPPOSED_SPEED
 from gptkit.errors import CheckpointError, ExperimentError, OutOfMemoryError, PluginError
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
@@ -56,8 +57,10 @@ def matrix_weights(experiment: Experiment, vocab_size: int) -> int:
 def training_flops(experiment: Experiment, vocab_size: int) -> float:
     """What all steps of a run compute, nearly: 6 FLOP a weight and token, and 12 L C T a token for attention.
 
-    Chowdhery et al. 2022 (PaLM), appendix B.
+    Chowdhery et al. 2022 (PaLM), appendix B. Of a run that the clock ends: what a GPU does in that time.
     """
+    if experiment.training.minutes is not None:
+        return 60 * experiment.training.minutes * SUPPOSED_SPEED
     model = experiment.model
     attention = 12.0 * model.n_layer * model.n_embd * model.context_length
     tokens = experiment.training.max_steps * experiment.tokens_per_step

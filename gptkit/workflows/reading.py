@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from gptkit.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from gptkit.checkpoint import Checkpoint, list_steps, load_checkpoint, newest_checkpoint
 from gptkit.errors import CheckpointError, GptkitError, PluginError, UsageError
 from gptkit.experiment import Experiment, load_experiment
 from gptkit.files import sha256, to_json
 from gptkit.model import GPT
 from gptkit.plugins import Tokenizer, registry
-from gptkit.runs import RunFolder, refuse_links
+from gptkit.runs import DEFAULT_RUNS_FOLDER, RunFolder, refuse_links
 from gptkit.workflows.building import build_model_for, load_weights
 
 
@@ -41,6 +42,7 @@ def read_checkpoint(
     "last" is the newest that verifies, "best" the one of the lowest val loss, or the last where no evaluation
     was made. Raises CheckpointError, UsageError.
     """
+    check_saved(run)
     if which.isdecimal() and len(which) <= 12:
         return load_checkpoint(run.checkpoints, int(which), run_id=recorded_id(run))
     if which not in ("best", "last"):
@@ -56,6 +58,33 @@ def read_checkpoint(
     except CheckpointError as error:
         warn(f"{error}\nThe last checkpoint, of step {last.step}, is used instead of the best.")
         return last
+
+
+def check_saved(run: RunFolder, experiment: Experiment | None = None) -> None:
+    """Raises CheckpointError, with what to do, for a run that never came to its first checkpoint."""
+    if list_steps(run.checkpoints):
+        return
+    saving = (experiment or run_experiment(run)).checkpoints.save
+    if saving and any(run.checkpoints.glob(".bad-*")):
+        why = "those it had were damaged, and are set aside there as .bad-…"
+    elif saving:
+        why = "it ended before its first was saved"
+    else:
+        why = "it was trained with --no-save"
+    again = f"To train it again from the start: {train_again(run)}"
+    raise CheckpointError(f"there is no checkpoint of run {run.id}: {why}.\n{again}")
+
+
+def train_again(run: RunFolder) -> str:
+    """The command that trains a run's experiment again, as a new run beside it."""
+    words = ["gptkit", "train", str(run.experiment_file)]
+    if run.path.parent != DEFAULT_RUNS_FOLDER:
+        words += ["--runs-dir", str(run.path.parent)]
+    with suppress(CheckpointError):
+        source = run.record().get("loaded_from")
+        if isinstance(source, dict) and isinstance(source.get("run"), str):
+            words += ["--load", source["run"]]
+    return shlex.join(words)
 
 
 def recorded_id(run: RunFolder) -> str:

@@ -7,7 +7,7 @@ the recorder and to the listener it was given. Both train and resume end here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,9 +25,10 @@ from gptkit.runs import DEFAULT_RUNS_FOLDER, Recorder, RunFolder
 from gptkit.text.batches import BatchSampler
 from gptkit.text.corpus import Corpus
 from gptkit.training.compiling import CompilationError, compile_model
-from gptkit.training.loop import Evaluation, Progress, Trainer, train
+from gptkit.training.loop import Evaluation, Progress, Trainer, reason_to_end, train
 from gptkit.training.loss import bits_per_byte, evaluate
 from gptkit.training.optim import Optimizer, weights_for
+from gptkit.training.pace import FOREVER, Pace, last_step
 from gptkit.workflows.building import build_model
 from gptkit.workflows.reading import recorded_id, tokenizer_hash
 
@@ -76,9 +77,11 @@ class Session:
         record: dict[str, Any],
         around: Surroundings,
         resumed: Checkpoint | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.run, self.experiment, self.corpus, self.backend = run, experiment, corpus, backend
         self.around, self.model, self.resumed = around, model, resumed
+        self.pace = pace or Pace(experiment.training.minutes)
         self.record = record
         recorder = Recorder(run, record)
 
@@ -99,7 +102,7 @@ class Session:
             try:
                 weights.load(self.resumed.model)
                 optimizer.load_state(self.resumed.optimizer)
-                progress = Progress.from_json(self.resumed.state["progress"])
+                progress = progress_of(self.resumed)
             except (ValueError, KeyError, AttributeError) as error:
                 raise CheckpointError(
                     f"step {self.resumed.step} of {self.run.id} does not fit the run: {error}"
@@ -117,6 +120,7 @@ class Session:
             ),
             seed=int(experiment.seed),
             progress=progress,
+            pace=self.pace,
         )
 
     def _reader(self) -> GPT:
@@ -127,18 +131,22 @@ class Session:
             parameter.data = master[name]
         return reader.eval()
 
-    def run_to(self, stop_step: int, final_step: int | None = None) -> Trained:
-        """Trains to `stop_step`; the run is finished when that is `final_step` (max_steps unless given)."""
-        final = final_step or self.experiment.training.max_steps
+    def run_to(
+        self, stop_at: int | None = None, final_step: int | None = None, evaluate_at: Collection[int] = ()
+    ) -> Trained:
+        """Trains to `stop_at`, or to the end of the run: `final_step`, which is max_steps unless given."""
+        final = final_step or last_step(self.experiment.training)
+        stop_step = min(stop_at or final, final)
         progress = self.trainer.progress
-        self._announce(min(stop_step, final))
-        self._warn_of_standstill(min(stop_step, final))
+        self._announce(stop_step)
+        self._warn_of_standstill(stop_step)
         try:
             self._compile()
-            train(
+            ending = reason_to_end(self.trainer) or train(
                 self.trainer,
-                stop_step=min(stop_step, final),
+                stop_step=stop_step,
                 final_step=final,
+                evaluate_at=evaluate_at,
                 listener=self.report,
                 evaluate=self._evaluate,
                 sample=self._sample,
@@ -149,8 +157,9 @@ class Session:
             with suppress(DiskError):  # what went wrong first is what is told
                 self._conclude(_how_it_ended(error), final)
             raise
-        status = "finished" if progress.step >= final else self.around.stop_requested() or "stopped"
-        self._conclude(status, final)
+        finished = ending or progress.step >= final
+        status = "finished" if finished else self.around.stop_requested() or "stopped"
+        self._conclude(status, final, ending if progress.step < final else "")
         return Trained(self.run, status, progress, self.write)
 
     def _announce(self, stop_step: int) -> None:
@@ -169,9 +178,10 @@ class Session:
                 precision=backend.precision,
                 compiled=backend.compile,
                 start_step=self.trainer.progress.step,
-                stop_step=stop_step,
-                max_steps=experiment.training.max_steps,
+                stop_step=_known(stop_step),
+                max_steps=_known(last_step(experiment.training)),
                 tokens_per_step=experiment.tokens_per_step,
+                minutes=experiment.training.minutes,
             )
         )
 
@@ -193,7 +203,7 @@ class Session:
             self.report(events.Warned(f"torch.compile failed here: {error}\nTraining goes on without it."))
 
     def _warn_of_standstill(self, stop_step: int) -> None:
-        end = self.experiment.training.max_steps
+        end = last_step(self.experiment.training)
         if stop_step > end and self.trainer.learning_rate_factor(end + 1) == 0:
             self.report(
                 events.Warned(
@@ -203,13 +213,13 @@ class Session:
                 )
             )
 
-    def _conclude(self, status: str, final: int) -> None:
+    def _conclude(self, status: str, final: int, reason: str = "") -> None:
         progress = self.trainer.progress
         self.report(
             events.RunFinished(
                 status=status,
                 step=progress.step,
-                max_steps=final,
+                max_steps=_known(final) or progress.expected_steps or progress.step,
                 train_loss=progress.train_loss,
                 val_loss=progress.val_loss,
                 best_val_loss=progress.best_val_loss,
@@ -218,6 +228,7 @@ class Session:
                 seconds=progress.seconds,
                 saved=self.experiment.checkpoints.save
                 and status in ("finished", "stopped", "interrupted", "terminated"),
+                reason=reason,
             )
         )
 
@@ -268,6 +279,19 @@ class Session:
         ]
         prune(self.run.checkpoints, keep=keep, keep_last=settings.keep_last, keep_every=settings.keep_every)
         self.report(events.CheckpointSaved(progress.step, folder, time.monotonic() - started))
+
+
+def progress_of(checkpoint: Checkpoint) -> Progress:
+    """Where the run stood. Raises ValueError, or KeyError, where the checkpoint does not say."""
+    progress = Progress.from_json(checkpoint.state["progress"])
+    if progress.step != checkpoint.step:
+        raise ValueError(f"its progress is that of step {progress.step}")
+    return progress
+
+
+def _known(step: int) -> int:
+    """A last step for those who are told; 0 where the clock decides."""
+    return 0 if step == FOREVER else step
 
 
 def _how_it_ended(error: BaseException) -> str:

@@ -7,31 +7,21 @@ of command lines or terminals.
 from __future__ import annotations
 
 import random
-import shlex
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 from gptkit import events
-from gptkit.backend import (
-    MAX_THREADS,
-    Backend,
-    choose_backend,
-    choose_device,
-    computing,
-    fingerprint,
-    no_compiler,
-)
+from gptkit.backend import choose_backend, computing
 from gptkit.checkpoint import Checkpoint, clear_temporaries, newest_checkpoint, set_aside
-from gptkit.errors import CheckpointError, DataError, ExperimentError, UsageError
-from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
+from gptkit.errors import CheckpointError, ExperimentError, PluginError, UsageError
+from gptkit.experiment import Experiment, ModelSettings, to_toml
 from gptkit.files import disk_errors
-from gptkit.native import build_key
 from gptkit.plugins import Tokenizer, registry
-from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, this_process
-from gptkit.text.corpus import Corpus, build_corpus, measure_text, quote_characters
+from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, refuse_links, this_process
+from gptkit.text.corpus import Corpus, build_corpus, quote_characters
+from gptkit.training.pace import FOREVER, last_step
 from gptkit.workflows.building import (
     build_model_for,
     build_new_model,
@@ -39,14 +29,15 @@ from gptkit.workflows.building import (
     out_of_memory,
     training_flops,
 )
-from gptkit.workflows.data import Obtained, obtain_text, recorded_text
+from gptkit.workflows.data import Obtained, obtain_text
+from gptkit.workflows.origin import TakenUp, new_record, take_up
 from gptkit.workflows.reading import (
+    check_saved,
     check_tokenizer,
     read_checkpoint,
     recorded_id,
     run_experiment,
     run_tokenizer,
-    tokenizer_hash,
 )
 from gptkit.workflows.session import HERE, Session, Surroundings, Trained
 
@@ -77,10 +68,11 @@ def train_run(
         run = create_run(around.runs_folder, stem=run_stem(experiment), experiment_toml=to_toml(experiment))
         with lock_run(run):
             run.write_tokenizer(corpus.tokenizer.to_json())
-            record = _new_record(run, experiment, obtained, corpus, backend, around, source)
+            loaded_from = {"run": source.run.id, "step": source.checkpoint.step} if source else None
+            record = new_record(run, experiment, obtained, corpus, backend, around.command, loaded_from)
             run.write_record(record)
             session = Session(run, experiment, corpus, backend, model, record, around)
-            return session.run_to(stop_at if stop_at is not None else experiment.training.max_steps)
+            return session.run_to(stop_at)
 
 
 def resume_run(
@@ -89,40 +81,48 @@ def resume_run(
     *,
     steps: int | None = None,
     stop_at: int | None = None,
+    require_exact: bool = False,
 ) -> Trained:
-    """Goes on in the same run, to max_steps, to the `steps` given now or earlier, or to `stop_at`.
+    """Goes on in the same run, to its end, to the `steps` given now or earlier, or to `stop_at`.
 
-    Raises CheckpointError where no checkpoint verifies, DataError where the text is not the run's any more.
+    Raises CheckpointError where no checkpoint verifies, DataError where the text is not the run's any more,
+    PluginError where it would not come out the same, bit for bit, and `require_exact` asks for that.
     """
-    experiment = run_experiment(run)
-    tokenizer = run_tokenizer(run, experiment)
+    refuse_links(run)
     with lock_run(run):
-        record = run.record()
-        text = recorded_text(experiment.data, around.folders)
-        _same_text(run, record, measure_text(text)[1])
-        corpus = build_corpus(
-            text,
-            tokenizer,
-            val_fraction=experiment.data.val_fraction,
-            context_length=experiment.model.context_length,
-        )
+        taken = take_up(run, around.folders)
+        experiment = taken.experiment
+        inexact = taken.differences
+        if experiment.training.minutes is not None:
+            inexact += ("the schedule follows the clock",)
+        if inexact and require_exact:
+            raise PluginError(
+                f"run {run.id} would not come out the same, bit for bit: {', '.join(inexact)}. "
+                "Without --require-exact it goes on all the same."
+            )
         clear_temporaries(run.checkpoints)
         drop_torn_line(run)
+        check_saved(run, experiment)
         checkpoint = newest_checkpoint(
             run.checkpoints, run_id=recorded_id(run), on_bad=_set_aside(run, around.listener)
         )
-        check_tokenizer(run, checkpoint, tokenizer)
-        backend = _recorded_backend(experiment, record, tokenizer.vocab_size)
-        difference = _differences(record.get("environment"), fingerprint(backend))
-        final = _final_step(run, experiment, record, checkpoint.step, steps)
+        check_tokenizer(run, checkpoint, taken.tokenizer)
+        final = _final_step(taken, checkpoint.step, steps)
         if stop_at is not None and stop_at < checkpoint.step:
             raise UsageError(f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}.")
-        around.listener(events.ResumeChecked(checkpoint.step, difference))
-        record |= {"target_step": final, "process": this_process()}
-        with computing(backend), out_of_memory(experiment):
-            model = build_model_for(experiment, tokenizer.vocab_size, checkpoint.model, f"run {run.id}")
-            session = Session(run, experiment, corpus, backend, model, record, around, resumed=checkpoint)
-            return session.run_to(min(stop_at, final) if stop_at is not None else final, final)
+        around.listener(events.ResumeChecked(checkpoint.step, inexact))
+        record = taken.record | {
+            "target_step": None if final == FOREVER else final,
+            "process": this_process(),
+        }
+        with computing(taken.backend), out_of_memory(experiment):
+            model = build_model_for(experiment, taken.tokenizer.vocab_size, checkpoint.model, f"run {run.id}")
+            session = Session(
+                run, experiment, taken.corpus, taken.backend, model, record, around, resumed=checkpoint
+            )
+            if steps is not None:  # asked to go on, a run that was stopped early does
+                session.trainer.progress.bad_evals = 0
+            return session.run_to(stop_at, final)
 
 
 @dataclass(frozen=True)
@@ -201,110 +201,6 @@ def run_stem(experiment: Experiment) -> str:
     return f"{experiment.name}.c{model.context_length}.e{model.n_embd}.h{model.n_head}.b{model.n_layer}"
 
 
-def _new_record(
-    run: RunFolder,
-    experiment: Experiment,
-    obtained: Obtained,
-    corpus: Corpus,
-    backend: Backend,
-    around: Surroundings,
-    source: _Source | None,
-) -> dict[str, Any]:
-    """run.json as it is before the first step."""
-    model, optimizer = experiment.model, experiment.optimizer
-    record: dict[str, Any] = {
-        "format": 1,
-        "id": run.id,
-        "name": experiment.name,
-        "status": "starting",
-        "started": datetime.now().astimezone().isoformat(timespec="microseconds"),
-        "command": shlex.join(around.command),
-        "process": this_process(),
-        "target_step": experiment.training.max_steps,
-        "dataset": {
-            "title": obtained.title,
-            "requested": _table(obtained.requested),
-            "used": _table(obtained.used),
-            "characters": corpus.characters,
-            "sha256": corpus.text_sha256,
-            "facts": obtained.facts,
-        },
-        "tokenizer": {
-            "type": experiment.tokenizer.type,
-            "vocab_size": corpus.tokenizer.vocab_size,
-            "sha256": tokenizer_hash(corpus.tokenizer),
-            "train_tokens": len(corpus.train),
-            "val_tokens": len(corpus.val),
-        },
-        "hyperparameters": {
-            "context_length": model.context_length,
-            "n_embd": model.n_embd,
-            "n_head": model.n_head,
-            "n_layer": model.n_layer,
-            "dropout": model.dropout,
-            "position": model.position.type,
-            "batch_size": experiment.training.batch_size,
-            "optimizer": optimizer.type,
-            "learning_rate": optimizer.learning_rate,
-        },
-        "plugins": [asdict(origin) for origin in _plugins(experiment)],
-        "environment": fingerprint(backend),
-    }
-    if source:
-        record["loaded_from"] = {"run": source.run.id, "step": source.checkpoint.step}
-    return record
-
-
-def _table(table: PluginTable) -> dict[str, Any]:
-    return {"type": table.type, **table.options}
-
-
-def _plugins(experiment: Experiment) -> list[registry.Provenance]:
-    return [
-        registry.provenance(registry.TOKENIZERS, experiment.tokenizer.type),
-        registry.provenance(registry.POSITIONS, experiment.model.position.type),
-        registry.provenance(registry.DATASETS, experiment.data.dataset.type),
-    ]
-
-
-def _same_text(run: RunFolder, record: dict[str, Any], sha256: str) -> None:
-    dataset = record.get("dataset")
-    recorded = dataset.get("sha256") if isinstance(dataset, dict) else "none recorded"
-    if recorded != sha256:
-        raise DataError(
-            f"the text of run {run.id} has changed: it had SHA-256 {recorded}, now {sha256}.\n"
-            "Put the old text back ('gptkit datasets fetch NAME --repair' for one that is downloaded), "
-            "or train a new run."
-        )
-
-
-def _recorded_backend(experiment: Experiment, record: dict[str, Any], vocab_size: int) -> Backend:
-    """How the run computed so far, as far as this machine can; else what it would choose now."""
-    was = record.get("environment", {})
-    chosen = choose_backend(experiment.training, training_flops(experiment, vocab_size))
-    try:
-        recorded = Backend(
-            str(was["device"]),
-            str(was["precision"]),
-            int(was["threads"]),
-            bool(was["compile"]) and not no_compiler(str(was["device"])),
-            build_key() if was["native"] else "",
-        )
-        here = recorded.device == choose_device(recorded.device)
-        if here and recorded.precision in ("fp32", "bf16") and 1 <= recorded.threads <= MAX_THREADS:
-            return recorded
-    except (KeyError, TypeError, ValueError, UsageError):
-        pass
-    return chosen
-
-
-def _differences(was: dict[str, Any] | None, now: dict[str, Any]) -> tuple[str, ...]:
-    """What differs from where the run was trained before, each as 'threads 2 -> 4'; nothing: exact."""
-    if not isinstance(was, dict):
-        return ("environment not recorded",)
-    return tuple(f"{key} {was.get(key)} -> {value}" for key, value in now.items() if was.get(key) != value)
-
-
 def _set_aside(run: RunFolder, listener: events.Listener) -> Callable[[int, CheckpointError], None]:
     def aside(step: int, error: CheckpointError) -> None:
         with disk_errors(f"setting aside step {step}"):
@@ -314,13 +210,17 @@ def _set_aside(run: RunFolder, listener: events.Listener) -> Callable[[int, Chec
     return aside
 
 
-def _final_step(
-    run: RunFolder, experiment: Experiment, record: dict[str, Any], at: int, steps: int | None
-) -> int:
+def _final_step(taken: TakenUp, at: int, steps: int | None) -> int:
     """The step that the run goes on to. Raises UsageError for `steps` that it is past, or stops short of."""
-    scheduled = experiment.training.max_steps
+    run, training = taken.run, taken.experiment.training
+    scheduled = last_step(training)
     if steps is None:
-        return max(scheduled, _whole(record.get("target_step")))
+        return max(scheduled, _whole(taken.record.get("target_step")))
+    if training.minutes is not None:
+        raise UsageError(
+            f"run {run.id} trains for {training.minutes:g} minutes, and its schedule ends with them.\n"
+            f"To train its model further, start a new run: gptkit train EXPERIMENT --load {run.id}"
+        )
     if steps < at:
         raise UsageError(f"run {run.id} is at step {at} already, past --steps {steps}.")
     if steps < scheduled:

@@ -1,0 +1,190 @@
+"""What a run depends on beside its experiment: recorded when it starts, held against what is here later.
+
+In: an experiment, its text and tokenizer, what computes. Out: run.json as it is before the first step; and
+for a run that is taken up again the same backend, and whatever is not as it was.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from gptkit.backend import MAX_THREADS, Backend, choose_backend, choose_device, fingerprint, no_compiler
+from gptkit.errors import DataError, UsageError
+from gptkit.experiment import Experiment, PluginTable
+from gptkit.native import build_key
+from gptkit.plugins import DataFolders, Tokenizer, registry
+from gptkit.runs import RunFolder, this_process
+from gptkit.text.corpus import Corpus, build_corpus, measure_text
+from gptkit.workflows.building import training_flops
+from gptkit.workflows.data import Obtained, recorded_text
+from gptkit.workflows.reading import run_experiment, run_tokenizer, tokenizer_hash
+
+OWN = "gptkit"  # the distribution of the plugins that come along
+
+
+@dataclass(frozen=True)
+class TakenUp:
+    """A run that trains again, with all that it needs; nothing in its folder was changed yet."""
+
+    run: RunFolder
+    experiment: Experiment
+    record: dict[str, Any]
+    corpus: Corpus
+    backend: Backend
+    differences: tuple[str, ...]  # from where it was trained before; none: it will come out the same
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.corpus.tokenizer
+
+
+def take_up(run: RunFolder, folders: DataFolders) -> TakenUp:
+    """The caller holds the lock. Raises DataError where the text is not the run's any more, CheckpointError
+    where a file of the run is damaged, PluginError."""
+    experiment = run_experiment(run)
+    tokenizer = run_tokenizer(run, experiment)
+    record = run.record()
+    text = recorded_text(experiment.data, folders)
+    _same_text(run, record, measure_text(text)[1])
+    corpus = build_corpus(
+        text,
+        tokenizer,
+        val_fraction=experiment.data.val_fraction,
+        context_length=experiment.model.context_length,
+    )
+    backend = _recorded_backend(experiment, record, tokenizer.vocab_size)
+    return TakenUp(run, experiment, record, corpus, backend, differences(experiment, record, backend))
+
+
+def new_record(
+    run: RunFolder,
+    experiment: Experiment,
+    obtained: Obtained,
+    corpus: Corpus,
+    backend: Backend,
+    command: Sequence[str],
+    loaded_from: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """run.json as it is before the first step."""
+    model, optimizer = experiment.model, experiment.optimizer
+    record: dict[str, Any] = {
+        "format": 1,
+        "id": run.id,
+        "name": experiment.name,
+        "status": "starting",
+        "started": datetime.now().astimezone().isoformat(timespec="microseconds"),
+        "command": shlex.join(command),
+        "process": this_process(),
+        "target_step": target_step(experiment),
+        "dataset": {
+            "title": obtained.title,
+            "requested": _table(obtained.requested),
+            "used": _table(obtained.used),
+            "characters": corpus.characters,
+            "sha256": corpus.text_sha256,
+            "facts": obtained.facts,
+        },
+        "tokenizer": {
+            "type": experiment.tokenizer.type,
+            "vocab_size": corpus.tokenizer.vocab_size,
+            "sha256": tokenizer_hash(corpus.tokenizer),
+            "train_tokens": len(corpus.train),
+            "val_tokens": len(corpus.val),
+        },
+        "hyperparameters": {
+            "context_length": model.context_length,
+            "n_embd": model.n_embd,
+            "n_head": model.n_head,
+            "n_layer": model.n_layer,
+            "dropout": model.dropout,
+            "position": model.position.type,
+            "batch_size": experiment.training.batch_size,
+            "optimizer": optimizer.type,
+            "learning_rate": optimizer.learning_rate,
+        },
+        "plugins": [asdict(origin) for origin in _plugins(experiment)],
+        "environment": fingerprint(backend),
+    }
+    if loaded_from:
+        record["loaded_from"] = loaded_from
+    return record
+
+
+def target_step(experiment: Experiment) -> int | None:
+    """The step that the run is to reach, as recorded; None where the clock decides."""
+    return experiment.training.max_steps if experiment.training.minutes is None else None
+
+
+def _table(table: PluginTable) -> dict[str, Any]:
+    return {"type": table.type, **table.options}
+
+
+def _plugins(experiment: Experiment) -> list[registry.Provenance]:
+    return [
+        registry.provenance(registry.TOKENIZERS, experiment.tokenizer.type),
+        registry.provenance(registry.POSITIONS, experiment.model.position.type),
+        registry.provenance(registry.DATASETS, experiment.data.dataset.type),
+    ]
+
+
+def _same_text(run: RunFolder, record: dict[str, Any], sha256: str) -> None:
+    dataset = record.get("dataset")
+    recorded = dataset.get("sha256") if isinstance(dataset, dict) else "none recorded"
+    if recorded != sha256:
+        raise DataError(
+            f"the text of run {run.id} has changed: it had SHA-256 {recorded}, now {sha256}.\n"
+            "Put the old text back ('gptkit datasets fetch NAME --repair' for one that is downloaded), "
+            "or train a new run."
+        )
+
+
+def _recorded_backend(experiment: Experiment, record: dict[str, Any], vocab_size: int) -> Backend:
+    """How the run computed so far, as far as this machine can; else what it would choose now."""
+    was = record.get("environment", {})
+    chosen = choose_backend(experiment.training, training_flops(experiment, vocab_size))
+    try:
+        recorded = Backend(
+            str(was["device"]),
+            str(was["precision"]),
+            int(was["threads"]),
+            bool(was["compile"]) and not no_compiler(str(was["device"])),
+            build_key() if was["native"] else "",
+        )
+        here = recorded.device == choose_device(recorded.device)
+        if here and recorded.precision in ("fp32", "bf16") and 1 <= recorded.threads <= MAX_THREADS:
+            return recorded
+    except (KeyError, TypeError, ValueError, UsageError):
+        pass
+    return chosen
+
+
+def differences(experiment: Experiment, record: dict[str, Any], backend: Backend) -> tuple[str, ...]:
+    """What differs from where the run was trained before, each as 'threads 2 -> 4'; nothing: exact."""
+    was, now = record.get("environment"), fingerprint(backend)
+    if not isinstance(was, dict):
+        return ("environment not recorded",)
+    changed = [f"{key} {was.get(key)} -> {value}" for key, value in now.items() if was.get(key) != value]
+    return (*changed, *_plugin_differences(experiment, record))
+
+
+def _plugin_differences(experiment: Experiment, record: dict[str, Any]) -> list[str]:
+    """Plugins that come from elsewhere now, or in another version; gptkit's own have gptkit's."""
+    try:
+        was = {
+            (str(plugin["family"]), str(plugin["name"])): f"{plugin['distribution']} {plugin['version']}"
+            for plugin in record["plugins"]
+        }
+    except (KeyError, TypeError):
+        return ["plugins not recorded"]
+    changed = []
+    for plugin in _plugins(experiment):
+        before = was.get((plugin.family, plugin.name), "not recorded")
+        now = f"{plugin.distribution} {plugin.version}"
+        both_builtin = plugin.distribution == OWN and before.startswith(f"{OWN} ")
+        if before != now and not both_builtin:
+            changed.append(f"{plugin.name} of {before} -> {now}")
+    return changed
