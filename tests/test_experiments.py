@@ -35,7 +35,8 @@ def test_every_experiment_file_validates_and_says_what_it_is(file: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["shakespeare", "shakespeare_quick", "shakespeare_best", "baseline", "nanogpt"]
+    "name",
+    ["shakespeare", "shakespeare_quick", "shakespeare_best", "shakespeare_long", "baseline", "nanogpt"],
 )
 def test_the_first_experiments_run_where_there_is_no_network(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
