@@ -300,15 +300,14 @@ def test_what_a_kill_left_of_an_earlier_one_is_removed_and_a_failure_leaves_noth
         kept.extend(Path("runs").glob(".tmp-verify-*"))
         raise ZeroDivisionError
 
-    monkeypatch.setattr(session, "evaluate", fails)
-    with pytest.raises(ZeroDivisionError):
-        replay_run(run, Surroundings(folders=data_folders(None)))
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "evaluate", fails)
+        with pytest.raises(ZeroDivisionError):
+            replay_run(run, Surroundings(folders=data_folders(None)))
     assert len(kept) == 1
     assert not kept[0].exists()
     kept[0].mkdir()  # as if it had been killed
-    monkeypatch.undo()
     seen: list[events.Event] = []
-    os.chdir(run.path.absolute().parents[1])
     assert replay_run(run, Surroundings(folders=data_folders(None), listener=seen.append)).identical
     assert [entry.name for entry in Path("runs").iterdir()] == [run.id]
     assert isinstance(seen[0], events.ReplayStarted)
