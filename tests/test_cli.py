@@ -70,7 +70,11 @@ def test_help_shows_the_commands_and_examples(gptkit_command: Command) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [*([name] for name in COMMANDS), ["datasets"], *(["datasets", name] for name in DATASET_COMMANDS)],
+    [
+        *([name] for name in COMMANDS),
+        *(["datasets"], ["runs", "list"], ["runs", "verify"]),
+        *(["datasets", name] for name in DATASET_COMMANDS),
+    ],
 )
 def test_the_help_of_every_command_shows_an_example(command: list[str], gptkit_command: Command) -> None:
     shown = gptkit_command(*command, "--help")

@@ -161,11 +161,14 @@ def test_a_machine_that_becomes_slower_gets_fewer_steps_and_the_rate_falls_all_t
         if isinstance(event, events.StepDone) and event.step == 10:
             steady_clock[0] = 2.0
 
-    recipe = experiment(training={"minutes": 0.5}, schedule={"type": "cosine"})
+    recipe = experiment(
+        training={"minutes": 0.5}, schedule={"type": "cosine"}, evaluation={"eval_interval": 7}
+    )
     trained = train_run(recipe, Surroundings(around.runs_folder, around.folders, listen))
     assert trained.progress.step == 20
     rows = {row["step"]: row for row in trained.run.metrics()}
     assert (rows[10]["expected_steps"], rows[20]["expected_steps"]) == (30, 20)
+    assert [step for step, row in rows.items() if "val_loss" in row] == [7, 14, 20]
     assert rows[20]["learning_rate"] < 0.03 * rows[1]["learning_rate"]
 
 
