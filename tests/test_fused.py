@@ -12,12 +12,12 @@ from gptkit.experiment import Experiment
 from gptkit.model import GPT
 from gptkit.model import gpt as gpt_module
 from gptkit.native import switched, usable
-from gptkit.native.block import available
+from gptkit.native.functions import multiplies_pairs
 from gptkit.plugins import registry
 from gptkit.workflows.building import build_new_model
 
 pytestmark = pytest.mark.skipif(
-    not (usable() and available()),
+    not (usable() and multiplies_pairs()),
     reason="no C compiler here, or a processor without dot products of bf16 pairs: blocks are torch's",
 )
 

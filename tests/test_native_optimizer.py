@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gptkit.native import optimizer as native
 from gptkit.native import usable
+from gptkit.native.functions import multiplies_pairs
 from gptkit.training.optim import orthogonalise
 
 pytestmark = pytest.mark.skipif(not usable(), reason="no C compiler here: there is only torch's way to test")
@@ -53,7 +54,7 @@ def test_adamw_is_that_of_torch(size: int) -> None:
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not native.has_muon(), reason="this processor has no dot products of bf16 pairs")
+@pytest.mark.skipif(not multiplies_pairs(), reason="this processor has no dot products of bf16 pairs")
 @pytest.mark.parametrize(
     "shape", [(3, 64, 64), (2, 128, 32), (2, 32, 128), (1, 2, 2), (3, 100, 66), (5, 30, 46), (1, 192, 768)]
 )
@@ -68,7 +69,7 @@ def test_muon_is_what_torch_makes_of_it(shape: tuple[int, int, int]) -> None:
     assert (values - wanted).norm() < 0.02 * (0.02 * update).norm()
 
 
-@pytest.mark.skipif(not native.has_muon(), reason="this processor has no dot products of bf16 pairs")
+@pytest.mark.skipif(not multiplies_pairs(), reason="this processor has no dot products of bf16 pairs")
 def test_muon_gives_the_same_bits_whatever_the_threads() -> None:
     before = torch.get_num_threads()
     results = []
@@ -85,7 +86,7 @@ def test_muon_gives_the_same_bits_whatever_the_threads() -> None:
         assert torch.equal(average, results[0][1])
 
 
-@pytest.mark.skipif(not native.has_muon(), reason="this processor has no dot products of bf16 pairs")
+@pytest.mark.skipif(not multiplies_pairs(), reason="this processor has no dot products of bf16 pairs")
 def test_muon_of_a_gradient_of_zeros_moves_nothing() -> None:
     values = random(2, 16, 24, seed=1)
     wanted = values.clone()

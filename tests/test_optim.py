@@ -70,7 +70,7 @@ def test_updates_are_those_of_torch(
         exact
     ):  # in C there is no keeping from it; tests/test_native_optimizer.py holds that beside torch's way
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
-        monkeypatch.setattr(optim.native, "has_muon", lambda: False)
+        monkeypatch.setattr(optim, "multiplies_pairs", lambda: False)
     weights = weights_for(tiny(mlp=mlp), torch.float32, settings)
     optimizer = Optimizer(weights, settings)
     cut = split if isinstance(settings, MuonSettings) else dict

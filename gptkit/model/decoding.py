@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gptkit.model.cache import KeyValueCache
 from gptkit.model.gpt import GPT
 from gptkit.model.seams import overrides, rotation_of, turns_by_tables
-from gptkit.native import attention, library, usable
+from gptkit.native import attention, functions
 from gptkit.native.decode import Decode, LayerWeights, Matrix, ModelWeights, Norm, pitch_of
 
 # Weights (bytes) from which several threads read them faster than one does, and sequences that keep them busy
@@ -36,7 +36,7 @@ class Decoder(Protocol):
 
 def decoder_for(model: GPT, samples: int) -> Decoder:
     """The fastest way to decode `samples` sequences with this model."""
-    if model.token_embedding.weight.device.type == "cpu" and usable() and _fits(model):
+    if functions.serves(model.token_embedding.weight.device) and _fits(model):
         return _NativeDecoder(model, samples)
     return _TorchDecoder(model, samples)
 
@@ -73,9 +73,7 @@ class _NativeDecoder:
         weights = _weights(model, self._keys, self._values)
         size = sum(parameter.numel() for parameter in model.parameters()) * 4
         worthwhile = size >= _LARGE or samples >= _MANY
-        found = library()
-        threads = torch.get_num_threads() if worthwhile and found and found.threaded else 1
-        self._decode = Decode(weights, samples, threads)
+        self._decode = Decode(weights, samples, functions.threads() if worthwhile else 1)
         self._table = model.token_embedding.weight.detach()
         self._embeds = overrides(model.position, "embed")
         self._biases = overrides(model.position, "bias")
@@ -113,10 +111,12 @@ class _NativeDecoder:
 
 def _fits(model: GPT) -> bool:
     """Whether the C code can do all that this model does."""
-    position, settings = model.position, model.settings
-    plain = model.token_embedding.weight.dtype == torch.float32
+    settings = model.settings
     return (
-        turns_by_tables(position) and plain and settings.n_embd // settings.n_head <= attention.LARGEST_HEAD
+        model.token_embedding.weight.dtype == torch.float32
+        and settings.n_embd <= functions.LONGEST_ROW
+        and settings.n_embd // settings.n_head <= attention.LARGEST_HEAD
+        and turns_by_tables(model.position)
     )
 
 

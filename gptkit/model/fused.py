@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gptkit.model.seams import rotation_of, turns_by_tables
-from gptkit.native import attention, functions, usable
-from gptkit.native.block import BlockShape, FusedBlock, available
+from gptkit.native import attention, functions
+from gptkit.native.block import BlockShape, FusedBlock
 
 if TYPE_CHECKING:
     from gptkit.model.gpt import GPT
@@ -66,10 +66,8 @@ def _allowed(model: GPT, x: Tensor, mask: Tensor | None) -> bool:
     weight = model.token_embedding.weight
     return (
         not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and usable()  # before fits, which asks what was compiled
         and functions.fits(x)
-        and available()
+        and functions.multiplies_pairs()
         and C % (2 * H) == 0  # rows of heads are whole pairs
         and C // H <= attention.LARGEST_HEAD
         and C <= functions.LONGEST_ROW

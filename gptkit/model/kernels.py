@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptkit.native import attention, usable
+from gptkit.native import attention
 from gptkit.native import functions as native
 
 RMS_EPS = native.RMS_EPS
@@ -22,9 +22,7 @@ _LONGEST = 1024  # keys up to which the whole matrix of scores is kept for the b
 
 
 def _in_c(x: Tensor) -> bool:
-    # usable() first: native.fits asks what was compiled, and nothing is to be where it is switched off
-    on = not torch.compiler.is_compiling() and x.device.type == "cpu" and usable()
-    return on and native.fits(x)
+    return not torch.compiler.is_compiling() and native.fits(x)
 
 
 def _trains_on_cpu(x: Tensor) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gptkit.native.build import library
+from gptkit.native.build import declared
 from gptkit.native.functions import Three, is_bf16, new_seed, pointer, threads
 
 LARGEST_HEAD = 128  # numbers of a head that there are register tiles for
@@ -34,13 +34,12 @@ class _Attention(ctypes.Structure):
 
 @cache
 def _functions() -> Any:
-    found = library()
-    assert found is not None, "asked for without asking whether it is there"
-    functions = found.functions
-    functions.attention_forward.restype, functions.attention_forward.argtypes = c_int, [c_void_p] * 7
-    functions.attention_backward.restype = c_int
-    functions.attention_backward.argtypes = [*[c_void_p] * 14, c_int64]
-    return functions
+    return declared(
+        {
+            "attention_forward": (c_int, [c_void_p] * 7),
+            "attention_backward": (c_int, [*[c_void_p] * 14, c_int64]),
+        }
+    )
 
 
 class Heads(Function):
@@ -49,7 +48,6 @@ class Heads(Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, n_head: int) -> tuple[Tensor, ...]:
         B, T, C = qkv.shape
-        ctx.n_head = n_head
         return qkv.view(B, T, 3, n_head, C // (3 * n_head)).permute(2, 0, 3, 1, 4).unbind()
 
     @staticmethod

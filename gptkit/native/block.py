@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gptkit.native.build import library
-from gptkit.native.functions import KINDS, new_seed, threads
+from gptkit.native.build import declared
+from gptkit.native.functions import KINDS, new_seed, pointer, threads
 
 _LAYERS = ("qkv", "projection", "expand", "contract")
 
@@ -49,21 +49,14 @@ class _Gradients(ctypes.Structure):
 
 
 @cache
-def available() -> bool:
-    """Whether this processor multiplies bf16 pairs, and the library could be had."""
-    return library() is not None and bool(_functions().has_blocks())
-
-
-@cache
 def _functions() -> Any:
-    found = library()
-    assert found is not None, "asked for without asking whether it is there"
-    functions = found.functions
-    functions.has_blocks.restype, functions.has_blocks.argtypes = c_int, []
-    functions.block_saves.restype, functions.block_saves.argtypes = c_int64, [c_void_p]
-    functions.block_forward.restype, functions.block_forward.argtypes = c_int, [c_void_p] * 4
-    functions.block_backward.restype, functions.block_backward.argtypes = c_int, [c_void_p] * 6
-    return functions
+    return declared(
+        {
+            "block_saves": (c_int64, [c_void_p]),
+            "block_forward": (c_int, [c_void_p] * 4),
+            "block_backward": (c_int, [c_void_p] * 6),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,7 @@ class FusedBlock(Function):
         dy = dy.contiguous()
         dx = torch.empty_like(x)
         made = [None if parameter is None else torch.empty_like(parameter) for parameter in parameters]
-        pointers = [None if one is None else one.data_ptr() for one in made]
+        pointers = [pointer(one) for one in made]
         sums = None
         if bias is not None and ctx.needs_input_grad[2]:
             sums = torch.zeros(ctx.block.threads, *bias.shape)
@@ -124,7 +117,7 @@ class FusedBlock(Function):
             *pointers[:4],
             (c_void_p * 4)(*pointers[4::2]),
             (c_void_p * 4)(*pointers[5::2]),
-            None if sums is None else sums.data_ptr(),
+            pointer(sums),
             0 if sums is None else sums[0].numel(),
         )
         failed = _functions().block_backward(
@@ -152,7 +145,7 @@ def _block(
     expand, contract = parameters[8], parameters[10]
     assert expand is not None
     assert contract is not None
-    pointers = [None if parameter is None else parameter.data_ptr() for parameter in parameters]
+    pointers = [pointer(parameter) for parameter in parameters]
     seeds = (
         new_seed() if shape.attention_dropout > 0 else 0,
         *(new_seed() if shape.dropout > 0 else 0 for _ in range(2)),
@@ -163,7 +156,7 @@ def _block(
         threads(),
         *(shape.norm_eps, shape.qk_eps, shape.dropout, shape.attention_dropout),
         (c_uint64 * 3)(*seeds),
-        *(None if one is None else one.data_ptr() for one in (cosine, sine, bias)),
+        *(pointer(one) for one in (cosine, sine, bias)),
         T * T if bias is not None and bias.size(0) > 1 else 0,
         *pointers[:4],
         *(_Layer(pointers[at], pointers[at + 1]) for at in range(4, 12, 2)),

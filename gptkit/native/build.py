@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path(__file__).parent / "src"
 
@@ -87,6 +88,19 @@ def library() -> Library | None:
         key = _key(identity, flags)
         return Library(_load(compiler, flags, key), threaded, key)
     return None
+
+
+def declared(signatures: dict[str, tuple[Any, list[Any]]]) -> Any:
+    """The library's functions, those of `signatures` with the types that they return and take.
+
+    Only for those who have asked `usable`.
+    """
+    found = library()
+    assert found is not None, "asked for without asking whether it is there"
+    for name, (returned, arguments) in signatures.items():
+        function = getattr(found.functions, name)
+        function.restype, function.argtypes = returned, arguments
+    return found.functions
 
 
 def _compiler() -> str | None:

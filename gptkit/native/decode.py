@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptkit.native.build import library
-from gptkit.native.functions import KINDS
+from gptkit.native.build import declared
+from gptkit.native.functions import KINDS, pointer
 
 PANEL = 64  # outputs whose weights lie together
 
@@ -46,13 +46,13 @@ class _Model(ctypes.Structure):
 
 @cache
 def _functions() -> Any:
-    found = library()
-    assert found is not None, "asked for without asking whether it is there"
-    functions = found.functions
-    functions.decode_room.restype, functions.decode_room.argtypes = c_int64, [c_void_p, c_int64]
-    functions.decode.restype, functions.decode.argtypes = None, [*[c_void_p] * 4, c_int64, c_int64, c_void_p]
-    functions.pack.restype, functions.pack.argtypes = None, [c_void_p, c_void_p, c_int64, c_int64]
-    return functions
+    return declared(
+        {
+            "decode_room": (c_int64, [c_void_p, c_int64]),
+            "decode": (None, [*[c_void_p] * 4, c_int64, c_int64, c_void_p]),
+            "pack": (None, [c_void_p, c_void_p, c_int64, c_int64]),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Decode:
         self._function(
             self._here,
             x.data_ptr(),
-            None if bias is None else bias.data_ptr(),
+            pointer(bias),
             self._logits.data_ptr(),
             self._samples,
             place,

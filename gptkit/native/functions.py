@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gptkit.native.build import library
+from gptkit.native.build import declared, library, usable
 
 RMS_EPS = 1e-6  # added to the mean square: a row of zeros stays one
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu2": 2}
 KINDS = {**ACTIVATIONS, "swiglu": 3}
-LONGEST_ROW = 4096  # numbers that are normalised together: elementwise.c keeps a row on its stack
+LONGEST_ROW = 4096  # numbers that are normalised together: norm.h keeps a row on its stack
 
 Three = c_int64 * 3  # strides of the outer three dimensions
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "has_pairs": (c_int, []),
     "norm_forward": (None, [c_void_p] * 7 + [c_float] + [c_int] * 3),
     "norm_backward": (c_int, [c_void_p] * 12 + [c_int] * 3),
     "rotate": (None, [c_void_p] * 7 + [c_int] * 3),
@@ -42,13 +43,7 @@ class _Rows(ctypes.Structure):
 
 @cache
 def _functions() -> Any:
-    """The C functions with their types."""
-    found = library()
-    assert found is not None, "asked for without asking whether it is there"
-    for name, (returned, arguments) in _SIGNATURES.items():
-        function = getattr(found.functions, name)
-        function.restype, function.argtypes = returned, arguments
-    return found.functions
+    return declared(_SIGNATURES)
 
 
 @cache
@@ -58,10 +53,21 @@ def can_thread() -> bool:
     return found is not None and found.threaded
 
 
+def serves(device: torch.device) -> bool:
+    """Whether the operations are to be had for tensors of this device, and switched on."""
+    return device.type == "cpu" and usable()
+
+
+@cache
+def multiplies_pairs() -> bool:
+    """Whether the library is to be had and this processor multiplies pairs of bf16 numbers."""
+    return library() is not None and bool(_functions().has_pairs())
+
+
 def fits(x: Tensor) -> bool:
     """Whether the operations take this tensor, and at least as fast as torch would."""
     return (
-        x.device.type == "cpu"
+        serves(x.device)
         and (x.dtype is torch.bfloat16 or x.dtype is torch.float32)
         and (can_thread() or torch.get_num_threads() == 1)
     )
@@ -162,11 +168,10 @@ class Norm(Function):
 
 
 class Rotate(Function):
-    """Pairs (i, i + D/2) of x (B, H, T, D) turned: cosines and signed sines (T, D), in fp32."""
+    """Pairs (i, i + D/2) of x (B, H, T, D) turned: cosines and signed sines (T, D), contiguous, fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
         ctx.save_for_backward(cosine, sine)
         return _turned(x, cosine, sine, back=False)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptkit.native.build import library
+from gptkit.native.build import declared
 from gptkit.native.functions import threads
 
 _SHARE = 16384  # as in optimizer.c
@@ -32,31 +32,15 @@ class _Muon(ctypes.Structure):
 
 
 @cache
-def has_muon() -> bool:
-    """Whether this processor multiplies bf16 pairs, and the library could be had."""
-    return library() is not None and bool(_functions().has_muon())
-
-
-@cache
 def _functions() -> Any:
-    found = library()
-    assert found is not None, "asked for without asking whether it is there"
-    functions = found.functions
-    functions.collect_gradients.restype = c_double
-    functions.collect_gradients.argtypes = [
-        *[c_void_p] * 2,
-        c_int64,
-        c_void_p,
-        c_float,
-        c_void_p,
-        c_int,
-        c_int,
-    ]
-    functions.adamw.restype, functions.adamw.argtypes = None, [*[c_void_p] * 4, c_int64, c_void_p, c_int]
-    functions.has_muon.restype, functions.has_muon.argtypes = c_int, []
-    functions.muon.restype = c_int
-    functions.muon.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, c_void_p, c_int]
-    return functions
+    gradients = [c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int, c_int]
+    return declared(
+        {
+            "collect_gradients": (c_double, gradients),
+            "adamw": (None, [*[c_void_p] * 4, c_int64, c_void_p, c_int]),
+            "muon": (c_int, [*[c_void_p] * 3, *[c_int64] * 3, c_void_p, c_int]),
+        }
+    )
 
 
 class Collector:

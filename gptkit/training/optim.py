@@ -16,7 +16,7 @@ from torch.optim.adamw import adamw
 
 from gptkit.experiment.schema import AdamWSettings, MuonSettings, ScheduleSettings
 from gptkit.native import optimizer as native
-from gptkit.native import usable
+from gptkit.native.functions import multiplies_pairs, serves
 from gptkit.training.weights import Slot, Weights
 
 # Newton-Schulz: coefficients of the quintic and number of iterations (Jordan et al. 2024)
@@ -95,7 +95,7 @@ class Optimizer:
     def _update_adamw(self, part: _Stretch, factor: float, skip: Tensor | None) -> None:
         settings = self._settings
         rate, decay = self._adamw_rate * factor, settings.weight_decay if part.decay else 0.0
-        if part.values.device.type == "cpu" and usable():
+        if serves(part.values.device):
             if skip is not None and skip.item():
                 return
             part.step.add_(1)
@@ -256,7 +256,7 @@ class _Stack:
 
     def _in_c(self) -> bool:
         even = self.values.size(1) % 2 == 0 == self.values.size(2) % 2
-        return self.values.device.type == "cpu" and even and usable() and native.has_muon()
+        return even and serves(self.values.device) and multiplies_pairs()
 
     def update(self, rate: float, momentum: float, weight_decay: float, skipped: Tensor | None) -> None:
         """`skipped`, a bool scalar on the device, keeps values and momentum as they are, bit for bit."""

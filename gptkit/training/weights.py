@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gptkit.native import usable
+from gptkit.native.functions import serves
 from gptkit.native.optimizer import Collector
 
 
@@ -55,7 +55,7 @@ class Weights:
         self._working = self.master if dtype == torch.float32 else torch.empty_like(self.master, dtype=dtype)
         self._parameters = [parameter for _, parameter in named]
         self._gradient_views = [slot.view(self.gradient) for slot in self.slots]
-        self._collector = Collector([slot.shape.numel() for slot in self.slots]) if _in_c(device) else None
+        self._collector = Collector([slot.shape.numel() for slot in self.slots]) if serves(device) else None
         self._norm: float | None = None  # of the gradient, where collecting it told
         for slot, parameter in zip(self.slots, self._parameters, strict=True):
             slot.view(self.master).copy_(parameter.detach())
@@ -111,10 +111,6 @@ class Weights:
                 raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(view.shape)}")
             view.copy_(tensors[name])
         self.publish()
-
-
-def _in_c(device: torch.device) -> bool:
-    return device.type == "cpu" and usable()
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -7,6 +7,9 @@
 #include "attention_bf16.h"
 #include "operations.h"
 
+/* Whether this processor multiplies pairs of bf16 numbers: then there are whole blocks, and Muon */
+EXPORT int has_pairs(void) { return HAS_BF16_PRODUCTS; }
+
 static int64_t padded_length(int64_t T) { return (T + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
 
 static Head head_of(const Attention *s, int64_t row, const void *q, const void *k, const void *v,

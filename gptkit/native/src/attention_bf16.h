@@ -55,14 +55,7 @@ WORD_TILE(3, 8)
 
 static void words_by_width(int64_t Dp, int64_t rows, int64_t K, const void *a, int64_t am, int64_t ak,
                            const word *b, float *c, int add) {
-  switch (Dp / LANES) {
-    case 1: words_8_1(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 2: words_8_2(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 3: words_8_3(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 4: words_6_4(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 6: words_4_6(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    default: words_3_8(rows, K, a, am, ak, b, Dp, c, Dp, add);
-  }
+  BY_WIDTH(Dp / LANES, words, rows, K, a, am, ak, b, Dp, c, Dp, add)
 }
 
 /* scores[r][j] = x[r] . y[j] over D, from rows of x and the words of y with keys side by side */

@@ -68,23 +68,21 @@ static int64_t padded_width(int64_t D) {
 
 static void product_by_width(int64_t Dp, int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,
                              const float *b, float *c, int add) {
-  switch (Dp / LANES) {
-    case 1: product_8_1(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 2: product_8_2(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 3: product_8_3(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 4: product_6_4(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    case 6: product_4_6(rows, K, a, am, ak, b, Dp, c, Dp, add); break;
-    default: product_3_8(rows, K, a, am, ak, b, Dp, c, Dp, add);
-  }
+  BY_WIDTH(Dp / LANES, product, rows, K, a, am, ak, b, Dp, c, Dp, add)
+}
+
+/* q, k and v, and k with its keys side by side */
+static void fetch_head(const Attention *s, const Head *h, const Room *r) {
+  fetch(h->q, s->q[2], s->T, s->D, r->q, r->T, r->D, s->bf16);
+  fetch(h->k, s->k[2], s->T, s->D, r->k, r->T, r->D, s->bf16);
+  fetch(h->v, s->v[2], s->T, s->D, r->v, r->T, r->D, s->bf16);
+  transpose(r->k, r->T, r->D, r->kt);
 }
 
 static void forward_fp32(const Attention *s, const Head *h, const Room *r) {
   int64_t T = s->T, Tp = r->T, D = s->D, Dp = r->D;
   int bf16 = s->bf16;
-  fetch(h->q, s->q[2], T, D, r->q, Tp, Dp, bf16);
-  fetch(h->k, s->k[2], T, D, r->k, Tp, Dp, bf16);
-  fetch(h->v, s->v[2], T, D, r->v, Tp, Dp, bf16);
-  transpose(r->k, Tp, Dp, r->kt);
+  fetch_head(s, h, r);
   float scale = 1.0f / sqrtf((float)D);
   uint32_t threshold = threshold_of(s->dropout);
   for (int64_t start = 0; start < T; start += QUERIES) {
@@ -113,11 +111,8 @@ static void forward_fp32(const Attention *s, const Head *h, const Room *r) {
 static void backward_fp32(const Attention *s, const Head *h, const Room *r) {
   int64_t T = s->T, Tp = r->T, D = s->D, Dp = r->D;
   int bf16 = s->bf16;
-  fetch(h->q, s->q[2], T, D, r->q, Tp, Dp, bf16);
-  fetch(h->k, s->k[2], T, D, r->k, Tp, Dp, bf16);
-  fetch(h->v, s->v[2], T, D, r->v, Tp, Dp, bf16);
+  fetch_head(s, h, r);
   fetch(h->dout, h->dout_stride, T, D, r->dout, Tp, Dp, bf16);
-  transpose(r->k, Tp, Dp, r->kt);
   transpose(r->v, Tp, Dp, r->vt);
   memset(r->dk, 0, (size_t)(Tp * Dp) * sizeof(float));
   memset(r->dv, 0, (size_t)(Tp * Dp) * sizeof(float));

@@ -55,9 +55,6 @@ static Saved saved_in(const Block *b, char *memory, int64_t *size) {
   return s;
 }
 
-/* Whether this processor can do it at all */
-EXPORT int has_blocks(void) { return HAS_BF16_PRODUCTS; }
-
 /* Bytes that `block_forward` leaves for `block_backward` */
 EXPORT int64_t block_saves(const Block *b) {
   int64_t size;
@@ -124,7 +121,7 @@ static void apply_layer(const Block *b, const Layer *l, const void *a, void *out
   int64_t R = b->B * b->T;
   int drops = residual && b->dropout > 0;
   pack_across(l->weight, outputs, inputs, room, b->threads);
-  product_of(a, room, out, R, inputs, outputs, (Epilogue){l->bias, drops ? NULL : residual}, b->threads);
+  product_of(a, room, out, R, inputs, outputs, (Epilogue){1, 1, drops ? NULL : residual, l->bias}, b->threads);
   if (drops) dropout(out, residual, out, R * outputs, b->dropout, seed, 1, b->threads);
 }
 
@@ -194,7 +191,7 @@ static void layer_back(const Block *b, const Layer *l, const void *g, const void
   weight_gradient(g, x, to->weights[which], R, outputs, inputs, s->sums, b->threads);
   if (to->biases[which]) sum_rows(g, to->biases[which], R, outputs, b->threads);
   pack_down(l->weight, outputs, inputs, s->weight);
-  product_of(g, s->weight, dx, R, outputs, inputs, (Epilogue){NULL, NULL}, b->threads);
+  product_of(g, s->weight, dx, R, outputs, inputs, as_it_is, b->threads);
 }
 
 /* The gradient of what dropout let through of a half; g itself where nothing is dropped */

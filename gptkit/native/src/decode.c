@@ -6,9 +6,10 @@
  * not depend on those made beside it.
  */
 #include "nonlinear.h"
+#include "norm.h"
 #include "tiles.h"
 
-#define RMS_EPS 1e-6f /* as in gptkit/model/kernels.py */
+#define RMS_EPS 1e-6f /* as in gptkit/native/functions.py */
 enum { PANEL = 64, ROWS = 6 }; /* outputs that lie together; sequences that a tile of registers serves */
 
 typedef struct {
@@ -33,28 +34,6 @@ typedef struct {
   Linear head;
   const Layer *layers;
 } Model;
-
-static void normalise(const float *x, const float *gain, const float *bias, float *y, int64_t C, float eps,
-                      int centre) {
-  vec total = {0}, squares = {0};
-  float mean = 0;
-  if (centre) {
-    for (int64_t i = 0; i < C; i += LANES) total += load_upto(x, i, C, 0);
-    mean = sum_of(total) / C;
-  }
-  for (int64_t i = 0; i < C; i += LANES) {
-    vec d = load_upto(x, i, C, 0) - mean;
-    if (i + LANES > C) d = choose((ivec)(counting < (uint32_t)(C - i)), d, splat(0));
-    squares += d * d;
-  }
-  float rstd = 1.0f / sqrtf(sum_of(squares) / C + eps);
-  for (int64_t i = 0; i < C; i += LANES) {
-    vec out = (load_upto(x, i, C, 0) - mean) * rstd;
-    if (gain) out *= load_upto(gain, i, C, 0);
-    if (bias) out += load_upto(bias, i, C, 0);
-    store_upto(y, i, C, out, 0);
-  }
-}
 
 /* One panel of outputs for `rows` <= ROWS sequences: y = x w + bias, or added to what y is */
 static void panel_of(const Linear *l, int64_t panel, const float *x, int64_t ldx, float *y, int64_t ldy,
@@ -101,8 +80,8 @@ static void attend_one(const Model *m, const Layer *l, int64_t n, int64_t h, flo
   float *q = qkv + h * D, *k = q + C, *v = k + C;
   float *keys = l->keys + (n * m->H + h) * D * pitch, *values = l->values + (n * m->H + h) * D * pitch;
   if (m->qk_norm) {
-    normalise(q, NULL, NULL, q, D, RMS_EPS, 0);
-    normalise(k, NULL, NULL, k, D, RMS_EPS, 0);
+    norm_row(q, NULL, NULL, q, NULL, D, RMS_EPS, 0, 0);
+    norm_row(k, NULL, NULL, k, NULL, D, RMS_EPS, 0, 0);
   }
   if (m->cosine) {
     turn(q, m->cosine + t * D, m->sine + t * D, D);
@@ -151,13 +130,8 @@ static void attend_one(const Model *m, const Layer *l, int64_t n, int64_t h, flo
 static void activate_row(const Model *m, float *h, float *out) {
   int64_t F = m->F;
   for (int64_t i = 0; i < F; i += LANES) {
-    vec x = load_upto(h, i, F, 0), density, y;
-    switch (m->activation) {
-      case GELU: y = x * normal_cdf(x, &density); break;
-      case GELU_TANH: y = gelu_tanh(x); break;
-      case RELU2: y = larger(splat(0), x), y *= y; break;
-      default: y = x * logistic(x) * load_upto(h + F, i, F, 0);
-    }
+    vec x = load_upto(h, i, F, 0);
+    vec y = m->activation == SWIGLU ? x * logistic(x) * load_upto(h + F, i, F, 0) : apply(m->activation, x, 0);
     store_upto(out, i, F, y, 0);
   }
 }
@@ -181,7 +155,7 @@ EXPORT void decode(const Model *m, float *x, const float *bias, float *logits, i
       const Layer *l = &m->layers[i];
 #pragma omp for schedule(static)
       for (int64_t n = 0; n < N; n++)
-        normalise(x + n * C, l->attention_gain, l->attention_bias, h + n * C, C, m->eps, m->centre);
+        norm_row(x + n * C, l->attention_gain, l->attention_bias, h + n * C, NULL, C, m->eps, m->centre, 0);
       linear(&l->qkv, h, qkv, N, 0);
 #pragma omp for schedule(static)
       for (int64_t item = 0; item < N * H; item++) {
@@ -192,7 +166,7 @@ EXPORT void decode(const Model *m, float *x, const float *bias, float *logits, i
       linear(&l->projection, gathered, x, N, 1);
 #pragma omp for schedule(static)
       for (int64_t n = 0; n < N; n++)
-        normalise(x + n * C, l->mlp_gain, l->mlp_bias, h + n * C, C, m->eps, m->centre);
+        norm_row(x + n * C, l->mlp_gain, l->mlp_bias, h + n * C, NULL, C, m->eps, m->centre, 0);
       linear(&l->up, h, wide, N, 0);
 #pragma omp for schedule(static)
       for (int64_t n = 0; n < N; n++) activate_row(m, wide + n * up, active + n * m->F);
@@ -200,7 +174,7 @@ EXPORT void decode(const Model *m, float *x, const float *bias, float *logits, i
     }
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < N; n++)
-      normalise(x + n * C, m->final_gain, m->final_bias, h + n * C, C, m->eps, m->centre);
+      norm_row(x + n * C, m->final_gain, m->final_bias, h + n * C, NULL, C, m->eps, m->centre, 0);
     linear(&m->head, h, logits, N, 0);
   }
 }

@@ -1,49 +1,11 @@
 /* What happens to each number, or each row of numbers, for itself: norms, non-linearities, dropout, loss. */
 #include "nonlinear.h"
+#include "norm.h"
 #include "operations.h"
 
 enum { CHUNK = 4096 }; /* elements that a thread takes at a time; a row of the dropout's keys */
 
 /* ---- norms ---------------------------------------------------------------------------------------------- */
-
-/* y = (x - mean) rstd gain + bias over each row of x, where rows lie as (outer, middle, inner) with strides.
- * y is contiguous. Without `centre` the mean is 0 (RMS norm). stats (rows, 2) takes mean and rstd. A row is
- * read from memory once and kept in fp32. */
-enum { LONGEST_ROW = 4096 };
-
-INLINE vec before(vec x, int64_t i, int64_t n) { /* 0 from element n on */
-  return i + LANES > n ? choose((ivec)(counting < (uint32_t)(n - i)), x, splat(0)) : x;
-}
-
-INLINE void norm_row(const void *x, const void *gain, const void *bias, void *y, float *stats, int64_t C,
-                     float eps, int centre, int bf16) {
-  float row[LONGEST_ROW];
-  vec total[2] = {{0}, {0}}, squares[2] = {{0}, {0}}; /* two of each: one would wait for itself */
-  int which = 0;
-  for (int64_t i = 0; i < C; i += LANES, which ^= 1) {
-    vec here = load_upto(x, i, C, bf16);
-    store(row, i, here, 0);
-    if (centre)
-      total[which] += here;
-    else
-      squares[which] += here * here;
-  }
-  float mean = centre ? sum_of(total[0] + total[1]) / C : 0.0f;
-  if (centre)
-    for (int64_t i = 0; i < C; i += LANES, which ^= 1) {
-      vec here = before(load(row, i, 0) - mean, i, C);
-      store(row, i, here, 0);
-      squares[which] += here * here;
-    }
-  float rstd = 1.0f / sqrtf(sum_of(squares[0] + squares[1]) / C + eps);
-  stats[0] = mean, stats[1] = rstd;
-  for (int64_t i = 0; i < C; i += LANES) {
-    vec out = load(row, i, 0) * rstd;
-    if (gain) out *= load_upto(gain, i, C, bf16);
-    if (bias) out += load_upto(bias, i, C, bf16);
-    store_upto(y, i, C, out, bf16);
-  }
-}
 
 INLINE void norm_row_back(const void *x, const void *gain, const void *dy, void *dx, const float *stats,
                           const void *add, float *dgain, float *dbias, int64_t C, int centre, int bf16) {
@@ -75,6 +37,7 @@ INLINE int64_t offset(const int64_t strides[3], const Rows *n, int64_t row) {
          row % n->inner * strides[2];
 }
 
+/* Rows of x lie as (outer, middle, inner) with strides; y is contiguous. stats (rows, 2) takes mean and rstd. */
 EXPORT void norm_forward(const void *x, const int64_t *strides, const Rows *n, const void *gain,
                          const void *bias, void *y, float *stats, float eps, int centre, int bf16,
                          int threads) {
@@ -90,8 +53,8 @@ EXPORT void norm_forward(const void *x, const int64_t *strides, const Rows *n, c
   }
 }
 
-/* dx may be dy; `add`, laid out as dx, is added to it. dgain and dbias (C), where the norm has them, are in the dtype of x. Returns 0, or 1 where
- * memory is not to be had. */
+/* dx may be dy; `add`, laid out as dx, is added to it. dgain and dbias (C), where the norm has them, are in the
+ * dtype of x. Returns 0, or 1 where memory is not to be had. */
 EXPORT int norm_backward(const void *x, const int64_t *strides, const void *dy, const int64_t *dy_strides,
                          const Rows *n, const void *gain, const float *stats, const void *add, void *dx,
                          const int64_t *dx_strides, void *dgain, void *dbias, int centre, int bf16,
@@ -157,46 +120,6 @@ EXPORT void rotate(const void *x, const int64_t *strides, const Rows *n, const f
 
 /* ---- non-linearities ------------------------------------------------------------------------------------ */
 
-/* For bf16, whose unit in the last place is 4e-3 at 1, polynomials will do: P(X < x) of a standard normal less
- * 1/2 is odd, and so is the slope of gelu less 1/2. Both are x times a polynomial in x^2, of least error on
- * [-4, 4] (1e-5 and 9e-5); beyond, they stay as they are at 4. */
-INLINE vec odd(vec x, const float c[9]) {
-  vec t = x * x, y = splat(c[8]);
-  for (int i = 7; i >= 0; i--) y = y * t + c[i];
-  return x * y + 0.5f;
-}
-
-static const float cdf_terms[9] = {3.98922710e-01f,  -6.64105955e-02f, 9.87747710e-03f,
-                                   -1.13392216e-03f, 9.89080823e-05f,  -6.29499948e-06f,
-                                   2.71615589e-07f,  -7.00346433e-09f, 8.06341290e-11f};
-static const float slope_terms[9] = {7.97609556e-01f,  -2.64826553e-01f, 5.84561179e-02f,
-                                     -8.71632747e-03f, 9.07328090e-04f,  -6.49577507e-05f,
-                                     3.02835947e-06f,  -8.21884340e-08f, 9.79611539e-10f};
-
-INLINE vec within(vec x, float most) { return smaller(splat(most), larger(splat(-most), x)); }
-
-INLINE vec apply(int kind, vec x, int bf16) {
-  vec density;
-  if (kind == GELU && bf16) return larger(splat(-4), x) * odd(within(x, 4), cdf_terms);
-  if (kind == GELU) return x * normal_cdf(x, &density);
-  if (kind == GELU_TANH) return gelu_tanh(x);
-  vec r = larger(splat(0), x);
-  return r * r;
-}
-
-INLINE vec slope(int kind, vec x, int bf16) {
-  if (kind == GELU && bf16) return odd(within(x, 4), slope_terms);
-  if (kind == GELU) {
-    vec density, cdf = normal_cdf(x, &density);
-    return cdf + x * density;
-  }
-  if (kind == GELU_TANH) { /* x s(u), whose slope is s + x s (1 - s) u' */
-    vec s = logistic(1.5957691f * (x + 0.044715f * x * x * x));
-    return s + x * s * (1.0f - s) * 1.5957691f * (1.0f + 0.134145f * x * x);
-  }
-  return 2.0f * larger(splat(0), x);
-}
-
 INLINE void activate(int kind, const void *h, const void *dy, void *out, int64_t from, int64_t to, int bf16) {
   for (int64_t i = from; i < to; i += LANES) {
     vec x = load_upto(h, i, to, bf16);
@@ -252,8 +175,8 @@ EXPORT void gated(const void *h, const void *dy, void *out, int64_t rows, int64_
 
 /* ---- dropout -------------------------------------------------------------------------------------------- */
 
-INLINE void drop(const void *x, const void *add, void *y, int64_t from, int64_t to, const uint32_t keys[2], uint32_t threshold,
-                 float scale, int bf16) {
+INLINE void drop(const void *x, const void *add, void *y, int64_t from, int64_t to, const uint32_t keys[2],
+                 uint32_t threshold, float scale, int bf16) {
   for (int64_t i = from; i < to; i += LANES) {
     vec out = load_upto(x, i, to, bf16) * kept(keys, (uint32_t)(i - from), threshold, scale);
     if (add) out += load_upto(add, i, to, bf16);
@@ -263,7 +186,8 @@ INLINE void drop(const void *x, const void *add, void *y, int64_t from, int64_t 
 
 /* y = x with a share p of its n elements 0 and the rest scaled by 1 / (1 - p), plus `add` where that is given.
  * Without it, its own gradient, too. */
-EXPORT void dropout(const void *x, const void *add, void *y, int64_t n, float p, uint64_t seed, int bf16, int threads) {
+EXPORT void dropout(const void *x, const void *add, void *y, int64_t n, float p, uint64_t seed, int bf16,
+                    int threads) {
   uint32_t threshold = threshold_of(p);
 #pragma omp parallel for schedule(static) num_threads(threads) if (n > CHUNK)
   for (int64_t from = 0; from < n; from += CHUNK) {

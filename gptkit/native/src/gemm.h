@@ -20,15 +20,17 @@ static int64_t packed_size(int64_t N, int64_t K) {
   return MAX(panels_of(N) * COLUMNS * K / 2, panels_of(K) * COLUMNS * (N + 1) / 2);
 }
 
-/* w (N, K) for x w': words along K */
+/* Rows of w (N, K) for x w', from panel's first on: words along K, (K / 2, 64) */
+static void pack_panel(const uint16_t *w, int64_t N, int64_t K, int64_t panel, word *to) {
+  for (int64_t k = 0; k < K / 2; k++)
+    for (int64_t n = panel * COLUMNS; n < (panel + 1) * COLUMNS; n++) *to++ = n < N ? word_at(w + n * K, k) : 0;
+}
+
+/* w (N, K) for x w', all panels */
 static void pack_across(const void *w, int64_t N, int64_t K, word *to, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t panel = 0; panel < panels_of(N); panel++)
-    for (int64_t k = 0; k < K / 2; k++)
-      for (int64_t j = 0; j < COLUMNS; j++) {
-        int64_t n = panel * COLUMNS + j;
-        to[(panel * (K / 2) + k) * COLUMNS + j] = n < N ? word_at((const uint16_t *)w + n * K, k) : 0;
-      }
+    pack_panel(w, N, K, panel, to + panel * (K / 2) * COLUMNS);
 }
 
 /* Words of two rows of x (R, C), sixteen columns from c on */
@@ -60,32 +62,40 @@ static void pack_down(const void *w, int64_t N, int64_t K, word *to) {
   pack_rows(w, N, K, 0, K, to, COLUMNS, (N + 1) / 2 * COLUMNS);
 }
 
+/* What becomes of a sum on its way out: alpha sum + beta add + bias */
 typedef struct {
-  const void *bias;     /* (N,) bf16, or NULL */
-  const void *residual; /* (R, N) bf16, or NULL */
+  float alpha, beta;
+  const void *add, *bias; /* (R, N) and (N,), bf16, or NULL */
 } Epilogue;
 
-/* out (R, N) = a (R, K) b + bias + residual, b packed */
+static const Epilogue as_it_is = {1, 0, NULL, NULL};
+
+enum { TILE_ROWS = 6 };
+
+/* Up to 6 rows of out (R, N) from row r on, the columns of one panel: a (R, K) times b, packed */
+INLINE void product_tile(const uint16_t *a, const word *b, uint16_t *out, int64_t r, int64_t rows, int64_t K,
+                         int64_t N, int64_t panel, const Epilogue *more) {
+  int64_t from = panel * COLUMNS, to = MIN(from + COLUMNS, N);
+  float tile[TILE_ROWS * COLUMNS];
+  words_6_4(rows, K / 2, a + r * K, K / 2, 1, b + panel * (K / 2) * COLUMNS, COLUMNS, tile, COLUMNS, 0);
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = from; j < to; j += LANES) {
+      vec sum = more->alpha * load(tile + i * COLUMNS, j - from, 0);
+      if (more->bias) sum += load_upto(more->bias, j, to, 1);
+      if (more->add) sum += more->beta * load_upto((const uint16_t *)more->add + (r + i) * N, j, to, 1);
+      store_upto(out + (r + i) * N, j, to, sum, 1);
+    }
+}
+
+/* out (R, N) = a (R, K) b, b packed */
 static void product_of(const void *a, const word *b, void *out, int64_t R, int64_t K, int64_t N, Epilogue more,
                        int threads) {
   int64_t panels = panels_of(N), groups = (R + GROUP - 1) / GROUP;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t item = 0; item < groups * panels; item++) {
-    int64_t first = item / panels * GROUP, panel = item % panels, from = panel * COLUMNS;
-    int64_t to = MIN(from + COLUMNS, N), last = MIN(first + GROUP, R);
-    float tile[6 * COLUMNS];
-    for (int64_t r = first; r < last; r += 6) {
-      int64_t rows = MIN(6, last - r);
-      words_6_4(rows, K / 2, (const uint16_t *)a + r * K, K / 2, 1, b + panel * (K / 2) * COLUMNS, COLUMNS, tile,
-                COLUMNS, 0);
-      for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = from; j < to; j += LANES) {
-          vec sum = load(tile + i * COLUMNS, j - from, 0);
-          if (more.bias) sum += load_upto(more.bias, j, to, 1);
-          if (more.residual) sum += load_upto((const uint16_t *)more.residual + (r + i) * N, j, to, 1);
-          store_upto((uint16_t *)out + (r + i) * N, j, to, sum, 1);
-        }
-    }
+    int64_t first = item / panels * GROUP, panel = item % panels, last = MIN(first + GROUP, R);
+    for (int64_t r = first; r < last; r += TILE_ROWS)
+      product_tile(a, b, out, r, MIN(TILE_ROWS, last - r), K, N, panel, &more);
   }
 }
 

@@ -8,7 +8,9 @@
 
 enum { ITERATIONS = 5 };
 
-EXPORT int has_muon(void) { return HAS_BF16_PRODUCTS; }
+typedef struct {
+  float momentum, kept, size; /* what the weight decay leaves; the update's factor */
+} Muon;
 
 #if HAS_BF16_PRODUCTS
 
@@ -20,34 +22,27 @@ typedef struct {
   word *packed;
 } Workspace;
 
+static int64_t words_for(int64_t n, int64_t m) { return MAX(packed_size(n, m), packed_size(n, n)); }
+
 static int64_t workspace_size(int64_t n, int64_t m) { /* in bytes, whole lines */
-  int64_t packed = MAX(packed_size(n, m), MAX(packed_size(n, n), panels_of(m) * COLUMNS * (n + 1) / 2));
-  return (4 * n * m + 2 * n * m + 4 * n * n + 4 * packed + 4 * 64 + 63) / 64 * 64;
+  return (4 * n * m + 2 * n * m + 4 * n * n + 4 * words_for(n, m) + 4 * 64 + 63) / 64 * 64;
 }
 
 static Workspace workspace_in(char *memory, int64_t n, int64_t m) {
   Workspace r = {.wide = (float *)memory};
   r.packed = (word *)(memory + (4 * n * m + 63) / 64 * 64);
-  int64_t packed = MAX(packed_size(n, m), MAX(packed_size(n, n), panels_of(m) * COLUMNS * (n + 1) / 2));
-  r.x = (uint16_t *)(r.packed + packed), r.gram = r.x + n * m, r.sum = r.gram + n * n;
+  r.x = (uint16_t *)(r.packed + words_for(n, m)), r.gram = r.x + n * m, r.sum = r.gram + n * n;
   return r;
 }
 
-/* out (R, N) = alpha a b + beta add: a (R, K), b packed. `symmetric` leaves out what is left of the diagonal. */
-static void combine(const uint16_t *a, const word *b, uint16_t *out, int64_t R, int64_t K, int64_t N, float alpha,
-                    const uint16_t *add, float beta, int symmetric) {
-  float tile[6 * COLUMNS];
-  for (int64_t panel = 0; panel < panels_of(N); panel++)
-    for (int64_t r = 0; r < (symmetric ? MIN(R, (panel + 1) * COLUMNS) : R); r += 6) {
-      int64_t rows = MIN(6, R - r), from = panel * COLUMNS, to = MIN(from + COLUMNS, N);
-      words_6_4(rows, K / 2, a + r * K, K / 2, 1, b + panel * (K / 2) * COLUMNS, COLUMNS, tile, COLUMNS, 0);
-      for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = from; j < to; j += LANES) {
-          vec sum = alpha * load(tile + i * COLUMNS, j - from, 0);
-          if (add) sum += beta * load_upto(add + (r + i) * N, j, to, 1);
-          store_upto(out + (r + i) * N, j, to, sum, 1);
-        }
-    }
+/* out (R, N) = a (R, K) b and what `more` adds, b packed. `symmetric` leaves out what is left of the diagonal. */
+static void combine(const uint16_t *a, const word *b, uint16_t *out, int64_t R, int64_t K, int64_t N, Epilogue more,
+                    int symmetric) {
+  for (int64_t panel = 0; panel < panels_of(N); panel++) {
+    int64_t last = symmetric ? MIN(R, (panel + 1) * COLUMNS) : R;
+    for (int64_t r = 0; r < last; r += TILE_ROWS)
+      product_tile(a, b, out, r, MIN(TILE_ROWS, R - r), K, N, panel, &more);
+  }
 }
 
 /* What is right of the diagonal, to the left of it: x (n, n) */
@@ -57,32 +52,19 @@ static void mirror(uint16_t *x, int64_t n) {
       for (int64_t j = block; j < MIN(block + LANES, i); j++) x[i * n + j] = x[j * n + i];
 }
 
-static void pack_across_alone(const uint16_t *w, int64_t N, int64_t K, word *to) {
-  for (int64_t panel = 0; panel < panels_of(N); panel++)
-    for (int64_t k = 0; k < K / 2; k++)
-      for (int64_t j = 0; j < COLUMNS; j++) {
-        int64_t n = panel * COLUMNS + j;
-        *to++ = n < N ? word_at(w + n * K, k) : 0;
-      }
-}
-
 /* Singular values of x (n, m), n <= m, brought near 1 */
 static void newton_schulz(const Workspace *r, int64_t n, int64_t m) {
   for (int step = 0; step < ITERATIONS; step++) {
-    pack_across_alone(r->x, n, m, r->packed);
-    combine(r->x, r->packed, r->gram, n, m, n, 1, NULL, 0, 1);
+    pack_across(r->x, n, m, r->packed, 1);
+    combine(r->x, r->packed, r->gram, n, m, n, as_it_is, 1);
     mirror(r->gram, n);
-    pack_across_alone(r->gram, n, n, r->packed); /* which is its own transpose */
-    combine(r->gram, r->packed, r->sum, n, n, n, quintic[2], r->gram, quintic[1], 1);
+    pack_across(r->gram, n, n, r->packed, 1); /* which is its own transpose */
+    combine(r->gram, r->packed, r->sum, n, n, n, (Epilogue){quintic[2], quintic[1], r->gram, NULL}, 1);
     mirror(r->sum, n);
     pack_down(r->x, n, m, r->packed);
-    combine(r->sum, r->packed, r->x, n, n, m, 1, r->x, quintic[0], 0);
+    combine(r->sum, r->packed, r->x, n, n, m, (Epilogue){1, quintic[0], r->x, NULL}, 0);
   }
 }
-
-typedef struct {
-  float momentum, kept, size; /* what the weight decay leaves; the update's factor */
-} Muon;
 
 static void update_one(float *values, const float *gradient, float *average, int64_t rows, int64_t columns,
                        const Muon *s, const Workspace *r) {
@@ -134,10 +116,6 @@ EXPORT int muon(float *values, const float *gradient, float *average, int64_t co
 }
 
 #else
-
-typedef struct {
-  float momentum, kept, size;
-} Muon;
 
 EXPORT int muon(float *values, const float *gradient, float *average, int64_t count, int64_t rows, int64_t columns,
                 const Muon *s, int threads) {
