@@ -81,20 +81,16 @@ def generate_tokens(model: GPT, prompt: Tensor, settings: SamplingSettings, *, s
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            decoder = decoder_for(model, samples)
-            logits: Tensor | None = decoder.read(torch.stack(seen, dim=1))
+        decoder = decoder_for(model, samples)
+        unread = True  # whether the decoder has to read all of `seen`, and not its last alone
         for chances in _chances(samples, settings.max_new_tokens, seed, device):
             with torch.inference_mode():
-                if len(seen) > context:
-                    seen = seen[-kept:]
-                    logits = decoder.read(torch.stack(seen, dim=1))
-                elif logits is None:
-                    logits = decoder.step(seen[-1])
+                logits = decoder.read(torch.stack(seen, dim=1)) if unread else decoder.step(seen[-1])
                 tokens = choose_tokens(logits, chances, settings)
             yield tokens
             seen.append(tokens)
-            logits = None
+            if unread := len(seen) > context:
+                seen = seen[-kept:]
     finally:
         model.train(was_training)
 

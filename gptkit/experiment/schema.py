@@ -122,9 +122,14 @@ class ModelSettings(Section):
     )
 
     @property
+    def attention_share_dropped(self) -> float:
+        """`attention_dropout` as a number."""
+        return self.dropout if self.attention_dropout == "same" else self.attention_dropout
+
+    @property
     def drops_out(self) -> bool:
         """Whether anything is dropped in training."""
-        return self.dropout > 0 or self.attention_dropout not in ("same", 0)
+        return self.dropout > 0 or self.attention_share_dropped > 0
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSettings:

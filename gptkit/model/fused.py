@@ -24,7 +24,6 @@ def fused_blocks(model: GPT, x: Tensor, mask: Tensor | None) -> Tensor | None:
     if not (x.dtype is torch.bfloat16 and _allowed(model, x, mask)):
         return None
     settings, training = model.settings, model.training
-    dropout = settings.dropout if training else 0.0
     shape = BlockShape(
         n_head=settings.n_head,
         layer_norm=settings.norm == "layernorm",
@@ -32,10 +31,8 @@ def fused_blocks(model: GPT, x: Tensor, mask: Tensor | None) -> Tensor | None:
         qk_norm=settings.qk_norm,
         qk_eps=functions.RMS_EPS,
         activation=settings.mlp,
-        dropout=dropout,
-        attention_dropout=dropout
-        if settings.attention_dropout == "same" or not training
-        else settings.attention_dropout,
+        dropout=settings.dropout if training else 0.0,
+        attention_dropout=settings.attention_share_dropped if training else 0.0,
     )
     tables = rotation_of(model.position)
     cosine, sine = (None, None) if tables is None else (table[: x.size(1)] for table in tables)

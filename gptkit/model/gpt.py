@@ -63,9 +63,7 @@ class CausalSelfAttention(nn.Module):
         self.n_head = settings.n_head
         self.qk_norm = settings.qk_norm
         self.dropout = settings.dropout
-        self.attention_dropout = (
-            settings.dropout if settings.attention_dropout == "same" else settings.attention_dropout
-        )
+        self.attention_dropout = settings.attention_share_dropped
         self.qkv = nn.Linear(C, 3 * C, bias=settings.bias)
         self.projection = nn.Linear(C, C, bias=settings.bias)
 

@@ -23,7 +23,7 @@ from gptkit.text.batches import BatchSampler
 from gptkit.training.feed import Feed
 from gptkit.training.loss import cross_entropy
 from gptkit.training.optim import Optimizer, learning_rate_factor
-from gptkit.training.pace import FOREVER, Pace
+from gptkit.training.pace import FOREVER, STEPS, Pace
 from gptkit.training.progress import Progress
 from gptkit.training.watch import Watch
 from gptkit.training.weights import Weights
@@ -48,7 +48,7 @@ class Trainer:
     sampler: BatchSampler
     seed: int
     progress: Progress
-    pace: Pace = field(default_factory=Pace)
+    pace: Pace = STEPS
     watch: Watch = field(init=False)
     feed: Feed = field(init=False)
 

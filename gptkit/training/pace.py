@@ -40,3 +40,6 @@ class Pace:
             return self.recorded.get(progress.step, progress.expected_steps)
         promised = progress.step * 60 * self.minutes / max(progress.seconds, 1e-9)
         return max(progress.step, round(min(promised, FOREVER)))
+
+
+STEPS = Pace()  # that of a run whose experiment gives steps

@@ -21,10 +21,8 @@ from gptkit.errors import UsageError
 from gptkit.experiment import Experiment, SamplingSettings
 from gptkit.generation import generate_tokens
 from gptkit.model import GPT
-from gptkit.text.batches import BatchSampler
 from gptkit.training.loop import Progress, Trainer
-from gptkit.training.optim import Optimizer, weights_for
-from gptkit.workflows.building import build_new_model, training_flops
+from gptkit.workflows.building import build_new_model, build_trainer, training_flops
 from gptkit.workflows.rival import Transformers, quiet_transformers
 
 _STREAMS = 64  # sampled at once, beside one alone
@@ -132,7 +130,7 @@ class _Bench:
         )
 
     def _training(self) -> tuple[GPT, float, RivalRate | None]:
-        trainer, model = build_trainer(self.experiment, self.backend, self.vocab_size)
+        trainer, model = random_trainer(self.experiment, self.backend, self.vocab_size)
         works = {precision: waiting(rival.step, self.backend) for precision, rival in self._rivals()}
         ours, theirs = self._compare(stepper(trainer, self.backend), works, self.experiment.tokens_per_step)
         return model, ours, theirs
@@ -243,27 +241,17 @@ def alternate(works: list[Callable[[], None]], seconds: float, blocks: int) -> l
     return [statistics.median(found) for found in rates]
 
 
-def build_trainer(experiment: Experiment, backend: Backend, vocab_size: int) -> tuple[Trainer, GPT]:
+def random_trainer(experiment: Experiment, backend: Backend, vocab_size: int) -> tuple[Trainer, GPT]:
     """A trainer of random tokens, and its model as it is before compilation."""
     model = build_new_model(experiment, vocab_size, seed=0).to(backend.device)
-    context = experiment.model.context_length
-    weights = weights_for(model, backend.dtype, experiment.optimizer)
-    ids = np.random.default_rng(0).integers(0, vocab_size, max(100_000, 4 * context))
-    sampler = BatchSampler(
-        ids.astype(np.min_scalar_type(vocab_size - 1)),
-        context_length=context,
-        batch_size=experiment.training.batch_size,
-        seed=0,
+    ids = (
+        np.random.default_rng(0)
+        .integers(0, vocab_size, max(100_000, 4 * experiment.model.context_length))
+        .astype(np.min_scalar_type(vocab_size - 1))
     )
-    trainer = Trainer(
-        experiment=experiment,
-        model=torch.compile(model) if backend.compile else model,  # type: ignore[arg-type]
-        weights=weights,
-        optimizer=Optimizer(weights, experiment.optimizer),
-        sampler=sampler,
-        seed=0,
-        progress=Progress(),
-    )
+    trainer = build_trainer(experiment, backend, model, ids, Progress(), seed=0)
+    if backend.compile:
+        trainer.model = torch.compile(model)  # type: ignore[assignment]
     return trainer, model
 
 

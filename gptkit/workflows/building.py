@@ -1,4 +1,4 @@
-"""From an experiment to a model: built, checked against the memory there is, given its weights."""
+"""From an experiment to a model: built, checked against the memory there is, given its weights, trained."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from contextlib import contextmanager
 
 import torch
 
-from gptkit.backend import SUPPOSED_SPEED
+from gptkit.backend import SUPPOSED_SPEED, Backend
 from gptkit.errors import CheckpointError, ExperimentError, OutOfMemoryError, PluginError
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
 from gptkit.plugins import ModelShape, registry
 from gptkit.seeds import derive_seed
+from gptkit.text.batches import BatchSampler, Ids
+from gptkit.training.loop import Progress, Trainer
+from gptkit.training.optim import Optimizer, weights_for
+from gptkit.training.pace import STEPS, Pace
 
 # Bytes for each parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
 _TRAINING_BYTES = 4 + 4 + 8 + 2 + 2
@@ -105,6 +109,35 @@ def _memory() -> int:
     if torch.cuda.is_available():
         sizes.append(torch.cuda.get_device_properties(0).total_memory)
     return max(sizes)
+
+
+def build_trainer(
+    experiment: Experiment,
+    backend: Backend,
+    model: GPT,
+    ids: Ids,
+    progress: Progress,
+    *,
+    seed: int,
+    pace: Pace = STEPS,
+) -> Trainer:
+    """All that training steps need for a model on its device, whose weights it takes over, and a split."""
+    weights = weights_for(model, backend.dtype, experiment.optimizer)
+    return Trainer(
+        experiment=experiment,
+        model=model,
+        weights=weights,
+        optimizer=Optimizer(weights, experiment.optimizer),
+        sampler=BatchSampler(
+            ids,
+            context_length=experiment.model.context_length,
+            batch_size=experiment.training.batch_size,
+            seed=seed,
+        ),
+        seed=seed,
+        progress=progress,
+        pace=pace,
+    )
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Transformers:
             n_head=model.n_head,
             resid_pdrop=model.dropout,
             embd_pdrop=model.dropout,
-            attn_pdrop=model.dropout if model.attention_dropout == "same" else model.attention_dropout,
+            attn_pdrop=model.attention_share_dropped,
             activation_function=_GELU.get(model.mlp, "gelu"),
             bos_token_id=0,
             eos_token_id=None,

@@ -7,8 +7,8 @@ the recorder and to the listener it was given. Both train and resume end here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,12 @@ from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
 from gptkit.plugins import DataFolders
 from gptkit.runs import DEFAULT_RUNS_FOLDER, Recorder, RunFolder
-from gptkit.text.batches import BatchSampler
 from gptkit.text.corpus import Corpus
 from gptkit.training.compiling import CompilationError, compile_model
 from gptkit.training.loop import Evaluation, Progress, Trainer, reason_to_end, train
 from gptkit.training.loss import bits_per_byte, evaluate
-from gptkit.training.optim import Optimizer, weights_for
 from gptkit.training.pace import FOREVER, Pace, last_step
-from gptkit.workflows.building import build_model
+from gptkit.workflows.building import build_model, build_trainer
 from gptkit.workflows.reading import recorded_id, tokenizer_hash
 
 StopRequested = Callable[[], str]
@@ -94,34 +92,34 @@ class Session:
         self.reader = self._reader()
 
     def _trainer(self, model: GPT) -> Trainer:
-        experiment = self.experiment
-        weights = weights_for(model, self.backend.dtype, experiment.optimizer)
-        optimizer = Optimizer(weights, experiment.optimizer)
-        progress = Progress()
-        if self.resumed:
-            try:
-                weights.load(self.resumed.model)
-                optimizer.load_state(self.resumed.optimizer)
-                progress = progress_of(self.resumed)
-            except (ValueError, KeyError, AttributeError) as error:
-                raise CheckpointError(
-                    f"step {self.resumed.step} of {self.run.id} does not fit the run: {error}"
-                ) from error
-        return Trainer(
-            experiment=experiment,
-            model=model,
-            weights=weights,
-            optimizer=optimizer,
-            sampler=BatchSampler(
-                self.corpus.train,
-                context_length=experiment.model.context_length,
-                batch_size=experiment.training.batch_size,
-                seed=int(experiment.seed),
-            ),
-            seed=int(experiment.seed),
-            progress=progress,
+        resumed = self.resumed
+        with self._fitting():
+            progress = progress_of(resumed) if resumed else Progress()
+        trainer = build_trainer(
+            self.experiment,
+            self.backend,
+            model,
+            self.corpus.train,
+            progress,
+            seed=int(self.experiment.seed),
             pace=self.pace,
         )
+        if resumed:
+            with self._fitting():
+                trainer.weights.load(resumed.model)
+                trainer.optimizer.load_state(resumed.optimizer)
+        return trainer
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Raises CheckpointError where what is read of the checkpoint is not this run's."""
+        try:
+            yield
+        except (ValueError, KeyError, AttributeError) as error:
+            assert self.resumed is not None
+            raise CheckpointError(
+                f"step {self.resumed.step} of {self.run.id} does not fit the run: {error}"
+            ) from error
 
     def _reader(self) -> GPT:
         """A model in fp32 whose parameters are the master weights themselves: what `generate` will load."""

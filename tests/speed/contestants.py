@@ -24,7 +24,7 @@ from gptkit.backend import choose_backend, computing
 from gptkit.experiment import Experiment, SamplingSettings, experiment_from_dict, load_experiment
 from gptkit.generation import generate, generate_tokens
 from gptkit.text.tokenizers import CharTokenizer
-from gptkit.workflows.benchmark import build_trainer, flops_per_token, measure_peak, stepper, wait
+from gptkit.workflows.benchmark import flops_per_token, measure_peak, random_trainer, stepper, wait
 from gptkit.workflows.building import build_new_model
 from gptkit.workflows.rival import Transformers, quiet_transformers
 
@@ -70,7 +70,7 @@ def gptkit_training(
     settings = experiment_of(experiment, batch_size)
     backend = choose_backend(settings.training)
     with computing(backend):
-        trainer, model = build_trainer(settings, backend, vocab_size)
+        trainer, model = random_trainer(settings, backend, vocab_size)
         step = stepper(trainer, backend)
         details = {}
         if peak:
