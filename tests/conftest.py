@@ -14,6 +14,9 @@ import pytest
 
 from gptkit.cli.app import run_command
 from gptkit.native import switched, usable
+from gptkit.text.catalogue import data_folders
+from gptkit.workflows.session import Surroundings
+from tests.sums import TEXT
 
 SENTENCES = (
     "the old lamp hummed while rain fell over every narrow street and someone quietly read aloud "
@@ -122,3 +125,10 @@ def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.skip("no C compiler here, or GPTKIT_NATIVE=0: there is only torch's way to test")
     with switched(request.param):
         yield
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> Surroundings:
+    """A place for runs, with the text of tests/sums.py."""
+    (tmp_path / "sums.txt").write_text(TEXT)
+    return Surroundings(runs_folder=tmp_path / "runs", folders=data_folders(tmp_path))

@@ -16,17 +16,10 @@ import gptkit
 from gptkit import backend, events
 from gptkit.errors import PluginError
 from gptkit.experiment import TrainingSettings
-from gptkit.text.catalogue import data_folders
 from gptkit.workflows import origin, session, training
 from gptkit.workflows.building import build_new_model, training_flops
 from gptkit.workflows.session import Surroundings
 from gptkit.workflows.training import resume_run, train_run
-
-
-@pytest.fixture
-def around(tmp_path: Path) -> Surroundings:
-    (tmp_path / "sums.txt").write_text("".join(f"{n} and {n} are {2 * n}.\n" for n in range(400)))
-    return Surroundings(runs_folder=tmp_path / "runs", folders=data_folders(tmp_path))
 
 
 @pytest.fixture(autouse=True)

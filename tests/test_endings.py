@@ -14,36 +14,26 @@ from gptkit import events
 from gptkit.errors import ExperimentError, PluginError, UsageError
 from gptkit.experiment import experiment_from_dict
 from gptkit.runs import RunFolder
-from gptkit.text.catalogue import data_folders
 from gptkit.training import loop
 from gptkit.training.pace import Pace
 from gptkit.training.progress import Progress
 from gptkit.workflows import session
 from gptkit.workflows.session import Surroundings
 from gptkit.workflows.training import resume_run, train_run
+from tests import sums
 from tests.conftest import Command
-from tests.test_training import TEXT, hashes, losses
-
-
-@pytest.fixture
-def around(tmp_path: Path) -> Surroundings:
-    (tmp_path / "sums.txt").write_text(TEXT)
-    return Surroundings(runs_folder=tmp_path / "runs", folders=data_folders(tmp_path))
+from tests.sums import hashes, losses
 
 
 def experiment(**changes: dict[str, Any]) -> gptkit.Experiment:
-    tables: dict[str, Any] = {
-        "name": "t",
-        "seed": 11,
-        "data": {"dataset": "sums.txt"},
-        "model": {"context_length": 16, "n_embd": 16, "n_layer": 1, "n_head": 2, "dropout": 0.1},
-        "training": {"max_steps": 40, "batch_size": 2, "threads": 1, "log_interval": 1},
+    small: dict[str, Any] = {
+        "model": {"n_embd": 16, "n_layer": 1},
+        "training": {"max_steps": 40, "batch_size": 2},
         "evaluation": {"eval_interval": 2},
-        "sampling": {"sample_interval": 0},
     }
     for name, table in changes.items():
-        tables[name] = {**tables.get(name, {}), **table}
-    return experiment_from_dict(tables)
+        small[name] = {**small.get(name, {}), **table}
+    return sums.experiment(**small)
 
 
 def with_val_losses(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +16,18 @@ import gptkit
 from gptkit.checkpoint import MODEL, OPTIMIZER, STATE, step_folder
 from gptkit.experiment import experiment_from_dict
 from gptkit.runs import RunFolder
-from gptkit.text.catalogue import data_folders
 from gptkit.workflows.session import Surroundings
 from gptkit.workflows.training import resume_run, train_run
-from tests.test_training import TEXT, hashes, losses
+from tests.sums import TEXT, hashes, losses
 
 STEPS = 40
 
 
 @pytest.fixture
-def around(tmp_path: Path) -> Surroundings:
-    (tmp_path / "sums.txt").write_text(TEXT[:6000])
-    return Surroundings(runs_folder=tmp_path / "runs", folders=data_folders(tmp_path))
+def around(around: Surroundings) -> Surroundings:
+    """With less text, which is read again for each of many runs."""
+    around.folders.search[0].joinpath("sums.txt").write_text(TEXT[:6000])
+    return around
 
 
 def experiment(optimizer: str, precision: str) -> gptkit.Experiment:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
@@ -20,44 +19,9 @@ from gptkit import events
 from gptkit.errors import DataError, DivergedError
 from gptkit.native import build_key, switched, usable
 from gptkit.runs import RunFolder
-from gptkit.text.catalogue import data_folders
 from gptkit.workflows.session import Surroundings
 from gptkit.workflows.training import resume_run, train_run
-
-TEXT = "".join(f"{n} times {n + 3} makes {n * (n + 3)}; so it goes.\n" for n in range(700))
-
-
-@pytest.fixture
-def around(tmp_path: Path) -> Surroundings:
-    (tmp_path / "sums.txt").write_text(TEXT)
-    return Surroundings(runs_folder=tmp_path / "runs", folders=data_folders(tmp_path))
-
-
-def experiment(**changes: dict[str, Any]) -> gptkit.Experiment:
-    tables: dict[str, Any] = {
-        "name": "t",
-        "seed": 11,
-        "data": {"dataset": "sums.txt"},
-        "model": {"context_length": 16, "n_embd": 32, "n_layer": 2, "n_head": 2, "dropout": 0.1},
-        "training": {"max_steps": 12, "batch_size": 3, "threads": 1, "log_interval": 1},
-        "sampling": {"sample_interval": 0},
-    }
-    for name, table in changes.items():
-        tables[name] = {**tables.get(name, {}), **table} if isinstance(table, dict) else table
-    return gptkit.experiment.experiment_from_dict(tables)
-
-
-def hashes(run: RunFolder) -> tuple[str, str]:
-    """SHA-256 of the weights and of the optimizer of the newest checkpoint."""
-    newest = max(run.checkpoints.glob("step-*"))
-    return tuple(  # type: ignore[return-value]
-        hashlib.sha256((newest / f"{name}.safetensors").read_bytes()).hexdigest()
-        for name in ("model", "optimizer")
-    )
-
-
-def losses(run: RunFolder) -> list[tuple[int, float, float | None]]:
-    return [(row["step"], row["train_loss"], row.get("val_loss")) for row in run.metrics()]
+from tests.sums import TEXT, experiment, hashes, losses
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

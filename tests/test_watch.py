@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,19 +12,12 @@ from gptkit import events
 from gptkit.errors import DivergedError
 from gptkit.native import switched
 from gptkit.runs import RunFolder
-from gptkit.text.catalogue import data_folders
 from gptkit.training import loop, optim, watch
 from gptkit.workflows.session import Session, Surroundings
 from gptkit.workflows.training import resume_run, train_run
+from tests import sums
 
-TEXT = "".join(f"{n} and {n + 7} are {2 * n + 7}, as everybody knows.\n" for n in range(500))
 BOTH = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-
-
-@pytest.fixture
-def around(tmp_path: Path) -> Surroundings:
-    (tmp_path / "sums.txt").write_text(TEXT)
-    return Surroundings(runs_folder=tmp_path / "runs", folders=data_folders(tmp_path))
 
 
 @pytest.fixture
@@ -35,18 +27,8 @@ def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def experiment(**changes: dict[str, Any]) -> gptkit.Experiment:
-    tables: dict[str, Any] = {
-        "name": "t",
-        "seed": 11,
-        "data": {"dataset": "sums.txt"},
-        "model": {"context_length": 16, "n_embd": 32, "n_layer": 2, "n_head": 2, "dropout": 0.1},
-        "training": {"max_steps": 12, "batch_size": 3, "threads": 1, "log_interval": 5},
-        "sampling": {"sample_interval": 0},
-        "evaluation": {"eval_interval": 100},
-    }
-    for name, table in changes.items():
-        tables[name] = {**tables.get(name, {}), **table}
-    return gptkit.experiment.experiment_from_dict(tables)
+    training = {"log_interval": 5, **changes.pop("training", {})}
+    return sums.experiment(**{"training": training, "evaluation": {"eval_interval": 100}, **changes})
 
 
 def bad_from(step: int, monkeypatch: pytest.MonkeyPatch, *, until: int = 10**9) -> None:
