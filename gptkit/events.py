@@ -114,6 +114,15 @@ class ReplayStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Working:
+    """Sent while something beside the training takes long."""
+
+    what: str  # "downloading the text", for a person
+    done: int
+    total: int  # in the unit of `done`; 0: unknown
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     message: str
 
@@ -128,6 +137,7 @@ Event = (
     | RunFinished
     | ResumeChecked
     | ReplayStarted
+    | Working
     | Warned
 )
 Listener = Callable[[Event], None]

@@ -28,7 +28,7 @@ class UpperTokenizer(Tokenizer):
     vocab_size = 128
 
     @classmethod
-    def train(cls, options, train_text, val_text):
+    def train(cls, options, splits):
         return cls()
 
     def encode(self, text):

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gptkit.errors import DataError
-from gptkit.plugins import PluginOptions, StreamDecoder, Tokenizer, registry
+from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer, registry
 from gptkit.text.corpus import build_corpus, split_text
 from gptkit.text.tokenizers import BigramTokenizer, ByteTokenizer, CharTokenizer, distinct_characters
 
@@ -27,11 +27,11 @@ quick = settings(deadline=None, max_examples=80)
 
 
 def trained(kind: type[Tokenizer], train_text: str, val_text: str = "", **options: Any) -> Tokenizer:
-    return kind.train(kind.Options(**options), train_text, val_text)
+    return kind.train(kind.Options(**options), Splits(train_text, val_text))
 
 
 def bigram(train_text: str, val_text: str = "", **options: Any) -> BigramTokenizer:
-    return BigramTokenizer.train(BigramTokenizer.Options(**options), train_text, val_text)
+    return BigramTokenizer.train(BigramTokenizer.Options(**options), Splits(train_text, val_text))
 
 
 def test_they_are_registered_under_the_name_in_their_json() -> None:

@@ -84,9 +84,7 @@ def replay(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> N
 
         folder = find_run(run, runs_dir)
         with training_view(quiet=quiet) as view:
-            around = Surroundings(
-                folders=data_folders(data_dir, view.downloading), listener=view, stop_requested=stop
-            )
+            around = Surroundings(folders=data_folders(data_dir), listener=view, stop_requested=stop)
             replayed = replay_run(folder, around)
         if not replayed.identical:
             raise CheckpointError(describe_replay(replayed))
@@ -127,7 +125,7 @@ def _session(
     with training_view(quiet=quiet) as view:
         around = Surroundings(
             runs_folder=runs_dir,
-            folders=data_folders(data_dir, view.downloading),
+            folders=data_folders(data_dir),
             listener=view,
             stop_requested=stop,
             command=("gptkit", *sys.argv[1:]),

@@ -31,8 +31,6 @@ _REDRAW_EVERY = 0.25  # seconds
 class TrainingView(Protocol):
     def __call__(self, event: events.Event) -> None: ...
 
-    def downloading(self, done: int, total: int) -> None: ...
-
 
 @contextmanager
 def training_view(*, quiet: bool) -> Iterator[TrainingView]:
@@ -58,9 +56,6 @@ class _QuietView:
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.Warned):
             _warn(event.message)
-
-    def downloading(self, done: int, total: int) -> None:
-        pass
 
 
 def _warn(message: str) -> None:
@@ -123,7 +118,7 @@ class PlainView:
     def __init__(self) -> None:
         self._folder = ""
         self._words: dict[str, str] = {}
-        self._downloading = False
+        self._working = ""
 
     def __call__(self, event: events.Event) -> None:
         match event:
@@ -153,13 +148,16 @@ class PlainView:
                 self._say(describe_resume(event))
             case events.ReplayStarted():
                 self._say(describe_replayed(event))
+            case events.Working():
+                self._once(event)
             case events.Warned():
                 _warn(event.message)
 
-    def downloading(self, done: int, total: int) -> None:
-        if not self._downloading:
-            self._downloading = True
-            self._say(f"downloading the text ({total:,} bytes)" if total else "downloading the text")
+    def _once(self, event: events.Working) -> None:
+        """The first word of some work; how it goes on is for those who watch."""
+        if self._working != event.what:
+            self._working = event.what
+            self._say(event.what)
 
     def _say(self, *lines: str) -> None:
         try:
@@ -181,13 +179,13 @@ class LiveView:
         self._step = 0
         self._began = time.monotonic()
         self._drawn = 0.0
-        self._download: tuple[int, int] | None = None
+        self._working: events.Working | None = None
 
     def __call__(self, event: events.Event) -> None:
         match event:
             case events.RunStarted():
                 self._start, self._step, self._began = event, event.start_step, time.monotonic()
-                self._download = None
+                self._working = None
                 for line in describe_start(event):
                     self._console.print(escape(printable(line)), style="dim", highlight=False)
                 self._redraw()
@@ -206,14 +204,13 @@ class LiveView:
                 self._console.print(escape(describe_resume(event)), style=style, highlight=False)
             case events.ReplayStarted():
                 self._console.print(escape(describe_replayed(event)), style="dim", highlight=False)
+            case events.Working():
+                self._working = event
+                self._redraw()
             case events.Warned():
                 self._console.print(Text(f"warning: {event.message}", style="yellow"))
             case events.RunFinished():
                 self._finished = event
-
-    def downloading(self, done: int, total: int) -> None:
-        self._download = (done, total)
-        self._redraw()
 
     def _redraw(self) -> None:
         now = time.monotonic()
@@ -239,11 +236,11 @@ class LiveView:
         )
 
     def _preparing(self) -> RenderableType:
-        if self._download is None:
+        work = self._working
+        if work is None:
             return Text("preparing…", style="dim")
-        done, total = self._download
         return Group(
-            Text("downloading the text", style="dim"), ProgressBar(total=total or None, completed=done)
+            Text(f"{work.what}…", style="dim"), ProgressBar(total=work.total or None, completed=work.done)
         )
 
     def _done(self) -> tuple[float, float, str]:

@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gptkit.errors import DataError
 from gptkit.plugins.dataset import DataFolders, Dataset
 from gptkit.plugins.options import API_VERSION, PluginOptions
-from gptkit.plugins.tokenizer import StreamDecoder, Tokenizer
+from gptkit.plugins.tokenizer import Splits, StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from gptkit.plugins.position import ModelShape, PositionalEncoding
 
 __all__ = [
     "API_VERSION",
+    "DataError",
     "DataFolders",
     "Dataset",
     "ModelShape",
     "PluginOptions",
     "PositionalEncoding",
+    "Splits",
     "StreamDecoder",
     "Tokenizer",
 ]

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from gptkit.plugins.options import API_VERSION, PluginOptions
-
-
-def _no_progress(done: int, total: int) -> None:
-    pass
+from gptkit.plugins.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
 class DataFolders:
     """Where texts are looked for, in order, and where a download goes.
 
-    `progress` is called with bytes done and bytes in all (0 where unknown) while something is downloaded.
+    `progress` is to be called with bytes done and in all (0 where unknown) while something is downloaded.
     """
 
     search: tuple[Path, ...] = (Path("data"),)
     downloads: Path = Path("data")
-    progress: Callable[[int, int], None] = field(default=_no_progress, compare=False)
+    progress: Progress = field(default=no_progress, compare=False)
 
     def find(self, name: str) -> Path | None:
         """The first file of that name."""
@@ -57,7 +53,7 @@ class Dataset(ABC):
     def read(self, folders: DataFolders) -> str:
         """The whole text. The same options give the same text, always.
 
-        Raises gptkit.errors.DataError, or any error of its own, when there is none to be had.
+        Raises `DataError`, or any error of its own, when there is none to be had.
         """
 
     def is_here(self, folders: DataFolders) -> bool:
@@ -71,7 +67,7 @@ class Dataset(ABC):
         """
 
     def size(self, folders: DataFolders) -> int | None:
-        """Bytes of the text, where that is known without reading it."""
+        """Bytes of the text, nearly, where that is known without reading it; for listings."""
         return None
 
     def facts(self) -> dict[str, str | float]:

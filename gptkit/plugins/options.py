@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict
 
 API_VERSION = 1
@@ -15,3 +18,11 @@ class PluginOptions(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Options that `gptkit plugins check` tries the plugin with: the defaults.
+
+        Override it where an option has none. What the options name may be written into `folder`.
+        """
+        return cls()

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from gptkit.plugins.options import API_VERSION, PluginOptions
+from gptkit.plugins.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The text of a run, for a tokenizer to learn from.
+
+    Whatever is learnt by counting should come from `train` alone, so that `val` stays unseen. `progress` is
+    to be called while learning takes long.
+    """
+
+    train: str
+    val: str
+    progress: Progress = field(default=no_progress, compare=False)
 
 
 class StreamDecoder:
@@ -47,18 +62,21 @@ class Tokenizer(ABC):
 
     Attributes:
         summary: one line for listings.
+        lossless: whether decoding what was encoded gives the text back, for every text without unknown
+            characters; False for one that lowers case, say. May be set on the object.
         Options: the options of its table in an experiment file.
         api_version: the version of this surface that it was written for.
     """
 
     summary: ClassVar[str] = ""
+    lossless: bool = True
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     api_version: ClassVar[int] = API_VERSION
 
     @classmethod
     @abstractmethod
-    def train(cls, options: Any, train_text: str, val_text: str) -> Self:
-        """Builds one for a run. Anything learnt by counting should come from `train_text` alone."""
+    def train(cls, options: Any, splits: Splits) -> Self:
+        """Builds one for a run. The same options and text give the same tokenizer, always."""
 
     @property
     @abstractmethod

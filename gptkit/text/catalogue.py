@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +17,8 @@ from gptkit import files
 from gptkit.errors import DataError, GptkitError, PluginError, UsageError, nearest
 from gptkit.plugins import registry
 from gptkit.plugins.dataset import DataFolders, Dataset
+from gptkit.plugins.progress import Progress, no_progress
+from gptkit.plugins.tokenizer import Splits
 
 if TYPE_CHECKING:
     from gptkit.experiment import PluginTable
@@ -78,14 +79,14 @@ class FetchedDataset:
     size: int | None  # bytes
 
 
-def data_folders(data_dir: Path | None, progress: Callable[[int, int], None] | None = None) -> DataFolders:
+def data_folders(data_dir: Path | None, progress: Progress = no_progress) -> DataFolders:
     """Looks in --data-dir, $GPTKIT_DATA_DIR and ./data; downloads to --data-dir, or else to ./data."""
     default, variable = Path("data"), os.environ.get("GPTKIT_DATA_DIR", "")
     given = [data_dir] if data_dir is not None else []
     given += [Path(variable)] if variable else []
     search = tuple(dict.fromkeys([*given, default]))
     downloads = default if data_dir is None else data_dir
-    return DataFolders(search, downloads, progress) if progress else DataFolders(search, downloads)
+    return DataFolders(search, downloads, progress)
 
 
 def list_datasets(folders: DataFolders) -> list[DatasetRow]:
@@ -248,7 +249,7 @@ def _found_at(dataset: Dataset, folders: DataFolders) -> str:
 def _count(tokenizer: str, train: str, val: str) -> TokenCount:
     try:
         cls = registry.load(registry.TOKENIZERS, tokenizer).cls
-        trained = cls.train(cls.Options(), train, val)
+        trained = cls.train(cls.Options(), Splits(train, val))
         unknown = trained.unknown_characters(val)
         if unknown:
             return TokenCount(tokenizer, problem=f"lacks {len(unknown)} characters of the val split")

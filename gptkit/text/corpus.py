@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptkit.errors import DataError
-from gptkit.plugins import Tokenizer
+from gptkit.plugins import Splits, Tokenizer
+from gptkit.plugins.progress import Progress, no_progress
 
 Ids = NDArray[np.integer[Any]]
 
@@ -42,6 +43,7 @@ def build_corpus(
     options: Any = None,
     val_fraction: float,
     context_length: int,
+    progress: Progress = no_progress,
 ) -> Corpus:
     """Tokenizes a text. `tokenizer` is a Tokenizer, or a class of them to train one with `options`.
 
@@ -49,7 +51,7 @@ def build_corpus(
     """
     train_text, val_text = split_text(text, val_fraction)
     if isinstance(tokenizer, type):
-        tokenizer = tokenizer.train(options, train_text, val_text)
+        tokenizer = tokenizer.train(options, Splits(train_text, val_text, progress))
     unknown = tokenizer.unknown_characters(text)
     if unknown:
         raise DataError(

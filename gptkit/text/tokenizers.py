@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gptkit.plugins import PluginOptions, StreamDecoder, Tokenizer
+from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer
 
 Ids = NDArray[np.integer[Any]]
 
@@ -41,6 +41,10 @@ def distinct_characters(text: str) -> list[str]:
             chunk = chunk.encode("ascii").translate(None, known.encode("ascii")).decode("ascii")
         seen.update(chunk)
     return sorted(seen)
+
+
+def _characters_of(splits: Splits) -> list[str]:
+    return sorted({*distinct_characters(splits.train), *distinct_characters(splits.val)})
 
 
 class _Alphabet:
@@ -98,8 +102,8 @@ class CharTokenizer(Tokenizer):
         self._alphabet = _Alphabet(characters)
 
     @classmethod
-    def train(cls, options: PluginOptions, train_text: str, val_text: str) -> Self:
-        return cls(sorted({*distinct_characters(train_text), *distinct_characters(val_text)}))
+    def train(cls, options: PluginOptions, splits: Splits) -> Self:
+        return cls(_characters_of(splits))
 
     @property
     def vocab_size(self) -> int:
@@ -153,8 +157,8 @@ class BigramTokenizer(Tokenizer):
         return keys
 
     @classmethod
-    def train(cls, options: Options, train_text: str, val_text: str) -> Self:
-        characters = sorted({*distinct_characters(train_text), *distinct_characters(val_text)})
+    def train(cls, options: Options, splits: Splits) -> Self:
+        characters, train_text = _characters_of(splits), splits.train
         plain = cls(characters, [])
         counts: dict[int, int] = {}
         for start in range(0, len(train_text) - 1, _CHUNK):  # _CHUNK is even, so pairs stay together
@@ -224,7 +228,7 @@ class ByteTokenizer(Tokenizer):
     summary = "the bytes of UTF-8; knows every text"
 
     @classmethod
-    def train(cls, options: PluginOptions, train_text: str, val_text: str) -> Self:
+    def train(cls, options: PluginOptions, splits: Splits) -> Self:
         return cls()
 
     @property

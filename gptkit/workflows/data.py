@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gptkit.errors import DataError, NetworkError
-from gptkit.events import Listener, Warned
+from gptkit.events import Listener, Warned, Working
 from gptkit.experiment import DataSettings, PluginTable
 from gptkit.plugins import DataFolders, Dataset
+from gptkit.plugins.progress import Progress
 from gptkit.text.catalogue import read_dataset, resolve_dataset
 
 
@@ -29,6 +30,7 @@ class Obtained:
 
 def obtain_text(data: DataSettings, folders: DataFolders, listener: Listener) -> Obtained:
     """The text to train on. Raises DataError or NetworkError where there is none and no fallback."""
+    folders = _watched(folders, listener)
     try:
         dataset, used = _bring(data.dataset, folders)
     except (DataError, NetworkError) as error:
@@ -39,10 +41,20 @@ def obtain_text(data: DataSettings, folders: DataFolders, listener: Listener) ->
     return Obtained(read_dataset(used.type, dataset, folders), data.dataset, used, dataset.facts())
 
 
-def recorded_text(data: DataSettings, folders: DataFolders) -> str:
+def recorded_text(data: DataSettings, folders: DataFolders, listener: Listener) -> str:
     """The text of a run that goes on: the one it has, never a fallback."""
+    folders = _watched(folders, listener)
     dataset, used = _bring(data.dataset, folders)
     return read_dataset(used.type, dataset, folders)
+
+
+def telling(listener: Listener, what: str) -> Progress:
+    """Progress of long work, told to a listener."""
+    return lambda done, total: listener(Working(what, done, total))
+
+
+def _watched(folders: DataFolders, listener: Listener) -> DataFolders:
+    return replace(folders, progress=telling(listener, "downloading the text"))
 
 
 def _bring(table: PluginTable, folders: DataFolders) -> tuple[Dataset, PluginTable]:

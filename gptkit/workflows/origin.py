@@ -14,6 +14,7 @@ from typing import Any
 
 from gptkit.backend import MAX_THREADS, Backend, choose_backend, choose_device, fingerprint, no_compiler
 from gptkit.errors import DataError, UsageError
+from gptkit.events import Listener
 from gptkit.experiment import Experiment, PluginTable
 from gptkit.native import build_key
 from gptkit.plugins import DataFolders, Tokenizer, registry
@@ -42,13 +43,13 @@ class TakenUp:
         return self.corpus.tokenizer
 
 
-def take_up(run: RunFolder, folders: DataFolders) -> TakenUp:
+def take_up(run: RunFolder, folders: DataFolders, listener: Listener) -> TakenUp:
     """The caller holds the lock. Raises DataError where the text is not the run's any more, CheckpointError
     where a file of the run is damaged, PluginError."""
     experiment = run_experiment(run)
     tokenizer = run_tokenizer(run, experiment)
     record = run.record()
-    text = recorded_text(experiment.data, folders)
+    text = recorded_text(experiment.data, folders, listener)
     _same_text(run, record, measure_text(text)[1])
     corpus = build_corpus(
         text,

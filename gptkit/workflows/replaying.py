@@ -54,7 +54,7 @@ def replay_run(run: RunFolder, around: Surroundings = HERE) -> Replay:
     """
     refuse_links(run)
     with lock_run(run):
-        taken = take_up(run, around.folders)
+        taken = take_up(run, around.folders, around.listener)
         before, last = _stretch(taken, around.listener)
         check_tokenizer(run, last, taken.tokenizer)
         if before is None and taken.record.get("loaded_from"):

@@ -29,7 +29,7 @@ from gptkit.workflows.building import (
     out_of_memory,
     training_flops,
 )
-from gptkit.workflows.data import Obtained, obtain_text
+from gptkit.workflows.data import Obtained, obtain_text, telling
 from gptkit.workflows.origin import TakenUp, new_record, take_up
 from gptkit.workflows.reading import (
     check_saved,
@@ -56,7 +56,7 @@ def train_run(
     """
     source = _source(load_from, experiment) if load_from else None
     obtained = obtain_text(experiment.data, around.folders, around.listener)
-    corpus = _corpus(experiment, obtained.text, source)
+    corpus = _corpus(experiment, obtained.text, source, around.listener)
     experiment = _resolve(experiment, obtained, corpus, source)
     vocab_size = corpus.tokenizer.vocab_size
     backend = choose_backend(experiment.training, training_flops(experiment, vocab_size))
@@ -90,7 +90,7 @@ def resume_run(
     """
     refuse_links(run)
     with lock_run(run):
-        taken = take_up(run, around.folders)
+        taken = take_up(run, around.folders, around.listener)
         experiment = taken.experiment
         inexact = taken.differences
         if experiment.training.minutes is not None:
@@ -149,7 +149,7 @@ def _source(run: RunFolder, experiment: Experiment) -> _Source:
     return _Source(run, theirs, run_tokenizer(run, theirs), read_checkpoint(run, "best"))
 
 
-def _corpus(experiment: Experiment, text: str, source: _Source | None) -> Corpus:
+def _corpus(experiment: Experiment, text: str, source: _Source | None, listener: events.Listener) -> Corpus:
     """The text, tokenized with the source's tokenizer or with a new one."""
     if source:
         tokenizer: Any = source.tokenizer
@@ -161,6 +161,7 @@ def _corpus(experiment: Experiment, text: str, source: _Source | None) -> Corpus
         text,
         tokenizer,
         options=options,
+        progress=telling(listener, "training the tokenizer"),
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )

@@ -16,6 +16,7 @@ _MEGABYTES = 64
 _PROGRAM = """
 import json, resource, sys, time
 import numpy as np
+from gptkit.plugins import Splits
 from gptkit.text.tokenizers import CharTokenizer
 
 def peak():
@@ -30,11 +31,11 @@ def peak():
 megabytes = int(sys.argv[1])
 letters = np.frombuffer(bytes([10, *range(32, 96)]), dtype=np.uint8)
 piece = letters[np.random.default_rng(0).integers(0, len(letters), 1_000_000)].tobytes().decode("ascii")
-CharTokenizer.train(CharTokenizer.Options(), piece, "").encode(piece)
+CharTokenizer.train(CharTokenizer.Options(), Splits(piece, "")).encode(piece)
 before = peak()
 text = piece * megabytes
 started = time.perf_counter()
-tokenizer = CharTokenizer.train(CharTokenizer.Options(), text, "")
+tokenizer = CharTokenizer.train(CharTokenizer.Options(), Splits(text, ""))
 trained = time.perf_counter()
 ids = tokenizer.encode(text)
 encoded = time.perf_counter()
