@@ -7,6 +7,7 @@ hypothesis.
 from __future__ import annotations
 
 import hashlib
+import copy
 import json
 import os
 import pickle
@@ -197,7 +198,8 @@ def mutate_experiment(experiment: dict[str, Any], rng: random.Random, wild: Any)
             place = inner
         values = [wild, rng.choice(NUMBERS), rng.choice(WORDS), rng.choice((True, False, [], {}, [1]))]
         plausible = FIELDS.get(tuple(path), [])
-        place[key] = rng.choice(plausible if plausible and rng.random() < 0.6 else values)
+        value = rng.choice(plausible if plausible and rng.random() < 0.6 else values)
+        place[key] = copy.deepcopy(value)  # else `wild` could come to stand in itself
     try:
         text = tomli_w.dumps(_without_none(changed)).encode("utf-8", "surrogatepass")
     except (TypeError, ValueError, AttributeError):
