@@ -16,14 +16,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gptkit.api import Run, open_run, train
+    from gptkit.api import Run, check_plugin, open_run, train
     from gptkit.experiment import Experiment, load_experiment
 
-__all__ = ["Experiment", "Run", "__version__", "load_experiment", "open_run", "train"]
+__all__ = ["Experiment", "Run", "__version__", "check_plugin", "load_experiment", "open_run", "train"]
 
 
 def __getattr__(name: str) -> object:
-    if name in ("Run", "open_run", "train"):
+    if name in ("Run", "check_plugin", "open_run", "train"):
         from gptkit import api
 
         return getattr(api, name)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptkit import events
+from gptkit import conformance, events
+from gptkit.conformance import Line
+from gptkit.errors import PluginError
 from gptkit.experiment import Experiment, experiment_from_dict, load_experiment
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
-from gptkit.plugins import Tokenizer
+from gptkit.plugins import PluginOptions, Tokenizer, registry
+from gptkit.plugins.listing import families_of
 from gptkit.runs import DEFAULT_RUNS_FOLDER, RunFolder, find_run
 from gptkit.text.catalogue import data_folders
 from gptkit.workflows.reading import read_model, run_experiment
@@ -98,3 +102,25 @@ def train(
         listener=listener,
     )
     return Run(train_run(experiment, around).run)
+
+
+def check_plugin(plugin: type | str, options: PluginOptions | None = None) -> list[Line]:
+    """What `gptkit plugins check` finds of a plugin: its class, or its name where it is installed.
+
+    A line is bad where its `verdict` is "bad". Without `options` it is tried with `Options.example(folder)`.
+    Raises PluginError where the name is no plugin's, or the class of no family.
+    """
+    if isinstance(plugin, str):
+        found = [(family, registry.load(family, plugin).cls) for family in families_of(plugin)]
+    else:
+        found = [(family, plugin) for family in registry.KINDS if registry.is_of(family, plugin)]
+        if not found:
+            raise PluginError(f"{plugin!r} is no Tokenizer, PositionalEncoding or Dataset of gptkit.plugins.")
+    with tempfile.TemporaryDirectory(prefix="gptkit-check-") as folder:
+        return [
+            line
+            for family, cls in found
+            for line in conformance.check_plugin(
+                family, cls, options, folder=Path(folder), folders=data_folders(None)
+            )
+        ]

@@ -6,8 +6,8 @@ hypothesis.
 
 from __future__ import annotations
 
-import hashlib
 import copy
+import hashlib
 import json
 import os
 import pickle

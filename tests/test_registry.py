@@ -53,15 +53,22 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     """Puts a distribution on sys.path: `entries` is its entry_points.txt, `module` one file of code."""
     before = set(sys.modules)
 
-    def put(name: str, entries: str, module: str = "", version: str = "1.2", under: str = "site") -> None:
+    def put(
+        name: str,
+        entries: str,
+        module: str = "",
+        version: str = "1.2",
+        under: str = "site",
+        metadata: str = "",
+    ) -> None:
         site = tmp_path / under
         info = site / f"{name}-{version}.dist-info"
         info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}")
         (info / "entry_points.txt").write_text(entries)
         (site / f"{name}_code.py").write_text(module)
         monkeypatch.syspath_prepend(str(site))
-        registry._claims.cache_clear()
+        registry.forget()
 
     yield put
     monkeypatch.undo()
@@ -69,7 +76,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         if name.endswith("_code"):
             del sys.modules[name]
     importlib.invalidate_caches()
-    registry._claims.cache_clear()
+    registry.forget()
 
 
 def plugin_error(family: str, name: str) -> str:
@@ -81,7 +88,7 @@ def plugin_error(family: str, name: str) -> str:
 
 
 def test_the_built_in_plugins_come_through_entry_points() -> None:
-    assert registry.names(registry.TOKENIZERS) == ["bigram", "byte", "char"]
+    assert registry.names(registry.TOKENIZERS) == ["bigram", "bpe", "byte", "char", "hf"]
     assert {"sinusoidal", "learned", "rope", "alibi", "none"} <= set(registry.names(registry.POSITIONS))
     assert {"shakespeare", "python-docs", "text", "markov"} <= set(registry.names(registry.DATASETS))
     for family in (registry.TOKENIZERS, registry.POSITIONS, registry.DATASETS):
@@ -172,9 +179,71 @@ def test_a_plugin_of_another_api_version_is_refused_with_both_versions(
     assert said.endswith("this gptkit has 1. Install a version of old that matches.")
 
 
-def test_a_thing_that_states_no_api_version_is_refused(install: Install) -> None:
+def test_a_thing_that_is_no_plugin_is_refused(install: Install) -> None:
     install("odd", "[gptkit.datasets]\nodd = odd_code:thing\n", "thing = 5\n")
-    assert "was written for plugin API None" in plugin_error(registry.DATASETS, "odd")
+    said = plugin_error(registry.DATASETS, "odd")
+    assert said.endswith("is no subclass of gptkit.plugins.Dataset. Tell its author.")
+
+
+def test_only_the_distributions_that_are_allowed_are_there(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("Fancy.Words", "[gptkit.tokenizers]\nupper = Fancy.Words_code:UpperTokenizer\n")
+    install("taker", "[gptkit.tokenizers]\nchar = taker_code:UpperTokenizer\n")
+    monkeypatch.setenv("GPTKIT_PLUGINS", "")
+    assert "upper" not in registry.names(registry.TOKENIZERS)
+    assert plugin_error(registry.TOKENIZERS, "upper") == (
+        "tokenizer 'upper' comes from Fancy.Words, which GPTKIT_PLUGINS does not allow here. "
+        "Add Fancy.Words to that list of distributions, or unset it."
+    )
+    # What is not allowed does not even get in the way of a name
+    assert registry.load(registry.TOKENIZERS, "char").provenance.distribution == "gptkit"
+    monkeypatch.setenv("GPTKIT_PLUGINS", "other, fancy-words")
+    assert "upper" in registry.names(registry.TOKENIZERS)
+    monkeypatch.delenv("GPTKIT_PLUGINS")
+    assert "claimed by" in plugin_error(registry.TOKENIZERS, "char")
+
+
+def test_a_module_that_is_missing_is_answered_with_the_extra_that_brings_it(install: Install) -> None:
+    extras = "Requires-Dist: numpy\nRequires-Dist: absent_thing>=2; extra == 'more'\n"
+    imports = "import absent_thing\n"
+    install("eager", "[gptkit.tokenizers]\neager = eager_code:UpperTokenizer\n", imports, metadata=extras)
+    assert plugin_error(registry.TOKENIZERS, "eager").endswith(": pip install 'eager[more]'")
+    lazy = TOKENIZER.replace("    vocab_size", "    needs = ('absent_thing',)\n    vocab_size")
+    install("lazy", "[gptkit.tokenizers]\nlazy = lazy_code:UpperTokenizer\n", lazy, metadata=extras)
+    assert plugin_error(registry.TOKENIZERS, "lazy") == (
+        "tokenizer 'lazy' needs the package absent_thing, which is not installed: pip install 'lazy[more]'"
+    )
+
+
+def test_what_a_plugin_prints_when_it_is_imported_is_no_part_of_the_output(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("loud", "[gptkit.tokenizers]\nloud = loud_code:UpperTokenizer\n", f"print('hello')\n{TOKENIZER}")
+    registry.load(registry.TOKENIZERS, "loud")
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("return [1, 2, 3]", "encode of UpperTokenizer should give a numpy array of integers"),
+        ("return np.zeros(3)", "not float64 of shape (3,). Tell its author."),
+        ("return np.full(3, 128)", "gave ids from 128 to 128, but its vocab_size is 128"),
+        ("return 1 / 0", "tokenizer 'upper' failed: ZeroDivisionError: division by zero"),
+        ("import json; return json.loads(text)", "tokenizer 'upper' failed: JSONDecodeError"),
+    ],
+)
+def test_what_a_plugin_does_wrong_is_said_to_be_the_plugins_fault(
+    broken: str, said: str, tiny_experiment: Path, gptkit_command: Command, install: Install
+) -> None:
+    module = TOKENIZER.replace("return np.frombuffer", f"{broken}\n        return np.frombuffer")
+    install("fancy", "[gptkit.tokenizers]\nupper = fancy_code:UpperTokenizer\n", module)
+    done = gptkit_command("train", tiny_experiment, "--set", "tokenizer=upper")
+    assert done.code == 3, done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert "defect of gptkit" not in done.err
 
 
 @pytest.mark.parametrize("name", ["", "rope ", "../rope", "ROPE", "x" * 300])
@@ -199,7 +268,7 @@ def test_a_run_goes_on_with_the_plugin_it_had_and_says_what_to_install_when_that
     assert written.out.startswith("rain")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if not place.endswith("site")])
     importlib.invalidate_caches()
-    registry._claims.cache_clear()
+    registry.forget()
     for command in ("generate", "resume"):
         refused = gptkit_command(command, "latest")
         assert refused.code == 3

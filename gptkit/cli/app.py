@@ -17,8 +17,9 @@ import typer
 from gptkit.cli import options
 from gptkit.cli.datasets import datasets_app
 from gptkit.cli.help import command
+from gptkit.cli.plugins import plugins_app, schema_command
 from gptkit.cli.runs import runs_app
-from gptkit.errors import GptkitError, OutOfMemoryError, RunInterruptedError, UsageError
+from gptkit.errors import GptkitError, OutOfMemoryError, PluginError, RunInterruptedError, UsageError
 
 app = typer.Typer(
     name="gptkit",
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(runs_app, name="runs")
+app.add_typer(plugins_app, name="plugins")
 
 # UsageError and ClickException, of click or of typer's own copy of it
 _ClickUsageError: Any = typer.BadParameter.__bases__[0]
@@ -63,6 +65,13 @@ def run_command(arguments: Sequence[str]) -> int:
 def _unexpected(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "out of memory; give it less at a time.", OutOfMemoryError.exit_code
+    from gptkit.plugins import registry
+
+    if plugin := registry.culprit(error):
+        return (
+            f"{registry.KINDS[plugin.family]} {plugin.name!r} failed: {type(error).__name__}: {error}\n"
+            f"It comes from {plugin.distribution} {plugin.version}: tell its author, with what --debug shows."
+        ), PluginError.exit_code
     advice = "This is a defect of gptkit. Please report it, with what --debug shows."
     return f"{type(error).__name__}: {error}\n{advice}", GptkitError.exit_code
 
@@ -354,3 +363,6 @@ def bench(
     from gptkit.cli import commands
 
     commands.bench(experiment, options.overrides(set_, {"training.backend": backend}), against, as_json=json)
+
+
+command(app, "schema", short_help="The JSON schema of experiment files, for editors.")(schema_command)

@@ -45,7 +45,7 @@ _OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonS
 
 _LENGTHS = ("training.max_steps", "training.epochs", "training.minutes")
 
-_PLUGIN_KEYS = (
+PLUGIN_KEYS = (
     (("tokenizer",), registry.TOKENIZERS),
     (("model", "position"), registry.POSITIONS),
     (("data", "dataset"), registry.DATASETS),
@@ -72,7 +72,7 @@ def experiment_from_dict(
     raw = _copy_tables(data, source)
     problems = [problem for key, value in overrides if (problem := _override(raw, key, value))]
     missing: list[PluginError] = []
-    for keys, family in _PLUGIN_KEYS:
+    for keys, family in PLUGIN_KEYS:
         try:
             problems += _fill_plugin_options(raw, keys, family)
         except PluginError as error:

@@ -39,12 +39,15 @@ class Dataset(ABC):
         source: where it comes from, for listings.
         Options: the options of its table in an experiment file.
         api_version: the version of this surface that it was written for.
+        needs: modules that it imports only when it is used. Where one is missing, gptkit refuses the plugin
+            and says which extra of its package brings it.
     """
 
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     api_version: ClassVar[int] = API_VERSION
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -36,11 +36,14 @@ class PositionalEncoding(nn.Module):
         summary: one line for listings.
         Options: the options of its table in an experiment file.
         api_version: the version of this surface that it was written for.
+        needs: modules that it imports only when it is used. Where one is missing, gptkit refuses the plugin
+            and says which extra of its package brings it.
     """
 
     summary: ClassVar[str] = ""
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     api_version: ClassVar[int] = API_VERSION
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: Any, shape: ModelShape) -> None:
         super().__init__()

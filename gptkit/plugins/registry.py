@@ -2,14 +2,20 @@
 
 A family is an entry-point group. Looking up names imports nothing; only the plugin that is named is loaded,
 so one that is broken harms nobody who does not use it. A name that two distributions claim is an error that
-names both.
+names both. GPTKIT_PLUGINS, where it is set, lists the distributions whose plugins are there at all, beside
+gptkit's own.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from gptkit.errors import PluginError, nearest
@@ -19,7 +25,12 @@ TOKENIZERS = "gptkit.tokenizers"
 POSITIONS = "gptkit.positions"
 DATASETS = "gptkit.datasets"
 
-_KIND = {TOKENIZERS: "tokenizer", POSITIONS: "positional encoding", DATASETS: "dataset"}
+KINDS = {TOKENIZERS: "tokenizer", POSITIONS: "positional encoding", DATASETS: "dataset"}
+SHORT = {TOKENIZERS: "tokenizer", POSITIONS: "position", DATASETS: "dataset"}  # for the command line
+ALLOWED = "GPTKIT_PLUGINS"
+
+_OWN = "gptkit"
+_BASES = {TOKENIZERS: "Tokenizer", POSITIONS: "PositionalEncoding", DATASETS: "Dataset"}
 
 
 @dataclass(frozen=True)
@@ -38,13 +49,43 @@ class LoadedPlugin:
     provenance: Provenance
 
 
+_loaded: dict[str, Provenance] = {}  # by the top package that a plugin's class is in
+
+
 @cache
-def _claims(family: str) -> dict[str, tuple[EntryPoint, ...]]:
+def _installed(family: str) -> dict[str, tuple[EntryPoint, ...]]:
     """Every name of a family with the entry points that claim it (one distribution counted once)."""
     claims: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for point in entry_points(group=family):
         claims.setdefault(point.name, {})[(_distribution(point), point.value)] = point
     return {name: tuple(points.values()) for name, points in sorted(claims.items())}
+
+
+def forget() -> None:
+    """Looks anew at what is installed when asked next."""
+    _installed.cache_clear()
+
+
+def _claims(family: str) -> dict[str, tuple[EntryPoint, ...]]:
+    """Those of `_installed` that are allowed here."""
+    allowed = {
+        name: tuple(point for point in points if is_allowed(_distribution(point)))
+        for name, points in _installed(family).items()
+    }
+    return {name: points for name, points in allowed.items() if points}
+
+
+def is_allowed(distribution: str) -> bool:
+    """Whether GPTKIT_PLUGINS lets plugins of a distribution in: unset all, else those it lists."""
+    said = os.environ.get(ALLOWED)
+    if said is None or _canonical(distribution) == _OWN:
+        return True
+    return _canonical(distribution) in {_canonical(word) for word in re.split(r"[,\s]+", said)}
+
+
+def _canonical(distribution: str) -> str:
+    """A distribution's name as pip compares it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _distribution(point: EntryPoint) -> str:
@@ -56,6 +97,19 @@ def names(family: str) -> list[str]:
     return list(_claims(family))
 
 
+def claimants(family: str, name: str) -> list[tuple[str, str]]:
+    """The distributions that claim a name, allowed or not, each with its version."""
+    return [
+        (_distribution(point), point.dist.version if point.dist else "unknown")
+        for point in _installed(family).get(name, ())
+    ]
+
+
+def installed_names(family: str) -> list[str]:
+    """All names of a family, also those that GPTKIT_PLUGINS shuts out."""
+    return list(_installed(family))
+
+
 def provenance(family: str, name: str) -> Provenance:
     """Where the plugin of that name comes from, without loading it. Raises PluginError."""
     point = _point(family, name)
@@ -65,20 +119,52 @@ def provenance(family: str, name: str) -> Provenance:
 def load(family: str, name: str) -> LoadedPlugin:
     """The plugin class of that name. Raises PluginError: none, two, broken, or of another API version."""
     point = _point(family, name)
-    kind, where = _KIND[family], f"{point.value}, from {_distribution(point)}"
+    kind, where = KINDS[family], f"{point.value}, from {_distribution(point)}"
     try:
-        cls = point.load()
+        with redirect_stdout(sys.stderr):  # what a module prints when imported is no part of our output
+            cls = point.load()
     except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
         raise PluginError(
             f"{kind} {name!r} ({where}) does not load: {type(error).__name__}: {_first_line(error)}"
+            f"{_what_to_install(point, missing)}"
         ) from error
-    wanted = getattr(cls, "api_version", None)
+    wanted = getattr(cls, "api_version", API_VERSION)
     if wanted != API_VERSION:
         raise PluginError(
             f"{kind} {name!r} ({where}) was written for plugin API {wanted}; this gptkit has {API_VERSION}. "
             f"Install a version of {_distribution(point)} that matches."
         )
-    return LoadedPlugin(cls, provenance(family, name))
+    if not is_of(family, cls):
+        raise PluginError(
+            f"{kind} {name!r} ({where}) is no subclass of gptkit.plugins.{_BASES[family]}. Tell its author."
+        )
+    for module in cls.needs:
+        if find_spec(module.partition(".")[0]) is None:
+            raise PluginError(
+                f"{kind} {name!r} needs the package {module}, which is not installed"
+                f"{_what_to_install(point, module) or '.'}"
+            )
+    found = provenance(family, name)
+    _loaded[cls.__module__.partition(".")[0]] = found
+    return LoadedPlugin(cls, found)
+
+
+def is_of(family: str, cls: Any) -> bool:
+    """Whether it is a class of that family."""
+    from gptkit import plugins
+
+    return isinstance(cls, type) and issubclass(cls, getattr(plugins, _BASES[family]))
+
+
+def _what_to_install(point: EntryPoint, module: str | None) -> str:
+    """The extra of a plugin's distribution that brings a module that is missing, as an end of a sentence."""
+    for requirement in (point.dist.requires or []) if point.dist and module else []:
+        wanted = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"""extra\s*==\s*["']([\w.-]+)""", requirement)
+        if wanted and extra and _canonical(wanted[0]) == _canonical(str(module)):
+            return f": pip install '{_distribution(point)}[{extra[1]}]'"
+    return ""
 
 
 def _point(family: str, name: str) -> EntryPoint:
@@ -86,15 +172,36 @@ def _point(family: str, name: str) -> EntryPoint:
     if not claims:
         raise PluginError("gptkit is not installed here, so it has no plugins; run 'pip install -e .' first.")
     if name not in claims:
-        raise PluginError(
-            f"no {_KIND[family]} is called {name!r}{nearest(name, claims) or '.'} "
-            f"Installed: {', '.join(claims)}. Another one comes with the package that brings it."
-        )
+        raise PluginError(_unknown(family, name, claims))
     points = claims[name]
     if len(points) > 1:
         both = " and ".join(sorted(_distribution(point) for point in points))
-        raise PluginError(f"{_KIND[family]} {name!r} is claimed by {both}; uninstall one of them.")
+        raise PluginError(f"{KINDS[family]} {name!r} is claimed by {both}; uninstall one of them.")
     return points[0]
+
+
+def _unknown(family: str, name: str, claims: dict[str, tuple[EntryPoint, ...]]) -> str:
+    shut_out = [distribution for distribution, _ in claimants(family, name)]
+    if shut_out:
+        return (
+            f"{KINDS[family]} {name!r} comes from {' and '.join(shut_out)}, which {ALLOWED} does not allow "
+            f"here. Add {shut_out[0]} to that list of distributions, or unset it."
+        )
+    return (
+        f"no {KINDS[family]} is called {name!r}{nearest(name, claims) or '.'} "
+        f"Installed: {', '.join(claims)}. Another one comes with the package that brings it."
+    )
+
+
+def culprit(error: BaseException) -> Provenance | None:
+    """The plugin of another distribution whose code an error came through, if there is one."""
+    traceback = error.__traceback__
+    found = None
+    while traceback:
+        package = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        found = _loaded.get(package, found) if package != _OWN else found
+        traceback = traceback.tb_next
+    return found
 
 
 def _first_line(error: BaseException) -> str:

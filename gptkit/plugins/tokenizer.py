@@ -66,12 +66,15 @@ class Tokenizer(ABC):
             characters; False for one that lowers case, say. May be set on the object.
         Options: the options of its table in an experiment file.
         api_version: the version of this surface that it was written for.
+        needs: modules that it imports only when it is used. Where one is missing, gptkit refuses the plugin
+            and says which extra of its package brings it.
     """
 
     summary: ClassVar[str] = ""
     lossless: bool = True
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     api_version: ClassVar[int] = API_VERSION
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptkit.errors import DataError
+from gptkit.errors import DataError, PluginError
 from gptkit.plugins import Splits, Tokenizer
 from gptkit.plugins.progress import Progress, no_progress
 
@@ -47,7 +47,8 @@ def build_corpus(
 ) -> Corpus:
     """Tokenizes a text. `tokenizer` is a Tokenizer, or a class of them to train one with `options`.
 
-    Raises DataError where the text has characters that the tokenizer lacks, or is too short.
+    Raises DataError where the text has characters that the tokenizer lacks, or is too short; PluginError
+    where the tokenizer gives what no ids can be.
     """
     train_text, val_text = split_text(text, val_fraction)
     if isinstance(tokenizer, type):
@@ -60,14 +61,36 @@ def build_corpus(
         )
     corpus = Corpus(
         tokenizer=tokenizer,
-        train=tokenizer.encode(train_text),
-        val=tokenizer.encode(val_text),
+        train=_encode(tokenizer, train_text),
+        val=_encode(tokenizer, val_text),
         val_bytes=measure_text(val_text)[0],
         characters=len(text),
         text_sha256=measure_text(text)[1],
     )
     _check_length(corpus, context_length)
     return corpus
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> Ids:
+    """The ids of a text, which a stranger's tokenizer may get wrong."""
+    ids, size, whose = tokenizer.encode(text), tokenizer.vocab_size, type(tokenizer).__name__
+    if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)):
+        raise PluginError(
+            f"encode of {whose} should give a numpy array of integers, shape (T,), not {_shape_of(ids)}. "
+            "Tell its author."
+        )
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        raise PluginError(
+            f"{whose} gave ids from {ids.min()} to {ids.max()}, but its vocab_size is {size}. "
+            "Tell its author."
+        )
+    return ids
+
+
+def _shape_of(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return type(value).__name__
 
 
 def quote_characters(characters: str, at_most: int = 20) -> str:

@@ -1,0 +1,205 @@
+"""`gptkit plugins`: list, show, check and begin them; and `gptkit schema`.
+
+In: the command line. Out: one call of a function for each command, its result shown by render_plugins. Imports
+no torch until a plugin is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gptkit.cli import options
+from gptkit.cli.help import command, paragraphs
+from gptkit.errors import PluginError, UsageError
+
+_ABOUT = """Examples:
+
+gptkit plugins
+
+gptkit plugins show rope
+
+gptkit plugins check my_tokenizer
+
+gptkit plugins new tokenizer my_tokenizer
+
+Lists the tokenizers, positional encodings and datasets that are installed: the name, the package that it comes
+from, and what it is, or why it cannot be used. Piped, it is plain lines.
+"""
+
+plugins_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+
+_FAMILIES = "tokenizer|position|dataset"
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="A plugin's name, as an experiment file has it.")]
+_Family = Annotated[
+    str | None,
+    typer.Option("--family", metavar=_FAMILIES, help="Where more than one family has that name."),
+]
+
+
+@plugins_app.callback(help=paragraphs(_ABOUT), short_help="What is installed; show, check or begin one.")
+def plugins(context: typer.Context, debug: options.Debug = False) -> None:
+    """Lists the plugins, unless a command of its own follows."""
+    if context.invoked_subcommand is None:
+        _list()
+
+
+@command(plugins_app, "list", short_help="What is installed, and whether it loads.")
+def list_command(debug: options.Debug = False) -> None:
+    """Example:
+
+      gptkit plugins list
+
+    Lists the tokenizers, positional encodings and datasets that are installed.
+    """
+    _list()
+
+
+def _list() -> None:
+    from gptkit.cli import render_plugins
+    from gptkit.plugins.listing import list_plugins
+
+    render_plugins.show_list(list_plugins())
+
+
+@command(plugins_app, "show", short_help="What one is, and its options.")
+def show_command(name: _Name, family: _Family = None, debug: options.Debug = False) -> None:
+    """Example:
+
+      gptkit plugins show rope
+
+    Shows what a plugin is, where it comes from, its options with their defaults, and how an experiment file
+    names it.
+    """
+    from gptkit.cli import render_plugins
+    from gptkit.plugins.listing import describe_plugin, families_of
+
+    for number, group in enumerate(families_of(name, _group(family))):
+        if number:
+            print()
+        render_plugins.show_description(describe_plugin(group, name))
+
+
+@command(plugins_app, "check", short_help="Does it keep what gptkit relies on?")
+def check_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Which; without one, all that are installed."),
+    ] = None,
+    family: _Family = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="An option of the plugin. Repeatable."),
+    ] = None,
+    data_dir: options.DataDir = None,
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit plugins check rope
+
+      gptkit plugins check text --set path=novel.txt
+
+    Tries what gptkit relies on, a line for each thing: that text comes back from a tokenizer, say, or that the
+    future has no effect on the past. Exits with 3 where something is bad.
+    """
+    from gptkit.cli import render_plugins
+    from gptkit.conformance import check_plugin
+    from gptkit.plugins import registry
+    from gptkit.plugins.listing import families_of, list_plugins
+    from gptkit.text.catalogue import data_folders
+
+    if names:
+        wanted = [(group, name) for name in names for group in families_of(name, _group(family))]
+    else:
+        wanted = list(dict.fromkeys((row.family, row.name) for row in list_plugins()))
+    bad = []
+    for group, name in wanted:
+        render_plugins.show_heading(group, name)
+        loaded = registry.load(group, name)
+        given = _options(loaded.cls, set_, name)
+        with tempfile.TemporaryDirectory(prefix="gptkit-check-") as folder:
+            lines = check_plugin(
+                group, loaded.cls, given, folder=Path(folder), folders=data_folders(data_dir)
+            )
+            for line in lines:
+                render_plugins.show_line(line)
+                bad += [name] if line.verdict == "bad" else []
+    if bad:
+        many = ", ".join(dict.fromkeys(bad))
+        raise PluginError(f"{len(bad)} of the checks above {'are' if len(bad) > 1 else 'is'} bad: {many}.")
+
+
+@command(plugins_app, "new", short_help="A package with a plugin that works, to begin from.")
+def new_command(
+    family: Annotated[str, typer.Argument(metavar=_FAMILIES, help="What it is to be.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Lower-case letters, digits, '-' and '_'; as files will name it."
+        ),
+    ],
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="FOLDER", help="Where the package's folder is made.")
+    ] = Path(),
+    debug: options.Debug = False,
+) -> None:
+    """Example:
+
+      gptkit plugins new tokenizer my_tokenizer && pip install ./gptkit-my-tokenizer
+
+    Writes an installable package, gptkit-NAME, with a small plugin that works: pyproject.toml, the code, its
+    tests and a README.
+    """
+    from gptkit.cli import render_plugins
+    from gptkit.plugins.scaffold import new_package
+
+    group = _group(family)
+    assert group is not None
+    render_plugins.show_new(new_package(group, name, folder), name)
+
+
+def schema_command(debug: options.Debug = False) -> None:
+    """Example:
+
+      gptkit schema > experiments/experiment.schema.json
+
+    Prints the JSON schema of experiment files, with the options of all plugins that are installed here. An editor
+    that knows TOML checks and completes a file by it, where the file's first line is:
+    #:schema ./experiment.schema.json
+    """
+    from gptkit.experiment.json_schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+def _group(family: str | None) -> str | None:
+    """The entry-point group of a word. Raises UsageError for another word."""
+    from gptkit.errors import nearest
+    from gptkit.plugins.listing import FAMILIES
+
+    if family is not None and family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UsageError(
+            f"{family!r} is no family of plugins{nearest(family, FAMILIES) or '.'} There are: {known}."
+        )
+    return FAMILIES[family] if family else None
+
+
+def _options(cls: Any, given: list[str] | None, name: str) -> Any:
+    """The plugin's options as --set gives them; None: as it is checked without."""
+    from pydantic import ValidationError
+
+    from gptkit.experiment import parse_override
+    from gptkit.experiment.loading import describe_all
+
+    if not given:
+        return None
+    try:
+        return cls.Options.model_validate(dict(parse_override(text) for text in given))
+    except ValidationError as error:
+        raise UsageError("\n".join(describe_all(error, prefix=name, model=cls.Options))) from None
