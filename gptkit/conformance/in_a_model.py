@@ -31,7 +31,8 @@ def _model(position: Any, n_layer: int = 2) -> GPT:
     settings = ModelSettings(
         context_length=shape.context_length, n_embd=shape.n_embd, n_head=shape.n_head, n_layer=n_layer
     )
-    model = GPT(settings, _V, position)
+    with torch.random.fork_rng(devices=[]):
+        model = GPT(settings, _V, position)
     model.initialise(torch.Generator().manual_seed(1))
     return model.eval()
 

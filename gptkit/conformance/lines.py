@@ -69,10 +69,7 @@ def run_checks(checks: Iterable[Check[Subject]], subject: Subject) -> Iterator[L
     stopped: dict[str, str] = {}  # check that came to nothing -> why those that need it are skipped
     for check in checks:
         missing = [name for name in check.needs if name in stopped]
-        if missing:
-            line = Line(check.name, "skipped", stopped[missing[0]])
-        else:
-            line = _line(check, subject)
+        line = Line(check.name, "skipped", stopped[missing[0]]) if missing else _line(check, subject)
         if line.verdict == "bad":
             stopped[check.name] = f"until {check.name!r} is right"
         elif line.verdict == "skipped":
