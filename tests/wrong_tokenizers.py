@@ -268,6 +268,20 @@ class RefusesWithKeyError(CharTokenizer):
         return super().from_json({"type": "char", "characters": data["characters"]})
 
 
+class GuessesWhatIsMissing(CharTokenizer):
+    """A file that lost its characters is taken for one of letters."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return super().from_json({**data, "characters": data.get("characters", "abc")} if data else data)
+
+
+class TakesWithoutType(CharTokenizer):
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return super().from_json({"type": "char", **data})
+
+
 class TakesAList(CharTokenizer):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -362,6 +376,8 @@ WRONG: list[tuple[type, str]] = [
     (LosesPairs, "saved and loaded"),
     (TakesAnything, "refuses"),
     (RefusesWithKeyError, "refuses"),
+    (GuessesWhatIsMissing, "refuses"),
+    (TakesWithoutType, "refuses"),
     (TakesAList, "refuses"),
     (ShowsHalves, "stream"),
     (LosesTheEnd, "stream"),
@@ -403,4 +419,41 @@ class WithADefault(BigramTokenizer):
         return super().from_json({"pairs": "", **data})
 
 
-RIGHT: list[type] = [Lowers, FourLetters, ByAppearance, WithADefault]
+class KeepsWhatItReads(ByteTokenizer):
+    """Has a key that means nothing where it is missing, and writes what it was given."""
+
+    def __init__(self, data: dict[str, Any] | None = None) -> None:
+        self.data = data or {"type": "bytes", "padding": None}
+
+    def to_json(self) -> dict[str, Any]:
+        return self.data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        if data.get("type") != "bytes" or not data.keys() <= {"type", "padding"}:
+            raise ValueError("another's")
+        return cls(data)
+
+
+class MayShout(ByteTokenizer):
+    """Where the key is missing it is another tokenizer, and says so."""
+
+    lossless = False
+
+    def __init__(self, case: str | None = "upper") -> None:
+        self.case = case
+
+    def encode(self, text: str) -> Any:
+        return super().encode(text.upper() if self.case else text)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "shout", "case": self.case}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        if data.get("type") != "shout" or data.get("case") not in (None, "upper") or len(data) > 2:
+            raise ValueError("another's")
+        return cls(data.get("case"))
+
+
+RIGHT: list[type] = [Lowers, FourLetters, ByAppearance, WithADefault, KeepsWhatItReads, MayShout]

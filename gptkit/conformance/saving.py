@@ -52,17 +52,36 @@ def check_refuses(subject: Any) -> str:
         if isinstance(value, str):
             damaged.append((f"what it wrote with {key!r} in a list", {**good, key: [value]}))
     for what, data in damaged:
-        _require_refused(subject.cls, what, data, good)
+        _require_refused(subject, what, data, good)
     return f"{len(damaged)} descriptions that it did not write, with ValueError"
 
 
-def _require_refused(cls: Any, what: str, data: dict[str, Any], good: dict[str, Any]) -> None:
+def _require_refused(subject: Any, what: str, data: dict[str, Any], good: dict[str, Any]) -> None:
     try:
-        taken = cls.from_json(copy.deepcopy(data))
+        taken = subject.cls.from_json(copy.deepcopy(data))
     except ValueError:
         return
     except Exception as error:
         raise DefectError(f"from_json(), given {what}, {raised(error)}, not ValueError") from error
-    if data and data.keys() < good.keys() and files.to_json(taken.to_json()) == files.to_json(good):
-        return  # the key has a default, and that is what stood there
+    missing = good.keys() - data.keys() if data.keys() < good.keys() else set()
+    if len(missing) == 1 and "type" not in missing and data:
+        if _said(taken.to_json()) == _said(data):
+            return  # it is taken at its word: another tokenizer, which the run sees by its hash
+        if _same(taken, subject):
+            return  # the key has a default, and that is what stood there
     raise DefectError(f"from_json() takes {what}; it should raise ValueError")
+
+
+def _said(data: dict[str, Any]) -> dict[str, Any]:
+    """What is said in a description; null says as much as no key."""
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def _same(taken: Any, subject: Any) -> bool:
+    """Whether it does all as the tokenizer that has learnt does it."""
+    tokenizer = subject.tokenizer
+    return taken.vocab_size == tokenizer.vocab_size and all(
+        np.array_equal(taken.encode(text), tokenizer.encode(text))
+        and taken.decode(taken.encode(text).tolist()) == tokenizer.decode(tokenizer.encode(text).tolist())
+        for text in subject.texts.values()
+    )
