@@ -359,6 +359,7 @@ WRONG: list[tuple[type, str]] = [
     (StartsWithAnId, "empty text"),
     (EndsWithASpace, "empty text"),
     (RandomOrder, "same twice"),
+    (ChangesItsMind, "same twice"),
     (SetOrder, "same elsewhere"),
     (LearnsFromVal, "val unseen"),
     (Strips, "round trip"),

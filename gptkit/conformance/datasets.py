@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.conformance.elsewhere import digest_elsewhere
-from gptkit.conformance.lines import Check, Note, SkippedError, asked, require, shown
+from gptkit.conformance.lines import Check, DefectError, Note, SkippedError, asked, require, shown
 from gptkit.conformance.subject import PluginSubject
 from gptkit.plugins import DataFolders
 from gptkit.text.corpus import measure_text, split_text
@@ -104,7 +104,9 @@ def check_characters(subject: DatasetSubject) -> str:
         subject.text.encode()
     except UnicodeEncodeError as error:
         wrong = shown(subject.text[max(0, error.start - 8) : error.start + 8])
-        require(False, f"read() gives half a character at {error.start:,}, which no file can hold: {wrong}")
+        raise DefectError(
+            f"read() gives half a character at {error.start:,}, which no file can hold: {wrong}"
+        ) from None
     return f"{len(set(subject.text)):,} different ones, all whole"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import tomli_w
 
 from gptkit import plugins
-from gptkit.conformance.lines import Check, asked, require, shown
+from gptkit.conformance.lines import Check, DefectError, asked, require, shown
 from gptkit.plugins import DataFolders, PluginOptions
 from gptkit.plugins.registry import DATASETS, POSITIONS, TOKENIZERS
 
@@ -79,8 +79,7 @@ def check_unknown_option(subject: PluginSubject) -> str:
     except ValueError as error:
         require(_NOT_AN_OPTION in str(error), f"its error does not name the key: {shown(str(error), 80)}")
         return "refused, by name"
-    require(False, f"Options takes {_NOT_AN_OPTION} = 1: leave extra = 'forbid' as PluginOptions has it")
-    raise AssertionError
+    raise DefectError(f"Options takes {_NOT_AN_OPTION} = 1: leave extra = 'forbid' as PluginOptions has it")
 
 
 def check_options_in_a_file(subject: PluginSubject) -> str:
