@@ -117,6 +117,7 @@ def test_a_bad_line_says_what_was_asked_and_what_came() -> None:
     assert "raised SystemExit: no licence" in said["Exits"]
     assert "white space" in said["Strips"] or "comes back as" in said["Strips"]
     assert said["RefusesWithKeyError"].startswith("from_json(), given {}, raised KeyError: 'type' (wrong_tok")
+    assert "1 validation error for Options path Field required" in said["NoExample"]
     assert "shown in halves" in said["ShowsHalves"]
     assert "bias(): keys in the future change" in said["BiasLooksAhead"]
     assert "bias(): queries at positions 5 to 7" in said["BiasCounts"]
@@ -126,7 +127,7 @@ SAYING = [
     line
     for line in WRONG
     if line[1].__name__
-    in ("Raises", "Strips", "RefusesWithKeyError", "ShowsHalves", "BiasLooksAhead", "BiasCounts")
+    in ("Raises", "NoExample", "Strips", "RefusesWithKeyError", "ShowsHalves", "BiasLooksAhead", "BiasCounts")
     or line[1] is wrong_datasets.Exits
 ]
 

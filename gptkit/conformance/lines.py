@@ -133,7 +133,7 @@ def asked(what: str) -> Iterator[None]:
 def raised(error: BaseException) -> str:
     """ "raised ValueError: why (file.py:12)", in one line."""
     try:
-        why = shortened((str(error).strip().splitlines() or [""])[0], 160)
+        why = shortened(" ".join(str(error).split()), 160)
     except Exception:
         why = "its message cannot be had"
     frames = traceback.extract_tb(error.__traceback__)
