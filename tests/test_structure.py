@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"experiment"},
     {"text", "model", "runs", "checkpoint", "backend"},
     {"training", "generation"},
+    {"conformance"},
     {"workflows"},
     {"api", "cli"},
 ]

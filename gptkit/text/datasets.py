@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import urljoin
 
 from pydantic import Field
@@ -323,6 +323,13 @@ class TextOptions(PluginOptions):
     path: str = Field(
         min_length=1, max_length=4096, description="A UTF-8 file, a folder of .txt files, or a glob."
     )
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """A file of its own, since there is no text that is on every machine."""
+        path = folder / "example.txt"
+        path.write_text("A file, a folder of files, or a glob: naïve ☃\n" * 100, encoding="utf-8", newline="")
+        return cls(path=str(path))
 
 
 class TextDataset(Dataset):
