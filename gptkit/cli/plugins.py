@@ -1,7 +1,7 @@
 """`gptkit plugins`: list, show, check and begin them; and `gptkit schema`.
 
-In: the command line. Out: one call of a function for each command, its result shown by render_plugins. Imports
-no torch until a plugin is loaded.
+In: the command line. Out: one call of a function for each command, its result shown by render_plugins.
+Imports no torch until a plugin is loaded.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ gptkit plugins check my_tokenizer
 
 gptkit plugins new tokenizer my_tokenizer
 
-Lists the tokenizers, positional encodings and datasets that are installed: the name, the package that it comes
-from, and what it is, or why it cannot be used. Piped, it is plain lines.
+Lists the tokenizers, positional encodings and datasets that are installed: the name, the package that it
+comes from, and what it is, or why it cannot be used. Piped, it is plain lines.
 """
 
 plugins_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -104,8 +104,8 @@ def check_command(
 
       gptkit plugins check text --set path=novel.txt
 
-    Tries what gptkit relies on, a line for each thing: that text comes back from a tokenizer, say, or that the
-    future has no effect on the past. Exits with 3 where something is bad.
+    Tries what gptkit relies on, a line for each thing: that text comes back from a tokenizer, say, or that
+    the future has no effect on the past. Downloads nothing. Exits with 3 where something is bad.
     """
     from gptkit.cli import render_plugins
     from gptkit.conformance import check_plugin
@@ -168,8 +168,8 @@ def schema_command(debug: options.Debug = False) -> None:
 
       gptkit schema > experiments/experiment.schema.json
 
-    Prints the JSON schema of experiment files, with the options of all plugins that are installed here. An editor
-    that knows TOML checks and completes a file by it, where the file's first line is:
+    Prints the JSON schema of experiment files, with the options of all plugins that are installed here. An
+    editor that knows TOML checks and completes a file by it, where the file's first line is:
     #:schema ./experiment.schema.json
     """
     from gptkit.experiment.json_schema import json_schema

@@ -1,7 +1,7 @@
 """How `gptkit plugins` looks: tables on a terminal, plain lines when piped.
 
-In: the rows and descriptions of gptkit.plugins.listing, the lines of gptkit.conformance. Out: standard output.
-What a stranger's package says of itself is shown escaped.
+In: the rows and descriptions of gptkit.plugins.listing, the lines of gptkit.conformance. Out: standard
+output. What a stranger's package says of itself is shown escaped.
 """
 
 from __future__ import annotations

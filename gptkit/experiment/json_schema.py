@@ -38,7 +38,7 @@ def json_schema() -> dict[str, Any]:
     for family in registry.KINDS:
         definitions[family] = _choices(family, definitions)
     schema["properties"]["optimizer"] = _optimizer(schema["properties"]["optimizer"], definitions)
-    return schema | {"$schema": DRAFT, "title": "A gptkit experiment"}
+    return {"$schema": DRAFT, **schema, "title": "A gptkit experiment"}
 
 
 def _optimizer(described: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if words == "array":
         return f"list of {_kind(schema.get('items', {}), definitions)}"
     bounds = [
-        f"{sign}{schema[key]:g}"
+        f"{sign}{schema[key]:,}"
         for key, sign in (
             ("minimum", ">= "),
             ("exclusiveMinimum", "> "),
