@@ -434,7 +434,7 @@ def test_listing_imports_nothing_heavy() -> None:
             datasets_app(["list"])
         except SystemExit as leaving:
             assert not leaving.code
-        heavy = {"torch", "rich", "pooch", "requests"} & set(sys.modules)
+        heavy = {"torch", "rich", "pooch", "requests", "datasets", "huggingface_hub"} & set(sys.modules)
         assert not heavy, heavy
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
