@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,22 @@ def test_progress_is_told_in_rows_and_nothing_is_written(capfd: pytest.CaptureFi
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled(), "what a program had set before stays"
     assert logging.getLogger("datasets").level == level
+
+
+def test_what_the_library_says_is_held_back(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    def load_dataset(*arguments: object, **more: object) -> Any:
+        print("chatter")
+        warnings.warn("chatter", stacklevel=1)
+        logging.getLogger("datasets.load").error("chatter")
+        logging.getLogger("huggingface_hub.file_download").error("chatter")
+        return rows_of("one")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert text_of(path="who/what") == "one"
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
 
 
 def test_the_example_of_the_options_is_a_dataset(work: Path) -> None:

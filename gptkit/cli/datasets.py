@@ -40,7 +40,7 @@ Field = Annotated[
     typer.Option(
         "--field",
         metavar="FIELD",
-        help="Which field of a .jsonl file, or column of a .csv file, is the text.  [default: text]",
+        help="Which field of a .jsonl file, or column of a .csv file, is the text; otherwise: text.",
     ),
 ]
 
