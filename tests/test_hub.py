@@ -126,10 +126,16 @@ def test_what_the_library_says_is_held_back(
         logging.getLogger("huggingface_hub.file_download").error("chatter")
         return rows_of("one")
 
+    logged: list[logging.LogRecord] = []
+    listening = logging.Handler()
+    monkeypatch.setattr(listening, "emit", logged.append)
+    for name in ("datasets", "huggingface_hub"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [listening])
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert text_of(path="who/what") == "one"
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+    assert not logged
 
 
 def test_the_example_of_the_options_is_a_dataset(work: Path) -> None:
