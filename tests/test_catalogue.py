@@ -28,7 +28,7 @@ from gptkit.text.catalogue import (
 )
 from gptkit.text.datasets import ShakespeareDataset
 
-BUILT_IN = ["avatar_script", "harry_potter", "markov", "python-docs", "shakespeare", "text"]
+BUILT_IN = ["avatar_script", "harry_potter", "hf", "markov", "python-docs", "shakespeare", "text"]
 NO_NAMES = ["", "a b", "a\n", "a\0b", "../up", "a/b", "a\\b", "/etc/passwd", "a.txt", ".hidden", "-dash", "é"]
 NO_NAMES += ["x" * 65, "CON", "nul", "Com1", "LPT9"]
 
@@ -116,6 +116,7 @@ def test_the_list_has_every_registered_dataset_and_the_texts_here(novel: Path) -
     assert {name: by_name[name].here for name in BUILT_IN} == {
         "avatar_script": False,
         "harry_potter": True,
+        "hf": None,
         "markov": True,
         "python-docs": True,
         "shakespeare": False,
@@ -166,13 +167,20 @@ def test_a_name_that_is_not_registered_is_a_text(novel: Path, name: str) -> None
     Path("data").mkdir()
     Path("data/story.txt").write_text("a story")
     dataset, table = resolve_dataset(PluginTable(type=name), data_folders(None))
-    assert table.model_dump() == {"type": "text", "path": name}
+    assert table.model_dump() == {"type": "text", "path": name, "field": "text", "separator": "\n"}
     assert dataset.read(data_folders(None)) in ("a story", novel.read_bytes().decode()[1:])
 
 
-def test_a_text_takes_no_options(novel: Path) -> None:
-    with pytest.raises(UsageError, match="takes no options"):
-        resolve_dataset(PluginTable.model_validate({"type": "novel.txt", "order": 1}), data_folders(None))
+def test_a_text_takes_no_options_of_another_dataset(novel: Path) -> None:
+    for options in ({"order": 1}, {"path": "novel.txt"}):
+        with pytest.raises(UsageError, match=next(iter(options))):
+            resolve_dataset(PluginTable.model_validate({"type": "novel.txt", **options}), data_folders(None))
+
+
+@pytest.mark.parametrize("name", ["text", "hf"])
+def test_a_dataset_that_needs_a_path_says_how_to_give_it(name: str) -> None:
+    with pytest.raises(UsageError, match=r"path: Field required\. (Name the file itself|In an experiment)"):
+        describe_dataset(name, data_folders(None))
 
 
 @pytest.mark.parametrize("name", ["tiny_shakespeare.txt", "tiny_shakespeare"])
@@ -426,7 +434,7 @@ def test_listing_imports_nothing_heavy() -> None:
             datasets_app(["list"])
         except SystemExit as leaving:
             assert not leaving.code
-        heavy = {"torch", "rich", "pooch", "requests"} & set(sys.modules)
+        heavy = {"torch", "rich", "pooch", "requests", "datasets", "huggingface_hub"} & set(sys.modules)
         assert not heavy, heavy
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

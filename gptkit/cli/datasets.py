@@ -35,6 +35,15 @@ DataDir = Annotated[
     ),
 ]
 
+Field = Annotated[
+    str | None,
+    typer.Option(
+        "--field",
+        metavar="FIELD",
+        help="Which field of a .jsonl file, or column of a .csv file, is the text; otherwise: text.",
+    ),
+]
+
 
 @command(datasets_app, "list", short_help="What there is, and whether it is here.")
 def list_command(data_dir: DataDir = None, debug: Debug = False) -> None:
@@ -50,19 +59,24 @@ def list_command(data_dir: DataDir = None, debug: Debug = False) -> None:
 
 @command(datasets_app, "show", short_help="Characters, tokens, hash and first lines of one.")
 def show_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset, or a text file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A dataset, or a text: a file, folder or glob.")
+    ],
+    field: Field = None,
     data_dir: DataDir = None,
     debug: Debug = False,
 ) -> None:
     """Example:  gptkit datasets show shakespeare
 
     Shows characters, tokens per tokenizer, hash, splits and the first lines.
-    A text file will do as well: gptkit datasets show my_text.txt
+    A text will do as well: gptkit datasets show corpus.jsonl --field body
     """
     from gptkit.text import catalogue
 
+    options = {} if field is None else {"field": field}
     with render.progress(f"downloading {name}") as progress:
-        description = catalogue.describe_dataset(name, catalogue.data_folders(data_dir, progress))
+        folders = catalogue.data_folders(data_dir, progress)
+        description = catalogue.describe_dataset(name, folders, options=options)
     render.show_description(description)
 
 
@@ -87,17 +101,19 @@ def fetch_command(
 @command(datasets_app, "add", short_help="Copy a text of yours to where it is found by name.")
 def add_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '_' and '-'.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A text in UTF-8.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Text, .jsonl or .csv, in UTF-8; also .gz.")],
+    field: Field = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a text of that name.")] = False,
     data_dir: DataDir = None,
     debug: Debug = False,
 ) -> None:
     """Example:  gptkit datasets add my_text ~/Documents/novel.txt
 
-    Copies a text into the data folder after checking it. Then train on it:
+    Copies a text into the data folder after reading it, with its ending. Then train on it:
     gptkit train experiments/shakespeare.toml --dataset my_text
     """
     from gptkit.text import catalogue
 
-    target = catalogue.add_text(name, file, catalogue.data_folders(data_dir), force=force)
-    render.show_added(name, target)
+    folders = catalogue.data_folders(data_dir)
+    target = catalogue.add_text(name, file, folders, force=force, field=field or "text")
+    render.show_added(name, target, field)

@@ -177,7 +177,7 @@ DatasetName = Annotated[
     _flag(
         "--dataset",
         metavar="NAME|FILE",
-        help="A dataset, or a text file, looked up as given and then in the data folders.",
+        help="A dataset, or a text: a file, folder or glob, looked up as given and in the data folders.",
         field="data.dataset",
         panel=_DATA,
     ),
@@ -220,4 +220,6 @@ def overrides(pairs: list[str] | None, flags: dict[str, Any]) -> list[tuple[str,
     given += [(key, value) for key, value in flags.items() if value is not None]
     if flags.get("data.dataset") is not None:
         given.append(("data.fallback", None))
+        # Options that --set gives are those of the dataset that is named here, not of the file's
+        given.sort(key=lambda pair: pair[0].startswith("data.dataset."))
     return given

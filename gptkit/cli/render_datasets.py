@@ -7,6 +7,7 @@ steer a terminal is shown escaped.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,10 +81,11 @@ def show_fetched(fetched: FetchedDataset) -> None:
     print(f"{printable(fetched.name)}: {'is here' if fetched.was_here else 'downloaded and verified'}{where}")
 
 
-def show_added(name: str, target: Path) -> None:
-    print(
-        f"{printable(name)}: {printable(str(target))}\nTrain on it: gptkit train EXPERIMENT --dataset {name}"
-    )
+def show_added(name: str, target: Path, field: str | None = None) -> None:
+    """`field` is which one of its fields is the text, where that was said."""
+    option = f" --set data.dataset.field={shlex.quote(field)}" if field else ""
+    print(f"{printable(name)}: {printable(str(target))}")
+    print(f"Train on it: gptkit train EXPERIMENT --dataset {printable(name + option)}")
 
 
 @contextmanager

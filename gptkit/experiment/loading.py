@@ -188,10 +188,8 @@ def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str
         return []
     name = choice["type"]
     if family == registry.DATASETS and name not in registry.names(family):
-        if len(choice) > 1:
-            return [f"{dotted}: {name!r} is no registered dataset, so it takes no options"]
         table[last] = choice  # a text of one's own; the workflow looks for it
-        return []
+        return _check_text_options(choice, dotted) if len(choice) > 1 else []
     plugin = registry.load(family, name).cls
     options = {key: value for key, value in choice.items() if key != "type"}
     try:
@@ -202,6 +200,23 @@ def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str
     except Exception as error:  # of a stranger's code
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"{dotted}: the options of {name!r} failed: {reason}") from error
+    return []
+
+
+def _check_text_options(choice: dict[str, Any], dotted: str) -> list[str]:
+    """The problems with options beside a name that no dataset has: they are those of the dataset `text`."""
+    model = registry.load(registry.DATASETS, "text").cls.Options
+    known = [key for key in model.model_fields if key != "path"]
+    unknown = [key for key in choice if key not in ("type", *known)]
+    if unknown:
+        return [
+            f"{dotted}: {choice['type']!r} is no registered dataset, so it is taken for a text, "
+            f"which has no option {unknown[0]!r}{nearest(unknown[0], known)}; known here: {', '.join(known)}"
+        ]
+    try:
+        model.model_validate({"path": "its name", **{key: choice[key] for key in known if key in choice}})
+    except ValidationError as error:
+        return describe_all(error, prefix=dotted, model=model)
     return []
 
 
@@ -232,7 +247,7 @@ def describe_all(
 def _is_union_member(part: int | str) -> bool:
     """Whether pydantic put the name of a union's member into the path; a file has no such key."""
     plain = {*_OPTIMIZERS, "bool", "int", "float", "str"}
-    return isinstance(part, str) and (part in plain or part.startswith(("literal[", "constrained-")))
+    return isinstance(part, str) and (part in plain or part.startswith(("literal[", "constrained-", "list[")))
 
 
 def _describe(detail: ErrorDetails, place: str, path: list[str], model: type[BaseModel]) -> tuple[str, str]:

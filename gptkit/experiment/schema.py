@@ -68,7 +68,8 @@ class PluginTable(BaseModel):
 class DataSettings(Section):
     dataset: PluginTable = Field(
         default=PluginTable(type="shakespeare"),
-        description="A registered dataset, or a text file: looked up as given, then in the data folders.",
+        description="A registered dataset, or a text (a file, folder or glob): looked up as given, then in "
+        "the data folders.",
     )
     fallback: PluginTable | None = Field(
         default=None,

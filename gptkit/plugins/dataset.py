@@ -16,7 +16,8 @@ from gptkit.plugins.progress import Progress, no_progress
 class DataFolders:
     """Where texts are looked for, in order, and where a download goes.
 
-    `progress` is to be called with bytes done and in all (0 where unknown) while something is downloaded.
+    `progress` is to be called with bytes done and in all (0 where unknown) while something is downloaded, or
+    with rows while many are read.
     """
 
     search: tuple[Path, ...] = (Path("data"),)

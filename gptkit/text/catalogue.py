@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from gptkit.experiment import PluginTable
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_HINTS = {
+    "text": " Name the file itself, as in: gptkit datasets show my.txt",
+    "hf": ' In an experiment file: dataset = { type = "hf", path = "…" }',
+}
 # Names that Windows keeps for devices, with any ending: a file of such a name could not be copied there.
 DEVICE = re.compile(r"(?i)con|prn|aux|nul|com[0-9]|lpt[0-9]")
 
@@ -90,19 +94,43 @@ def data_folders(data_dir: Path | None, progress: Progress = no_progress) -> Dat
 
 
 def list_datasets(folders: DataFolders) -> list[DatasetRow]:
-    """The registered datasets by name, then the other .txt files in the folders."""
+    """The registered datasets by name, then the other texts in the folders."""
+    from gptkit.text.readers import is_plain
+
     names = registry.names(registry.DATASETS)
     rows = [_registered_row(name, folders) for name in names]
     claimed, seen = set(_claimed_files()), set(names)
     for folder in folders.search:
-        for path in sorted(folder.glob("*.txt")) if os.path.isdir(folder) else []:
-            # A text called like a registered dataset is reached by its file name.
-            name = path.name if path.stem in names else path.stem
-            if path.name in claimed or name in seen or not os.path.isfile(path):
+        for path in _texts_in(folder):
+            if path.name in claimed or path.name in seen:
                 continue
-            seen.add(name)
-            rows.append(DatasetRow(name, str(path), "a text file", path.stat().st_size, True, "your text"))
+            # A text called like another dataset is reached by its file name.
+            stem = _stem(path.name)
+            name = path.name if stem in seen else stem
+            seen |= {stem, path.name}
+            size = path.stat().st_size if is_plain(path) else None
+            rows.append(DatasetRow(name, str(path), "a text of yours", size, True, "your text"))
     return rows
+
+
+def _texts_in(folder: Path) -> list[Path]:
+    """The texts right in a data folder; of several with one name first the one that it means."""
+    from gptkit.text.texts import FOUND, has_text_name
+
+    try:
+        names = os.listdir(folder)
+    except OSError:  # most often: there is none
+        return []
+    texts = [name for name in names if has_text_name(name) and name.lower() != "readme.md"]
+    texts.sort(key=lambda name: (_stem(name), FOUND.index(name[len(_stem(name)) :])))
+    return [folder / name for name in texts if os.path.isfile(folder / name)]
+
+
+def _stem(name: str) -> str:
+    """The name of a text without its ending."""
+    from gptkit.text.texts import FOUND
+
+    return next((name.removesuffix(ending) for ending in FOUND if name.endswith(ending)), name)
 
 
 def _registered_row(name: str, folders: DataFolders) -> DatasetRow:
@@ -147,7 +175,7 @@ def _class_or_none(name: str) -> Any:
 def resolve_dataset(table: PluginTable, folders: DataFolders) -> tuple[Dataset, PluginTable]:
     """The dataset that an experiment names, and the table that says so with every option explicit.
 
-    A registered name, or else a text: as given, then in each folder, there also with .txt appended; or else
+    A registered name, or else a text: as given, then in each folder, there also without its ending; or else
     the file name of a registered dataset. Raises DataError where it is none, PluginError, UsageError.
     """
     from gptkit.experiment import PluginTable
@@ -160,36 +188,37 @@ def _resolve(name: str, options: dict[str, Any], folders: DataFolders) -> tuple[
     from pydantic import ValidationError
 
     if name not in registry.names(registry.DATASETS):
-        if options:
-            raise UsageError(f"data.dataset: {name!r} is no registered dataset, so it takes no options.")
-        name, options = _unregistered(name, folders)
+        name, options = _unregistered(name, options, folders)
     cls = registry.load(registry.DATASETS, name).cls
     try:
         filled = cls.Options.model_validate(options)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in detail["loc"])
-        hint = " Name the file itself, as in: gptkit datasets show my.txt" if name == "text" else ""
+        missing = name if detail["type"] == "missing" else ""
+        hint = _HINTS.get(missing, "")
         raise UsageError(f"dataset {name!r}: {key or 'options'}: {detail['msg']}.{hint}") from None
     return cls(filled), {"type": name, **filled.model_dump(mode="json", exclude_none=True)}
 
 
-def _unregistered(name: str, folders: DataFolders) -> tuple[str, dict[str, Any]]:
+def _unregistered(name: str, options: dict[str, Any], folders: DataFolders) -> tuple[str, dict[str, Any]]:
     """What a name that no dataset has stands for, as a registered name with options."""
-    from gptkit.text.datasets import find_texts, places
+    from gptkit.text.texts import find_texts, places_looked_at
 
     if not name:
         raise UsageError("the name of the dataset is empty. See what there is: gptkit datasets list")
     if find_texts(name, folders):
-        return "text", {"path": name}
+        if "path" in options:
+            raise UsageError(f"data.dataset: {name!r} is a text itself, so it takes no path.")
+        return "text", {"path": name, **options}
     claimed = _claimed_files()
     owner = claimed.get(name) or claimed.get(f"{name}.txt")
     if owner:
-        return owner, {}
-    looked = ", ".join(str(place) for place in places(name, folders))
+        return owner, options
     close = nearest(name, [row.name for row in list_datasets(folders)])
     raise DataError(
-        f"there is no dataset or text file {name!r}{close or '.'} Looked for {looked}.\n"
+        f"there is no dataset or text file {name!r}{close or '.'} "
+        f"Looked for {places_looked_at(name, folders)}.\n"
         f"Registered: {', '.join(registry.names(registry.DATASETS))}.\n"
         "To bring a text of your own: gptkit datasets add NAME FILE"
     )
@@ -211,11 +240,13 @@ def read_dataset(name: str, dataset: Dataset, folders: DataFolders) -> str:
     return text
 
 
-def describe_dataset(name: str, folders: DataFolders, val_fraction: float = 0.1) -> DatasetDescription:
+def describe_dataset(
+    name: str, folders: DataFolders, val_fraction: float = 0.1, *, options: dict[str, Any] | None = None
+) -> DatasetDescription:
     """All there is to know of a registered dataset or a text file. Reads it, which may download it."""
     from gptkit.text.corpus import measure_text, split_text
 
-    dataset, table = _resolve(name, {}, folders)
+    dataset, table = _resolve(name, options or {}, folders)
     text = read_dataset(name, dataset, folders)
     train, val = split_text(text, val_fraction)
     size, digest = measure_text(text)
@@ -239,9 +270,9 @@ def describe_dataset(name: str, folders: DataFolders, val_fraction: float = 0.1)
 
 def _found_at(dataset: Dataset, folders: DataFolders) -> str:
     """The path of a text of one's own; of several files the first, and how many."""
-    from gptkit.text.datasets import TextDataset, find_texts
+    from gptkit.text.texts import TextDataset
 
-    paths = find_texts(dataset.options.path, folders) if isinstance(dataset, TextDataset) else []
+    paths = dataset.files(folders) if isinstance(dataset, TextDataset) else []
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return f"{paths[0]}{more}" if paths else ""
 
@@ -288,18 +319,24 @@ def _stamp(dataset: Dataset, folders: DataFolders) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path else None
 
 
-def add_text(name: str, file: Path, folders: DataFolders, force: bool = False) -> Path:
-    """Copies a UTF-8 text to where `name` will be found; the bytes stay as they are.
+def add_text(
+    name: str, file: Path, folders: DataFolders, force: bool = False, *, field: str = "text"
+) -> Path:
+    """Copies a text to where `name` will be found, after reading it; the bytes stay as they are.
 
-    Raises UsageError (the name, or a text that is there already), DataError (the file), DiskError.
+    `field` is which one of a .jsonl or .csv file is the text. Raises UsageError (the name, or a text that is
+    there already), DataError (the file), DiskError.
     """
-    from gptkit.text.datasets import decode, read_bytes
+    from gptkit.text.readers import is_plain, read_bytes, read_files
+    from gptkit.text.texts import FOUND
 
-    target, cls = _place_for(name, folders)
+    target, cls = _place_for(name, file, folders)
     if not os.path.isfile(file):
         raise DataError(f"there is no file {file}.\nGive the path of a text: gptkit datasets add {name} FILE")
+    if cls is not None and not is_plain(file):
+        raise UsageError(f"{name!r} is a plain text; {file} is not. Unpack it, or choose another name.")
     data = read_bytes(file)
-    decode(data, file)
+    read_files([file], field=field, content=data)
     expected = getattr(cls, "sha256", None)
     if expected and files.sha256(data) != expected:
         raise DataError(
@@ -308,19 +345,26 @@ def add_text(name: str, file: Path, folders: DataFolders, force: bool = False) -
         )
     if os.path.lexists(target) and not force:
         raise UsageError(f"{target} is there already. To replace it, add --force.")
-    for folder in takewhile(lambda folder: folder != folders.downloads, folders.search):
-        if os.path.lexists(folder / target.name):
+    alike = [_stem(target.name) + ending for ending in FOUND] if cls is None else [target.name]
+    for other in alike:
+        if other != target.name and os.path.lexists(target.parent / other):
             raise UsageError(
-                f"{folder / target.name} would be found first. Add it there: --data-dir {folder}"
+                f"{target.parent / other} has that name already. Remove it, or choose another name."
             )
+    for folder in takewhile(lambda folder: folder != folders.downloads, folders.search):
+        for other in alike:
+            if os.path.lexists(folder / other):
+                raise UsageError(f"{folder / other} would be found first. Add it there: --data-dir {folder}")
     with files.disk_errors(f"saving {target}", needed=len(data)):
         files.make_folder(target.parent)
         files.replace_file(target, data)  # a rename, so a link at the target is replaced and not followed
     return target
 
 
-def _place_for(name: str, folders: DataFolders) -> tuple[Path, Any]:
+def _place_for(name: str, file: Path, folders: DataFolders) -> tuple[Path, Any]:
     """Where a text of that name goes, and the registered dataset's class where it belongs to one."""
+    from gptkit.text.texts import kept_ending
+
     if not NAME.fullmatch(name) or DEVICE.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be the name of a text: use up to 64 letters, digits, '_' and '-', "
@@ -335,7 +379,9 @@ def _place_for(name: str, folders: DataFolders) -> tuple[Path, Any]:
                 raise UsageError(f"{registered!r} is a dataset of gptkit's; choose another name.")
             return folders.downloads / str(file_name), cls
     owner = claimed.get(f"{name}.txt")
-    return folders.downloads / f"{name}.txt", _class_or_none(owner) if owner else None
+    if owner:
+        return folders.downloads / f"{name}.txt", _class_or_none(owner)
+    return folders.downloads / f"{name}{kept_ending(file)}", None
 
 
 def _first_line(text: str) -> str:

@@ -1,29 +1,24 @@
 """Built-in datasets: a name to a text.
 
-In: a dataset's options, and the folders in which texts may be. Out: the whole text, exactly as it stands in
-its file, a leading byte-order mark aside. What is downloaded is verified before it stands under its name.
-Knows nothing of tokens, experiments or runs.
+In: the folders in which texts may be. Out: the whole text, exactly as it stands in its file, a leading
+byte-order mark aside. What is downloaded is verified before it stands under its name. Texts of one's own are
+in texts.py. Knows nothing of tokens, experiments or runs.
 """
 
 from __future__ import annotations
 
-import codecs
-import glob
 import importlib.util
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 from urllib.parse import urljoin
-
-from pydantic import Field
 
 from gptkit import files
 from gptkit.errors import DataError, NetworkError
 from gptkit.plugins.dataset import DataFolders, Dataset
-from gptkit.plugins.options import PluginOptions
+from gptkit.text.readers import decode, read_bytes, read_text
 
 TIMEOUT = 10.0  # seconds to connect, and without a byte after that
 DEADLINE = 300.0  # seconds that a download may take in all, retries included
@@ -32,40 +27,6 @@ ATTEMPTS = (
     3  # where the server is at fault (5xx) or the connection was reset; nothing else gets better so soon
 )
 LARGEST = 64_000_000  # bytes; who sends more does not send what was asked for
-
-
-# Files to text: the one reader
-
-
-def read_bytes(path: Path) -> bytes:
-    """All of a file. Raises DataError."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}.") from None
-
-
-def decode(data: bytes, path: Path) -> str:
-    """The text of a file's bytes: strict UTF-8, line ends as they are. `path` is for the DataError."""
-    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
-    try:
-        # A view, for a slice would copy what may be a gigabyte.
-        text = str(memoryview(data)[start:], "utf-8")
-    except UnicodeDecodeError as error:
-        at = start + error.start
-        likely = "UTF-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "WINDOWS-1252"
-        raise DataError(
-            f"{path} is not UTF-8: byte 0x{data[at]:02x} at offset {at}.\n"
-            f"Save it as UTF-8; if it is {likely}: iconv -f {likely} -t UTF-8 FILE > NEW_FILE"
-        ) from None
-    if not text:
-        raise DataError(f"{path} is empty; a dataset needs text.")
-    return text
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises DataError: cannot be read, not UTF-8 (with the offset), empty."""
-    return decode(read_bytes(path), path)
 
 
 # Downloading
@@ -317,76 +278,6 @@ class AvatarScriptDataset(_CopyrightedDataset):
     summary = "the Avatar script, from a file of yours"
     name = "avatar_script"
     file_name = "avatar_script.txt"
-
-
-class TextOptions(PluginOptions):
-    path: str = Field(
-        min_length=1, max_length=4096, description="A UTF-8 file, a folder of .txt files, or a glob."
-    )
-
-    @classmethod
-    def example(cls, folder: Path) -> Self:
-        """A file of its own, since there is no text that is on every machine."""
-        path = folder / "example.txt"
-        path.write_text("A file, a folder of files, or a glob: naïve ☃\n" * 100, encoding="utf-8", newline="")
-        return cls(path=str(path))
-
-
-class TextDataset(Dataset):
-    """Any text of one's own: a UTF-8 file, a folder of .txt files, or a glob.
-
-    Several files are read in the order of their paths and joined with a newline.
-    """
-
-    summary = "any UTF-8 file, folder of .txt files, or glob"
-    source = "your own files"
-    Options = TextOptions
-
-    def read(self, folders: DataFolders) -> str:
-        return "\n".join(read_text(path) for path in self._paths(folders))
-
-    def is_here(self, folders: DataFolders) -> bool:
-        return bool(find_texts(self.options.path, folders))
-
-    def size(self, folders: DataFolders) -> int | None:
-        paths = find_texts(self.options.path, folders)
-        return sum(path.stat().st_size for path in paths) if paths else None
-
-    def fetch(self, folders: DataFolders, *, repair: bool = False) -> None:
-        self._paths(folders)
-
-    def _paths(self, folders: DataFolders) -> Sequence[Path]:
-        paths = find_texts(self.options.path, folders)
-        if not paths:
-            raise DataError(
-                f"there is no text file, folder of .txt files or glob {self.options.path!r}.\n"
-                f"Looked for {_listed(places(self.options.path, folders))}."
-            )
-        return paths
-
-
-def places(path: str, folders: DataFolders) -> list[Path]:
-    """Where `path` may be, in order: as given, then in each folder, there also with .txt appended."""
-    given = Path(path)
-    found = [given]
-    if not given.is_absolute() and ".." not in given.parts:
-        found += [folder / name for folder in folders.search for name in (path, f"{path}.txt")]
-    return list(dict.fromkeys(found))
-
-
-def find_texts(path: str, folders: DataFolders) -> list[Path]:
-    """The files that `path` means at the first place where it means any; empty where there are none."""
-    for place in places(path, folders):
-        if os.path.isfile(place):  # unlike Path.is_file, no error for a name that cannot be
-            return [place]
-        if os.path.isdir(place):
-            found = [Path(top, name) for top, _, names in os.walk(place) for name in names]
-            found = [file for file in found if file.suffix == ".txt" and os.path.isfile(file)]
-        else:
-            found = [Path(name) for name in glob.glob(str(place), recursive=True) if os.path.isfile(name)]
-        if found:
-            return sorted(found, key=lambda file: file.as_posix())
-    return []
 
 
 def _listed(paths: Sequence[Path]) -> str:

@@ -24,28 +24,34 @@ class Obtained:
 
     @property
     def title(self) -> str:
-        """What a person calls it: the dataset's name, or the text's path."""
-        return str(self.used.options.get("path", self.used.type))
+        return title_of(self.used)
+
+
+def title_of(table: PluginTable) -> str:
+    """What a person calls a dataset: its name, or the text's path; of several the first, and how many."""
+    path = table.options.get("path", table.type)
+    paths = path if isinstance(path, list) and path else [path]
+    return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0])
 
 
 def obtain_text(data: DataSettings, folders: DataFolders, listener: Listener) -> Obtained:
     """The text to train on. Raises DataError or NetworkError where there is none and no fallback."""
-    folders = _watched(folders, listener)
+    coming, reading = _watched(folders, listener)
     try:
-        dataset, used = _bring(data.dataset, folders)
+        dataset, used = _bring(data.dataset, coming)
     except (DataError, NetworkError) as error:
         if data.fallback is None:
             raise
-        dataset, used = _bring(data.fallback, folders)
+        dataset, used = _bring(data.fallback, coming)
         listener(Warned(f"{error}\nTraining on the fallback {used.type!r} instead, until the text is here."))
-    return Obtained(read_dataset(used.type, dataset, folders), data.dataset, used, dataset.facts())
+    return Obtained(read_dataset(used.type, dataset, reading), data.dataset, used, dataset.facts())
 
 
 def recorded_text(data: DataSettings, folders: DataFolders, listener: Listener) -> str:
     """The text of a run that goes on: the one it has, never a fallback."""
-    folders = _watched(folders, listener)
-    dataset, used = _bring(data.dataset, folders)
-    return read_dataset(used.type, dataset, folders)
+    coming, reading = _watched(folders, listener)
+    dataset, used = _bring(data.dataset, coming)
+    return read_dataset(used.type, dataset, reading)
 
 
 def telling(listener: Listener, what: str) -> Progress:
@@ -53,8 +59,10 @@ def telling(listener: Listener, what: str) -> Progress:
     return lambda done, total: listener(Working(what, done, total))
 
 
-def _watched(folders: DataFolders, listener: Listener) -> DataFolders:
-    return replace(folders, progress=telling(listener, "downloading the text"))
+def _watched(folders: DataFolders, listener: Listener) -> tuple[DataFolders, DataFolders]:
+    """The folders while a text is brought here, and while it is read."""
+    coming = replace(folders, progress=telling(listener, "downloading the text"))
+    return coming, replace(folders, progress=telling(listener, "reading the text"))
 
 
 def _bring(table: PluginTable, folders: DataFolders) -> tuple[Dataset, PluginTable]:

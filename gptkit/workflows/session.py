@@ -28,6 +28,7 @@ from gptkit.training.loop import Evaluation, Progress, Trainer, reason_to_end, t
 from gptkit.training.loss import bits_per_byte, evaluate
 from gptkit.training.pace import FOREVER, Pace, last_step
 from gptkit.workflows.building import build_model, build_trainer
+from gptkit.workflows.data import title_of
 from gptkit.workflows.reading import recorded_id, tokenizer_hash
 
 StopRequested = Callable[[], str]
@@ -166,7 +167,7 @@ class Session:
             events.RunStarted(
                 run_id=self.run.id,
                 folder=self.run.path,
-                dataset=str(experiment.data.dataset.options.get("path", experiment.data.dataset.type)),
+                dataset=title_of(experiment.data.dataset),
                 tokenizer=experiment.tokenizer.type,
                 vocab_size=corpus.tokenizer.vocab_size,
                 train_tokens=len(corpus.train),
