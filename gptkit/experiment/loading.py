@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -34,6 +34,10 @@ MAX_BYTES = 1_000_000  # an experiment file larger than this is something else
 MAX_DEPTH = 32  # tables in tables; the schema itself has three
 Override = tuple[str, Any]
 
+# What the dataset may be: a registered one or a text of one's own; a registered one, as in every recorded
+# run; whatever the file says, for those who want no text
+DatasetRule = Literal["any", "registered", "unchecked"]
+
 # A dotted key of more parts than that, where a key may begin: tomllib takes their number squared
 _DEEP_KEY = re.compile(
     rf"""(?:^|[={{,\[])[ \t]*(?:[\w"'-]{{1,200}}[ \t]{{0,9}}\.[ \t]{{0,9}}){{{MAX_DEPTH}}}""",
@@ -53,7 +57,9 @@ _PLUGIN_KEYS = (
 )
 
 
-def load_experiment(path: Path | str, overrides: Sequence[Override] = ()) -> Experiment:
+def load_experiment(
+    path: Path | str, overrides: Sequence[Override] = (), *, dataset: DatasetRule = "any"
+) -> Experiment:
     """The experiment of a TOML file. Its name is the file's, unless it has one.
 
     Raises UsageError where there is no such file, ExperimentError, PluginError.
@@ -62,19 +68,25 @@ def load_experiment(path: Path | str, overrides: Sequence[Override] = ()) -> Exp
     data = _parse(path)
     with suppress(ValidationError):  # a file may be called what a run may not
         data.setdefault("name", _NAME.validate_python(path.stem))
-    return experiment_from_dict(data, overrides, source=str(path))
+    return experiment_from_dict(data, overrides, source=str(path), dataset=dataset)
 
 
 def experiment_from_dict(
-    data: Mapping[str, Any], overrides: Sequence[Override] = (), *, source: str = "the experiment"
+    data: Mapping[str, Any],
+    overrides: Sequence[Override] = (),
+    *,
+    source: str = "the experiment",
+    dataset: DatasetRule = "any",
 ) -> Experiment:
     """The experiment of a nested dict, keys as in a file. Raises ExperimentError, PluginError."""
     raw = _copy_tables(data, source)
     problems = [problem for key, value in overrides if (problem := _override(raw, key, value))]
     missing: list[PluginError] = []
     for keys, family in _PLUGIN_KEYS:
+        if family == registry.DATASETS and dataset == "unchecked":
+            continue
         try:
-            problems += _fill_plugin_options(raw, keys, family)
+            problems += _fill_plugin_options(raw, keys, family, texts=dataset == "any")
         except PluginError as error:
             missing.append(error)
     try:
@@ -84,7 +96,8 @@ def experiment_from_dict(
     if problems:
         raise ExperimentError(source, problems + [str(error) for error in missing])
     if missing:
-        raise missing[0]
+        plugins = [plugin for error in missing for plugin in error.plugins]
+        raise PluginError("\n".join(str(error) for error in missing), plugins) from missing[0]
     return experiment
 
 
@@ -168,8 +181,13 @@ def _override(raw: dict[str, Any], dotted: str, value: Any) -> str | None:
     return None
 
 
-def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str) -> list[str]:
-    """Makes the options of the plugin at `keys` explicit in place; the problems with them."""
+def _fill_plugin_options(
+    raw: dict[str, Any], keys: tuple[str, ...], family: str, *, texts: bool
+) -> list[str]:
+    """Makes the options of the plugin at `keys` explicit in place; the problems with them.
+
+    With `texts` a dataset may be a text of one's own.
+    """
     table: Any = raw
     for key in keys[:-1]:
         table = table.setdefault(key, {}) if isinstance(table, dict) else None
@@ -187,12 +205,13 @@ def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str
     if not isinstance(choice, dict) or not isinstance(choice.get("type"), str):
         return []
     name = choice["type"]
-    if family == registry.DATASETS and name not in registry.names(family):
+    if texts and family == registry.DATASETS and name not in registry.names(family):
         if len(choice) > 1:
-            return [f"{dotted}: {name!r} is no registered dataset, so it takes no options"]
+            said = f"{dotted}: {name!r} is no registered dataset, so it takes no options"
+            return [f"{said}; or the package that brings it is not installed"]
         table[last] = choice  # a text of one's own; the workflow looks for it
         return []
-    plugin = registry.load(family, name).cls
+    plugin = _load(family, name)
     options = {key: value for key, value in choice.items() if key != "type"}
     try:
         filled = plugin.Options.model_validate(options)
@@ -203,6 +222,13 @@ def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"{dotted}: the options of {name!r} failed: {reason}") from error
     return []
+
+
+def _load(family: str, name: str) -> Any:
+    try:
+        return registry.load(family, name).cls
+    except PluginError as error:
+        raise PluginError(str(error), [(family, name)]) from error
 
 
 def _default_plugin(keys: tuple[str, ...]) -> str | None:

@@ -68,7 +68,7 @@ def verify_run(run: RunFolder) -> Iterator[Finding]:
         yield Finding("note", run.id, "is being trained now; what changes meanwhile may be found wrong")
     experiment: Experiment | None = None
     try:
-        experiment = run_experiment(run)
+        experiment = run_experiment(run, with_dataset=True)
         yield Finding("ok", run.experiment_file.name)
     except GptkitError as error:
         yield Finding("bad", run.experiment_file.name, str(error))
