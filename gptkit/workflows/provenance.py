@@ -32,7 +32,7 @@ class Changed:
     """A plugin that is here, and that the run had from elsewhere, or in another version."""
 
     plugin: registry.Provenance
-    before: str  # "gptkit-t5-bias 1.0", "not recorded", or "an unknown package" where it cannot be shown
+    before: str  # "gptkit-t5-bias 1.0", or words where it has no name or none to be shown
 
     @property
     def now(self) -> str:
@@ -81,7 +81,7 @@ def changed_plugins(record: dict[str, Any], plugins: Sequence[registry.Provenanc
         both_builtin = before is not None and before[0] == plugin.distribution == OWN
         if before != (plugin.distribution, plugin.version) and not both_builtin:
             shown = " ".join(before) if before and _can_be_shown(*before) else "an unknown package"
-            changed.append(Changed(plugin, shown if before else "not recorded"))
+            changed.append(Changed(plugin, shown if before else "an unrecorded package"))
     return changed
 
 
