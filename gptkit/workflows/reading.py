@@ -8,13 +8,14 @@ from contextlib import suppress
 from typing import Any
 
 from gptkit.checkpoint import Checkpoint, list_steps, load_checkpoint, newest_checkpoint
-from gptkit.errors import CheckpointError, GptkitError, PluginError, UsageError
+from gptkit.errors import CheckpointError, PluginError, UsageError
 from gptkit.experiment import Experiment, load_experiment
 from gptkit.files import sha256, to_json
 from gptkit.model import GPT
 from gptkit.plugins import Tokenizer, registry
 from gptkit.runs import DEFAULT_RUNS_FOLDER, RunFolder, refuse_links
 from gptkit.workflows.building import build_model_for, load_weights
+from gptkit.workflows.provenance import changed_plugins, model_plugins, what_to_install
 
 
 def read_model(
@@ -22,9 +23,12 @@ def read_model(
 ) -> tuple[GPT, Tokenizer, Checkpoint]:
     """The model of a run at a checkpoint ("best", "last" or a step), in fp32 on the CPU, and its tokenizer.
 
-    Raises CheckpointError where something does not verify or does not fit together, PluginError.
+    `warn` is told of a tokenizer or positional encoding of another version than the run's, and of a
+    checkpoint that had to be passed over. Raises CheckpointError where something does not verify or does not
+    fit together, PluginError.
     """
     experiment = run_experiment(run)
+    _warn_of_changed_plugins(run, experiment, warn)
     tokenizer = run_tokenizer(run, experiment)
     checkpoint = read_checkpoint(run, which, warn=warn)
     check_tokenizer(run, checkpoint, tokenizer)
@@ -97,28 +101,36 @@ def recorded_id(run: RunFolder) -> str:
 
 
 def run_experiment(run: RunFolder) -> Experiment:
-    """The experiment that a run recorded. Raises CheckpointError where its file is damaged, PluginError."""
+    """The experiment that a run recorded.
+
+    Raises CheckpointError where its file is damaged, PluginError, which says what to install.
+    """
     refuse_links(run)
     try:
-        return load_experiment(run.experiment_file)
+        return load_experiment(run.experiment_file, texts=False)
     except PluginError as error:
-        raise PluginError(f"{error}{_recorded_distribution(run, str(error))}") from error
+        remedy = what_to_install(_record_or_nothing(run), error.plugins)
+        raise PluginError(f"{error}\n{remedy}".rstrip(), error.plugins) from error
     except UsageError as error:
         raise CheckpointError(f"the run's own experiment file is damaged: {error}") from error
 
 
-def _recorded_distribution(run: RunFolder, message: str) -> str:
-    """Which package a run had the missing plugin from."""
-    try:
-        plugins = run.record().get("plugins", [])
-        wanted = [plugin for plugin in plugins if f"{plugin['name']!r}" in message]
-        return "".join(
-            f"\nThe run had it from {plugin['distribution']} {plugin['version']}: "
-            f"pip install {plugin['distribution']}=={plugin['version']}"
-            for plugin in wanted[:1]
+def _record_or_nothing(run: RunFolder) -> dict[str, Any]:
+    with suppress(CheckpointError):
+        return run.record()
+    return {}
+
+
+def _warn_of_changed_plugins(run: RunFolder, experiment: Experiment, warn: Callable[[str], None]) -> None:
+    """Another version may cut or place tokens otherwise than the weights have learnt it."""
+    record = _record_or_nothing(run)
+    for changed in changed_plugins(record, model_plugins(experiment)) or ():
+        plugin = changed.plugin
+        remedy = what_to_install(record, [(plugin.family, plugin.name)])
+        warn(
+            f"{plugin.name!r} is of {changed.now} here, but was of {changed.before} in training: "
+            f"the model may write worse.\n{remedy}".rstrip()
         )
-    except (GptkitError, AttributeError, KeyError, TypeError):
-        return ""
 
 
 def run_tokenizer(run: RunFolder, experiment: Experiment) -> Tokenizer:
