@@ -90,6 +90,7 @@ class RunFinished:
     train_loss: float | None  # the last that was logged
     val_loss: float | None
     best_val_loss: float | None
+    best_bits_per_byte: float | None
     best_step: int | None
     tokens: int
     seconds: float

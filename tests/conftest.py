@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from gptkit.cli.app import run_command
 from gptkit.native import switched, usable
+from gptkit.plugins import registry
 from gptkit.text.catalogue import data_folders
 from gptkit.workflows.session import Surroundings
 from tests.sums import TEXT
@@ -56,6 +58,7 @@ class Result:
 
 
 Command = Callable[..., Result]
+Install = Callable[..., None]
 
 
 def small_text(words: int = 3600) -> str:
@@ -132,3 +135,34 @@ def around(tmp_path: Path) -> Surroundings:
     """A place for runs, with the text of tests/sums.py."""
     (tmp_path / "sums.txt").write_text(TEXT)
     return Surroundings(runs_folder=tmp_path / "runs", folders=data_folders(tmp_path))
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Puts a distribution on sys.path: `entries` is its entry_points.txt, `module` one file of code."""
+    before = set(sys.modules)
+
+    def put(
+        name: str,
+        entries: str,
+        module: str = "",
+        version: str = "1.2",
+        under: str = "site",
+        metadata: str = "",
+    ) -> None:
+        site = tmp_path / under
+        info = site / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}")
+        (info / "entry_points.txt").write_text(entries)
+        (site / f"{name}_code.py").write_text(module)
+        monkeypatch.syspath_prepend(str(site))
+        registry.forget()
+
+    yield put
+    monkeypatch.undo()
+    for name in set(sys.modules) - before:
+        if name.endswith("_code"):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    registry.forget()

@@ -592,7 +592,7 @@ def test_the_table_of_runs_is_plain_lines_when_piped(tiny_experiment: Path, gptk
     assert (table.code, table.err) == (0, "")
     header, *lines = table.out.splitlines()
     assert header.split() == [
-        *("id", "status", "dataset", "hyperparameters", "steps", "best", "val", "loss", "when")
+        *("id", "status", "dataset", "hyperparameters", "steps", "best", "val", "loss", "bits/byte", "when")
     ]
     assert [line.split()[:2] for line in lines] == [
         ["odd", "unreadable"],

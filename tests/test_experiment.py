@@ -219,7 +219,7 @@ def test_a_missing_plugin_is_reported_along_with_the_other_problems() -> None:
         ({"optimizer": {"learning_rate": -0.1}}, "optimizer.learning_rate = -0.1: should be greater than or"),
         ({"data": {"dataset": {"type": "text"}}}, "data.dataset.path: is required"),
         ({"data": {"dataset": {"type": "markov", "order": 9}}}, "data.dataset.order = 9: should be less"),
-        ({"data": {"dataset": {"type": "a.txt", "x": 1}}}, "data.dataset: 'a.txt' is no registered dataset"),
+        ({"data": {"dataset": {"type": "a.txt", "x": 1}}}, "data.dataset: no dataset 'a.txt' is installed"),
         ({"data": {"fallback": {"type": "markov", "lenth": 9}}}, "data.fallback.lenth: unknown key; did you"),
         ({"name": "../evil"}, "name = \"../evil\": should be letters, digits, '_' and '-'"),
         ({"name": "/etc/passwd"}, 'name = "/etc/passwd": should be letters'),
@@ -384,7 +384,7 @@ def test_an_unknown_plugin_is_a_plugin_error_with_the_nearest_and_all_installed(
         experiment_from_dict({"tokenizer": "chra"})
     assert caught.value.exit_code == 3
     assert "no tokenizer is called 'chra'; did you mean 'char'?" in str(caught.value)
-    assert "Installed: bigram, byte, char." in str(caught.value)
+    assert "Installed: bigram, bpe, byte, char, hf." in str(caught.value)
     with pytest.raises(PluginError, match=r"'zzz'\. Installed: alibi, learned, none, rope, sinusoidal\."):
         experiment_from_dict({"model": {"position": "zzz"}})
 

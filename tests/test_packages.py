@@ -67,7 +67,7 @@ class Environment:
     workspace: Path
 
     def gptkit(self, *arguments: object) -> Result:
-        return self._python("-m", "gptkit", *arguments)
+        return self.run("-m", "gptkit", *arguments)
 
     def install(self, *names: str) -> None:
         folders = [self.sources / name for name in names]
@@ -100,10 +100,10 @@ class Environment:
             self.install(*names)
 
     def _pip(self, *arguments: object) -> None:
-        done = self._python("-m", "pip", "--disable-pip-version-check", *arguments)
+        done = self.run("-m", "pip", "--disable-pip-version-check", *arguments)
         assert done.code == 0, done.out + done.err
 
-    def _python(self, *arguments: object) -> Result:
+    def run(self, *arguments: object) -> Result:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("GPTKIT_", "PIP_"))}
         done = subprocess.run(
             [self.python, *map(str, arguments)],
@@ -442,3 +442,41 @@ def test_recipes_can_be_worked_out_and_more_of_them_begin_alike(package: Callabl
         people = int(title.split()[-1])
         assert 1 <= people <= 4
         assert int(first.split()[1]) == 150 * people
+
+
+def test_each_package_keeps_what_gptkit_relies_on(environment: Environment) -> None:
+    checked = environment.gptkit("plugins", "check", "syllables", "t5", "recipes")
+    assert checked.code == 0, checked.out + checked.err
+    assert " bad " not in checked.out
+    listed = environment.gptkit("plugins")
+    for family, name, package in (
+        ("tokenizer", "syllables", SYLLABLES),
+        ("position", "t5", T5),
+        ("dataset", "recipes", RECIPES),
+    ):
+        (line,) = [line for line in listed.out.splitlines() if line.split()[:2] == [family, name]]
+        assert line.split()[2:5] == [package, "1.0", "yes"]
+
+
+@pytest.mark.parametrize("family", ["tokenizer", "position", "dataset"])
+def test_a_new_package_installs_passes_its_check_and_its_own_tests(
+    family: str, environment: Environment
+) -> None:
+    name = f"fresh-{family}"
+    made = environment.gptkit("plugins", "new", family, name, "--folder", environment.sources)
+    assert made.code == 0, made.err
+    package = f"gptkit-{name}"
+    environment.install(package)
+    try:
+        checked = environment.gptkit("plugins", "check", name)
+        tested = environment.run(
+            "-m", "pytest", "-q", "-p", "no:cacheprovider", environment.sources / package
+        )
+        key = {"tokenizer": "tokenizer", "position": "model.position", "dataset": "data.dataset"}[family]
+        trained = environment.gptkit("train", "all.toml", "--steps", 2, "--quiet", "--set", f"{key}={name}")
+    finally:
+        environment.uninstall(package)
+    assert checked.code == 0, checked.out + checked.err
+    assert tested.code == 0, tested.out + tested.err
+    assert "2 passed" in tested.out
+    assert trained.code == 0, trained.err

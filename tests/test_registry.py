@@ -4,80 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from conftest import Command, Install
+from strangers import TOKENIZER
 
 from gptkit.errors import PluginError
 from gptkit.experiment import experiment_from_dict
 from gptkit.plugins import registry
 from gptkit.runs import find_run
-
-TOKENIZER = """
-import numpy as np
-from gptkit.plugins import PluginOptions, Tokenizer
-
-class Options(PluginOptions):
-    shout: bool = False
-
-class UpperTokenizer(Tokenizer):
-    "Code points of the text in capitals."
-    summary = "capitals"
-    Options = Options
-    vocab_size = 128
-
-    @classmethod
-    def train(cls, options, splits):
-        return cls()
-
-    def encode(self, text):
-        return np.frombuffer(text.upper().encode("ascii"), dtype=np.uint8)
-
-    def decode(self, ids):
-        return bytes(ids).decode("ascii", "replace")
-
-    def to_json(self):
-        return {"type": "upper"}
-
-    @classmethod
-    def from_json(cls, data):
-        return cls()
-"""
-
-Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a distribution on sys.path: `entries` is its entry_points.txt, `module` one file of code."""
-    before = set(sys.modules)
-
-    def put(
-        name: str,
-        entries: str,
-        module: str = "",
-        version: str = "1.2",
-        under: str = "site",
-        metadata: str = "",
-    ) -> None:
-        site = tmp_path / under
-        info = site / f"{name}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}")
-        (info / "entry_points.txt").write_text(entries)
-        (site / f"{name}_code.py").write_text(module)
-        monkeypatch.syspath_prepend(str(site))
-        registry.forget()
-
-    yield put
-    monkeypatch.undo()
-    for name in set(sys.modules) - before:
-        if name.endswith("_code"):
-            del sys.modules[name]
-    importlib.invalidate_caches()
-    registry.forget()
 
 
 def plugin_error(family: str, name: str) -> str:

@@ -321,6 +321,7 @@ def finished(status: str) -> events.RunFinished:
         train_loss=2.5,
         val_loss=2.0,
         best_val_loss=2.0,
+        best_bits_per_byte=2.9,
         best_step=20,
         tokens=1280,
         seconds=2.0,
@@ -494,6 +495,7 @@ RECORD: dict[str, Any] = {
     "target_step": 20,
     "step": 20,
     "best_val_loss": 1.5,
+    "best_bits_per_byte": 2.25,
     "dataset": {"title": "data/mine.txt"},
     "hyperparameters": {"context_length": 16, "n_embd": 32, "optimizer": "muon"},
 }
@@ -510,6 +512,7 @@ def test_a_summary_says_what_the_record_says(tmp_path: Path) -> None:
             step=20,
             target_step=20,
             best_val_loss=1.5,
+            best_bits_per_byte=2.25,
             started="2026-01-01T10:00:00+00:00",
         )
     ]
@@ -518,10 +521,11 @@ def test_a_summary_says_what_the_record_says(tmp_path: Path) -> None:
 def test_a_run_whose_process_is_gone_is_shown_as_crashed_with_what_it_reached(tmp_path: Path) -> None:
     run = make(tmp_path, "mine-1", {**RECORD, "status": "running", "step": 3})
     (run.path / "metrics.jsonl").write_text(
-        '{"step": 10, "val_loss": 2.0}\n{"step": 15, "val_loss": 2.5}\n{"step": 17, "train_loss": 1}\n{"st'
+        '{"step": 10, "val_loss": 2.0, "bits_per_byte": 2.9}\n{"step": 15, "val_loss": 2.5}\n{"step": 17, "train_loss": 1}\n{"st'
     )
     (crashed,) = summarise_runs(tmp_path)
     assert (crashed.status, crashed.step, crashed.best_val_loss) == ("crashed", 17, 2.0)
+    assert crashed.best_bits_per_byte == 2.9
     with lock_run(run):
         (running,) = summarise_runs(tmp_path)
     assert (running.status, running.step, running.best_val_loss) == ("running", 17, 2.0)
@@ -546,6 +550,7 @@ def test_runs_are_listed_oldest_first_and_those_that_cannot_be_read_too(tmp_path
         {"status": 5, "started": None},
         {"step": "20", "target_step": None},
         {"best_val_loss": "low"},
+        {"best_bits_per_byte": [1]},
         {"best_val_loss": 10**400},
         {"best_val_loss": True},
         {"dataset": "x", "hyperparameters": [1]},

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from gptkit.workflows.replaying import Replay
     from gptkit.workflows.verifying import Finding
 
-HEADER = ("id", "status", "dataset", "hyperparameters", "steps", "best val loss", "when")
+HEADER = ("id", "status", "dataset", "hyperparameters", "steps", "best val loss", "bits/byte", "when")
 
 
 def show_runs(runs: Sequence[RunSummary], runs_dir: Path) -> None:
     if not runs:
         print(f"There are no runs in {runs_dir} yet. Make one: gptkit train experiments/shakespeare.toml")
         return
-    show_table(HEADER, [_cells(run) for run in runs], right=("steps", "best val loss"))
+    show_table(HEADER, [_cells(run) for run in runs], right=("steps", "best val loss", "bits/byte"))
 
 
 def _cells(run: RunSummary) -> tuple[str, ...]:
@@ -32,7 +32,10 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
             run.dataset,
             run.hyperparameters,
             f"{run.step}/{run.target_step}" if run.target_step else str(run.step),
-            f"{run.best_val_loss:.4f}" if run.best_val_loss is not None else "",
+            *(
+                f"{loss:.4f}" if loss is not None else ""
+                for loss in (run.best_val_loss, run.best_bits_per_byte)
+            ),
             run.started[:16].replace("T", " "),
         )
     )

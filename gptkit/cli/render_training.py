@@ -95,8 +95,9 @@ def describe_replayed(event: events.ReplayStarted) -> str:
 def describe_end(event: events.RunFinished, folder: str) -> list[str]:
     """What was reached, where it is, and how to go on."""
     best = (
-        f"; best val loss {event.best_val_loss:.4f} at step {event.best_step}"
-        if event.best_val_loss is not None
+        f"; best val loss {event.best_val_loss:.4f} ({event.best_bits_per_byte:.4f} bits/byte) "
+        f"at step {event.best_step}"
+        if event.best_val_loss is not None and event.best_bits_per_byte is not None
         else ""
     )
     reached = event.reason or f"step {event.step} of {event.max_steps}"

@@ -21,8 +21,8 @@ gptkit runs
 
 gptkit runs verify latest
 
-Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, when. Piped, it is
-plain lines.
+Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, the same in bits a
+byte (which compares across tokenizers), when. Piped, it is plain lines.
 """
 
 runs_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -53,7 +53,7 @@ def list_command(context: typer.Context, runs_dir: _RunsDir = None, debug: optio
 
       gptkit runs list
 
-    Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, when.
+    Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, bits a byte, when.
     """
     from gptkit.cli import commands
 

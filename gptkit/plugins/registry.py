@@ -99,10 +99,10 @@ def names(family: str) -> list[str]:
 
 def claimants(family: str, name: str) -> list[tuple[str, str]]:
     """The distributions that claim a name, allowed or not, each with its version."""
-    return [
+    return sorted(
         (_distribution(point), point.dist.version if point.dist else "unknown")
         for point in _installed(family).get(name, ())
-    ]
+    )
 
 
 def installed_names(family: str) -> list[str]:

@@ -82,6 +82,7 @@ class Recorder:
             "train_loss": event.train_loss,
             "val_loss": event.val_loss,
             "best_val_loss": event.best_val_loss,
+            "best_bits_per_byte": event.best_bits_per_byte,
             "best_step": event.best_step,
             "tokens": event.tokens,
             "seconds": round(event.seconds, 3),

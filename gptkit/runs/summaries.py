@@ -21,6 +21,7 @@ class RunSummary:
     step: int
     target_step: int
     best_val_loss: float | None
+    best_bits_per_byte: float | None  # comparable across tokenizers
     started: str
 
 
@@ -36,15 +37,16 @@ def _summarise(run: RunFolder) -> RunSummary:
     try:
         record = run.record()
     except CheckpointError:
-        return RunSummary(run.id, "unreadable", "", "", 0, 0, None, "")
+        return RunSummary(run.id, "unreadable", "", "", 0, 0, None, None, "")
     status = _text(record.get("status"))
-    step, best = record.get("step"), record.get("best_val_loss")
+    step, best, bits = (record.get(key) for key in ("step", "best_val_loss", "best_bits_per_byte"))
     if status in ("running", "starting"):
         status = "running" if is_locked(run) else "crashed"
-        last = run.metrics()[-1:]
-        step = last[0]["step"] if last else 0
-        best = min(
-            (row["val_loss"] for row in run.metrics() if _is_number(row.get("val_loss"))), default=None
+        metrics = run.metrics()
+        step = metrics[-1]["step"] if metrics else 0
+        best, bits = (
+            min((row[key] for row in metrics if _is_number(row.get(key))), default=None)
+            for key in ("val_loss", "bits_per_byte")
         )
     dataset, numbers = record.get("dataset"), record.get("hyperparameters")
     return RunSummary(
@@ -55,6 +57,7 @@ def _summarise(run: RunFolder) -> RunSummary:
         step=step if isinstance(step, int) else 0,
         target_step=record["target_step"] if isinstance(record.get("target_step"), int) else 0,
         best_val_loss=best if _is_number(best) else None,
+        best_bits_per_byte=bits if _is_number(bits) else None,
         started=_text(record.get("started")),
     )
 

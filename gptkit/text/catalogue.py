@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -159,15 +160,15 @@ def _claimed_files() -> dict[str, str]:
     """File name -> registered dataset, for those that are one file."""
     claimed = {}
     for name in registry.names(registry.DATASETS):
-        file_name = getattr(_class_or_none(name), "file_name", None)
+        file_name = getattr(_class_or_none(registry.DATASETS, name), "file_name", None)
         if file_name:
             claimed[str(file_name)] = name
     return claimed
 
 
-def _class_or_none(name: str) -> Any:
+def _class_or_none(family: str, name: str) -> Any:
     try:
-        return registry.load(registry.DATASETS, name).cls
+        return registry.load(family, name).cls
     except PluginError:
         return None
 
@@ -262,7 +263,7 @@ def describe_dataset(
         val_fraction=val_fraction,
         train_characters=len(train),
         val_characters=len(val),
-        tokens=tuple(_count(which, train, val) for which in registry.names(registry.TOKENIZERS)),
+        tokens=tuple(_counts(train, val)),
         first_lines=tuple(text[:2000].split("\n")[:5]),
         facts=tuple(dataset.facts().items()),
     )
@@ -275,6 +276,14 @@ def _found_at(dataset: Dataset, folders: DataFolders) -> str:
     paths = dataset.files(folders) if isinstance(dataset, TextDataset) else []
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return f"{paths[0]}{more}" if paths else ""
+
+
+def _counts(train: str, val: str) -> Iterator[TokenCount]:
+    """What each tokenizer makes of it that needs nothing to be given."""
+    for name in registry.names(registry.TOKENIZERS):
+        cls = _class_or_none(registry.TOKENIZERS, name)
+        if cls is None or not any(field.is_required() for field in cls.Options.model_fields.values()):
+            yield _count(name, train, val)
 
 
 def _count(tokenizer: str, train: str, val: str) -> TokenCount:
@@ -373,14 +382,14 @@ def _place_for(name: str, file: Path, folders: DataFolders) -> tuple[Path, Any]:
     claimed = _claimed_files()
     for registered in registry.names(registry.DATASETS):
         if registered.lower() == name.lower():
-            cls = _class_or_none(registered)
+            cls = _class_or_none(registry.DATASETS, registered)
             file_name = getattr(cls, "file_name", None)
             if not file_name:
                 raise UsageError(f"{registered!r} is a dataset of gptkit's; choose another name.")
             return folders.downloads / str(file_name), cls
     owner = claimed.get(f"{name}.txt")
     if owner:
-        return folders.downloads / f"{name}.txt", _class_or_none(owner)
+        return folders.downloads / f"{name}.txt", _class_or_none(registry.DATASETS, owner)
     return folders.downloads / f"{name}{kept_ending(file)}", None
 
 

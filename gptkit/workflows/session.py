@@ -214,6 +214,7 @@ class Session:
 
     def _conclude(self, status: str, final: int, reason: str = "") -> None:
         progress = self.trainer.progress
+        best = progress.best_val_loss
         self.report(
             events.RunFinished(
                 status=status,
@@ -221,7 +222,8 @@ class Session:
                 max_steps=_known(final) or progress.expected_steps or progress.step,
                 train_loss=progress.train_loss,
                 val_loss=progress.val_loss,
-                best_val_loss=progress.best_val_loss,
+                best_val_loss=best,
+                best_bits_per_byte=None if best is None else self._bits_per_byte(best),
                 best_step=progress.best_step,
                 tokens=progress.tokens,
                 seconds=progress.seconds,
@@ -238,9 +240,10 @@ class Session:
             context_length=self.experiment.model.context_length,
             eval_tokens=self.experiment.evaluation.eval_tokens,
         )
-        return Evaluation(
-            loss, bits_per_byte(loss, tokens=len(self.corpus.val), text_bytes=self.corpus.val_bytes)
-        )
+        return Evaluation(loss, self._bits_per_byte(loss))
+
+    def _bits_per_byte(self, loss: float) -> float:
+        return bits_per_byte(loss, tokens=len(self.corpus.val), text_bytes=self.corpus.val_bytes)
 
     def write(self, tokens: int) -> str:
         """The experiment's prompt and `tokens` tokens after it, by the model as it is now."""
