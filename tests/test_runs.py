@@ -521,7 +521,8 @@ def test_a_summary_says_what_the_record_says(tmp_path: Path) -> None:
 def test_a_run_whose_process_is_gone_is_shown_as_crashed_with_what_it_reached(tmp_path: Path) -> None:
     run = make(tmp_path, "mine-1", {**RECORD, "status": "running", "step": 3})
     (run.path / "metrics.jsonl").write_text(
-        '{"step": 10, "val_loss": 2.0, "bits_per_byte": 2.9}\n{"step": 15, "val_loss": 2.5}\n{"step": 17, "train_loss": 1}\n{"st'
+        '{"step": 10, "val_loss": 2.0, "bits_per_byte": 2.9}\n{"step": 15, "val_loss": 2.5}\n'
+        '{"step": 17, "train_loss": 1}\n{"st'
     )
     (crashed,) = summarise_runs(tmp_path)
     assert (crashed.status, crashed.step, crashed.best_val_loss) == ("crashed", 17, 2.0)

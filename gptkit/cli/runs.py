@@ -53,7 +53,8 @@ def list_command(context: typer.Context, runs_dir: _RunsDir = None, debug: optio
 
       gptkit runs list
 
-    Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, bits a byte, when.
+    Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, also in bits a
+    byte, when.
     """
     from gptkit.cli import commands
 
