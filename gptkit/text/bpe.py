@@ -65,27 +65,27 @@ def refusals() -> Iterator[None]:
 
 def open_tokenizer(tokenizer: str, data: dict[str, Any]) -> tokenizers.Tokenizer:
     """The library's tokenizer of a tokenizer.json. Raises ValueError where it is none, PluginError."""
-    tokenizers = library(tokenizer)
+    package = library(tokenizer)
     try:
         text = json.dumps(data, allow_nan=False)
     except (RecursionError, TypeError) as error:
         raise ValueError(f"it cannot be JSON: {error}") from None
     with refusals():
-        opened: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(text)
+        opened: tokenizers.Tokenizer = package.Tokenizer.from_str(text)
     return opened
 
 
-def pieces(text: str, cut: re.Pattern[str] = _BEFORE_SPACE) -> Iterator[str]:
+def pieces(text: str, cut: re.Pattern[str] = _BEFORE_SPACE, longest: int = _LONGEST) -> Iterator[str]:
     """A text in pieces of some 64k characters, each ending where a match of `cut` does.
 
-    Where 2**20 characters have no such place the piece ends there.
+    Where `longest` characters have no such place the piece ends after them.
     """
     start = 0
     while start < len(text):
         end = start + _PIECE
         if end < len(text):
-            found = cut.search(text, end - 1, start + _LONGEST)
-            end = found.end() if found else start + _LONGEST
+            found = cut.search(text, end - 1, start + longest)
+            end = found.end() if found else start + longest
         yield text[start:end]
         start = end
 
@@ -220,7 +220,7 @@ def _watched(splits: Splits) -> Iterator[str]:
 # What a tokenizer.json must say. A key that is not named here belongs to another version of the library; it
 # may be there as long as it says nothing.
 
-_NOTHING = (None, False, [], {}, "")
+_NOTHING: tuple[object, ...] = (None, False, [], {}, "")
 _WHOLE = {"version": ("1.0",), "model": (), "pre_tokenizer": (), "decoder": ()}  # (): looked at further
 _SPLITTER = {
     "type": ("ByteLevel",),
