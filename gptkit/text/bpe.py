@@ -122,21 +122,26 @@ def bytes_of_characters() -> dict[str, int]:
     return {character: byte for byte, character in enumerate(byte_characters())}
 
 
-def byte_level_json(merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The tokenizer.json of a byte-level BPE: the 256 bytes, and the merges with their tokens in order."""
-    vocab = {character: number for number, character in enumerate(sorted(byte_characters()))}
-    for left, right in merges:
-        vocab.setdefault(left + right, len(vocab))
+def byte_level_json(vocab: Mapping[str, int], merges: Sequence[Any]) -> dict[str, Any]:
+    """The tokenizer.json of a byte-level BPE without special tokens, as the library writes it."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
         **{"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None},
-        **{"pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level},
+        **{"pre_tokenizer": byte_level, "post_processor": None, "decoder": dict(byte_level)},
         "model": {
             **{"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None},
             **{"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False},
-            **{"vocab": vocab, "merges": [list(pair) for pair in merges]},
+            **{"vocab": vocab, "merges": merges},
         },
     }
+
+
+def small_json(merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A tokenizer.json of the 256 bytes, and of a few merges with their tokens in order."""
+    vocab = {character: number for number, character in enumerate(sorted(byte_characters()))}
+    for left, right in merges:
+        vocab.setdefault(left + right, len(vocab))
+    return byte_level_json(vocab, [list(pair) for pair in merges])
 
 
 class BpeTokenizer(Tokenizer):
@@ -165,7 +170,9 @@ class BpeTokenizer(Tokenizer):
         """Raises ValueError where `data` is not a tokenizer.json of this kind."""
         vocab = _check(data)
         self._data = data
-        self._opened = open_tokenizer("bpe", data)
+        # Of what was checked the library gets these alone, so that its version and keys do not matter
+        model = byte_level_json(data["model"]["vocab"], data["model"]["merges"])
+        self._opened = open_tokenizer("bpe", model)
         byte_of = bytes_of_characters()
         self._pieces = [bytes([byte_of[character] for character in token]) for token in vocab]
         self._dtype = smallest_type(len(self._pieces))

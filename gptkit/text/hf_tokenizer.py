@@ -19,12 +19,12 @@ from gptkit.errors import DataError
 from gptkit.files import parse_json
 from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer
 from gptkit.text.bpe import (
-    byte_level_json,
     bytes_of_characters,
     encode_pieces,
     open_tokenizer,
     pieces,
     refusals,
+    small_json,
 )
 from gptkit.text.tokenizers import ByteStream, Ids, distinct_characters, smallest_type
 
@@ -66,7 +66,7 @@ class HuggingFaceTokenizer(Tokenizer):
         def example(cls, folder: Path) -> Self:
             """Writes a small byte-level tokenizer.json into `folder`."""
             path = folder / _FILE
-            path.write_text(json.dumps(byte_level_json([("t", "h"), ("th", "e"), ("Ġ", "the")])), "utf-8")
+            path.write_text(json.dumps(small_json([("t", "h"), ("th", "e"), ("Ġ", "the")])), "utf-8")
             return cls(path=str(path))
 
     summary = "any tokenizer.json of Hugging Face's format"
