@@ -262,14 +262,17 @@ _PATTERN_PARTS = {
 
 def _cuts_at_spaces(data: dict[str, Any]) -> bool:
     """Whether pieces cut at `_BEFORE_SPACE` have the ids that they have in the whole text."""
-    normalizers = _steps(data.get("normalizer"), "normalizers")
-    splitters = _steps(data.get("pre_tokenizer"), "pretokenizers")
-    return (
-        all(step.get("type") in _LOCAL_NORMALIZERS for step in normalizers)
-        and any(_splits_at_spaces(step) for step in splitters)
-        and all(step.get("type") in _LOCAL_SPLITTERS or _splits_at_spaces(step) for step in splitters)
-        and all(_stays_whole(token) for token in data.get("added_tokens") or ())
-    )
+    try:
+        normalizers = _steps(data.get("normalizer"), "normalizers")
+        splitters = _steps(data.get("pre_tokenizer"), "pretokenizers")
+        return (
+            all(step.get("type") in _LOCAL_NORMALIZERS for step in normalizers)
+            and any(_splits_at_spaces(step) for step in splitters)
+            and all(step.get("type") in _LOCAL_SPLITTERS or _splits_at_spaces(step) for step in splitters)
+            and all(_stays_whole(token) for token in data.get("added_tokens") or ())
+        )
+    except (AttributeError, KeyError, TypeError):  # written in some other way than the library writes it
+        return False
 
 
 def _steps(part: Any, inside: str) -> list[dict[str, Any]]:
