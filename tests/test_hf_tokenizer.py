@@ -167,6 +167,10 @@ def test_ids_are_those_of_the_library_for_the_whole_text(kind: str, monkeypatch:
     assert (len(given_out) > 1) == (kind in CUT)
 
 
+LATER_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+SPLIT = {"type": "Split", "pattern": {"Regex": "old lamp|[a-z]+"}, "behavior": "Isolated", "invert": False}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -175,13 +179,10 @@ def test_ids_are_those_of_the_library_for_the_whole_text(kind: str, monkeypatch:
         {"added_tokens": [{"content": "old", "single_word": True}]},
         {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
         {"pre_tokenizer": None},
-        {
-            "pre_tokenizer": {
-                **{"type": "Split", "pattern": {"Regex": "old lamp"}, "behavior": "Isolated", "invert": False}
-            }
-        },
+        {"pre_tokenizer": LATER_BYTES},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, LATER_BYTES]}},
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_a_text_is_not_cut_where_a_part_of_the_file_may_see_it(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -196,7 +197,8 @@ def test_a_text_is_not_cut_where_a_part_of_the_file_may_see_it(
     }
     data = {**data_of("byte-level"), "added_tokens": [], **copy.deepcopy(change)}
     data["added_tokens"] = [{**token, **added} for added in data["added_tokens"]]
-    data["model"]["vocab"]["<old>"] = 400
+    data["model"]["vocab"].update({"<old>": 400, "dĠ": 401})
+    data["model"]["merges"].insert(0, ["d", "Ġ"])  # across a space, where the splitting lets it
     monkeypatch.setattr(bpe, "_PIECE", 3)
     ours, library = HuggingFaceTokenizer.from_json(data), tokenizers.Tokenizer.from_str(json.dumps(data))
     for text in ("the old lamp  hummed ", " the old  old lamp"):
@@ -272,6 +274,20 @@ def test_lossless_is_found_out() -> None:
     assert not opened("wordpiece")[0].lossless
 
 
+def test_added_tokens_are_decoded_as_the_library_does() -> None:
+    """Which takes the letters of one as bytes where it can: such a file loses text."""
+    library = tokenizers.Tokenizer.from_str(file_of("byte-level"))
+    library.add_tokens(["<ü y>", "中"])
+    assert HuggingFaceTokenizer.from_json(json.loads(library.to_str())).lossless
+    library.add_tokens(["é"])
+    ours = HuggingFaceTokenizer.from_json(json.loads(library.to_str()))
+    assert not ours.lossless
+    ids = ours.encode("a é<ü y> 中 <|end|>").tolist()
+    stream = ours.stream_decoder()
+    assert "".join([*map(stream.push, ids), stream.finish()]) == ours.decode(ids)
+    assert ours.decode(ids) == library.decode(ids, skip_special_tokens=False)
+
+
 def test_unknown_characters_are_those_that_the_model_drops() -> None:
     """Neither what stands as the unknown token nor the white space that a kind does without."""
     text = "lamp é🐎 \n中éz" * 50
@@ -310,8 +326,10 @@ def test_ids_may_have_gaps() -> None:
     assert ours.vocab_size == 1001
     assert ours.encode(first).tolist() == [1000]
     assert ours.decode([999, 1000, 998]) == first
-    stream = ours.stream_decoder()
-    assert "".join([*map(stream.push, [999, 1000, 998]), stream.finish()]) == first
+    for ids in ([999, 1000, 998], [1000, *[999] * 20, 1000]):
+        stream = ours.stream_decoder()
+        assert "".join([*map(stream.push, ids), stream.finish()]) == ours.decode(ids)
+    assert ours.decode(ids) == f"{first} {first}"
 
 
 def test_ids_that_its_decoder_panics_at_are_decoded_all_the_same() -> None:

@@ -81,7 +81,8 @@ class HuggingFaceTokenizer(Tokenizer):
             raise ValueError(f"its highest id is {self._vocab_size - 1}, not in 0 to {_MOST_IDS - 1}")
         self._dtype = smallest_type(self._vocab_size)
         self._in_pieces = _cuts_at_spaces(self._data)
-        self.lossless = all(self._comes_back(text) for text in _TRIED)
+        added = [token.content for token in self._opened.get_added_tokens_decoder().values()]
+        self.lossless = all(self._comes_back(text) for text in (*_TRIED, " x ".join(added)))
 
     @classmethod
     def train(cls, options: Options, splits: Splits) -> Self:
@@ -151,12 +152,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def stream_decoder(self) -> StreamDecoder:
         tokens = [self._opened.id_to_token(number) or "" for number in range(self._vocab_size)]
-        decoder, added = self._data.get("decoder"), self._data.get("added_tokens") or ()
-        if (
-            isinstance(decoder, dict)
-            and decoder.get("type") == "ByteLevel"
-            and all(str(token.get("content")).isascii() for token in added)
-        ):
+        decoder = self._data.get("decoder")
+        if isinstance(decoder, dict) and decoder.get("type") == "ByteLevel":
             return ByteStream(self, [_bytes_of(token) for token in tokens])
         return _Stream(self, {number for number, token in enumerate(tokens) if _FALLBACK.fullmatch(token)})
 

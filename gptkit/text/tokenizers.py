@@ -271,6 +271,4 @@ class ByteStream(StreamDecoder):
         return self._decoder.decode(self._pieces[token])
 
     def finish(self) -> str:
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
+        return self._decoder.decode(b"", final=True)
