@@ -21,7 +21,8 @@ Ids = NDArray[np.integer[Any]]
 _CHUNK = 1 << 20  # characters encoded at a time: bounds the memory on top of text and ids
 
 
-def _smallest_type(vocab_size: int) -> np.dtype[Any]:
+def smallest_type(vocab_size: int) -> np.dtype[Any]:
+    """The smallest unsigned type that holds every id of a vocabulary."""
     return np.dtype(np.min_scalar_type(max(vocab_size - 1, 0)))
 
 
@@ -52,7 +53,7 @@ class _Alphabet:
 
     def __init__(self, characters: Sequence[str]) -> None:
         self.characters = tuple(characters)
-        self._dtype = _smallest_type(len(characters))
+        self._dtype = smallest_type(len(characters))
         points = [ord(character) for character in self.characters]
         self._table = np.zeros(max(points, default=0) + 1, dtype=self._dtype)
         self._table[points] = np.arange(len(points), dtype=self._dtype)
@@ -145,7 +146,7 @@ class BigramTokenizer(Tokenizer):
         self._alphabet = _Alphabet(characters)
         self._pairs = tuple(pairs)
         self._pieces = tuple(characters) + self._pairs
-        self._dtype = _smallest_type(len(self._pieces))
+        self._dtype = smallest_type(len(self._pieces))
         keys = self._keys(self._alphabet.encode("".join(pairs)))
         self._order = np.argsort(keys, kind="stable")
         self._sorted_keys = keys[self._order]
@@ -242,7 +243,7 @@ class ByteTokenizer(Tokenizer):
         return bytes(list(ids)).decode("utf-8", "replace")  # bytes(array) would copy the array's memory
 
     def stream_decoder(self) -> StreamDecoder:
-        return _ByteStream(self)
+        return ByteStream(self, [bytes((byte,)) for byte in range(256)])
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "byte"}
@@ -255,15 +256,19 @@ class ByteTokenizer(Tokenizer):
         return cls()
 
 
-class _ByteStream(StreamDecoder):
-    """Bytes to characters as they complete; a byte that cannot belong to one gives U+FFFD at once."""
+class ByteStream(StreamDecoder):
+    """Bytes to characters as they complete; a byte that cannot belong to one gives U+FFFD at once.
 
-    def __init__(self, tokenizer: ByteTokenizer) -> None:
+    `pieces[id]` is the bytes of each id: any tokenizer whose ids are pieces of UTF-8 can use it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, pieces: Sequence[bytes]) -> None:
         super().__init__(tokenizer)
+        self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        return self._decoder.decode(bytes((token,)))
+        return self._decoder.decode(self._pieces[token])
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)

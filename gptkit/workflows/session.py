@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,11 @@ class Session:
     def _sample(self, step: int) -> None:
         self.report(events.SampleDrawn(step, self.write(self.experiment.sampling.max_new_tokens)))
 
+    @cached_property
+    def _tokenizer_sha256(self) -> str:
+        """Once a session: a large vocabulary takes a while to hash."""
+        return tokenizer_hash(self.corpus.tokenizer)
+
     def _save(self, progress: Progress) -> None:
         settings = self.experiment.checkpoints
         if not settings.save:
@@ -270,7 +276,7 @@ class Session:
             state={
                 "step": progress.step,
                 "progress": progress.to_json(),
-                "tokenizer_sha256": tokenizer_hash(self.corpus.tokenizer),
+                "tokenizer_sha256": self._tokenizer_sha256,
                 "text_sha256": self.corpus.text_sha256,
             },
         )
