@@ -81,7 +81,7 @@ def plugin_error(family: str, name: str) -> str:
 
 
 def test_the_built_in_plugins_come_through_entry_points() -> None:
-    assert registry.names(registry.TOKENIZERS) == ["bigram", "byte", "char"]
+    assert registry.names(registry.TOKENIZERS) == ["bigram", "bpe", "byte", "char", "hf"]
     assert {"sinusoidal", "learned", "rope", "alibi", "none"} <= set(registry.names(registry.POSITIONS))
     assert {"shakespeare", "python-docs", "text", "markov"} <= set(registry.names(registry.DATASETS))
     for family in (registry.TOKENIZERS, registry.POSITIONS, registry.DATASETS):
