@@ -17,8 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptkit.errors import PluginError
-from gptkit.plugins import Splits, registry
+from gptkit.plugins import Splits
 from gptkit.text import bpe
 from gptkit.text.bpe import BpeTokenizer, byte_characters, small_json
 from tests.conftest import Command, small_text
@@ -339,16 +338,6 @@ def test_a_changed_file_is_refused_with_value_error_or_works(path: tuple[Any, ..
 
 
 # Where it is used
-
-
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tokenizers", None)  # as if it were not installed
-    cls = registry.load(registry.TOKENIZERS, "bpe").cls
-    wanted = r"tokenizer 'bpe' needs the package tokenizers: pip install 'gptkit\[bpe\]'"
-    with pytest.raises(PluginError, match=wanted):
-        cls.train(cls.Options(), Splits("text", ""))
-    with pytest.raises(PluginError, match=wanted):
-        cls.from_json(SMALL)
 
 
 def test_its_module_is_imported_without_the_package() -> None:

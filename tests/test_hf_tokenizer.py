@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-import sys
 from collections.abc import Callable
 from functools import cache
 from itertools import chain
@@ -16,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptkit.errors import DataError, PluginError
+from gptkit.errors import DataError
 from gptkit.plugins import Splits
 from gptkit.text import bpe
 from gptkit.text.bpe import small_json
@@ -383,13 +382,6 @@ def test_a_file_too_large_to_be_a_tokenizer_is_not_read(tmp_path: Path) -> None:
         file.truncate(100_000_001)
     with pytest.raises(DataError, match="more than 100 MB"):
         read(path)
-
-
-def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    options = HuggingFaceTokenizer.Options.example(tmp_path)  # which needs it not
-    with pytest.raises(PluginError, match=r"tokenizer 'hf' needs the package tokenizers"):
-        HuggingFaceTokenizer.train(options, Splits("", ""))
 
 
 @pytest.mark.parametrize(

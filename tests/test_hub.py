@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gptkit.errors import DataError, DiskError, NetworkError, PluginError
+from gptkit.errors import DataError, DiskError, NetworkError
 from gptkit.plugins import DataFolders
 from gptkit.text import hub
 from gptkit.text.hub import HuggingFaceDataset, HuggingFaceOptions
@@ -283,18 +283,6 @@ def test_another_commit_than_the_one_asked_for_is_not_taken(monkeypatch: pytest.
     assert text_of(path="who/what", revision="a" * 40) == "one"
     with pytest.raises(DataError, match=f"only revision {'a' * 40} is cached"):
         text_of(path="who/what", revision="b" * 40)
-
-
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows_of("one").save_to_disk("mine")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    for path in ("mine", "someone/something"):
-        dataset = HuggingFaceDataset(HuggingFaceOptions(path=path))
-        with pytest.raises(PluginError) as caught:
-            dataset.read(HERE) if dataset.is_here(HERE) else dataset.fetch(HERE)
-        assert str(caught.value) == (
-            "dataset 'hf' needs the package datasets: pip install 'gptkit[datasets]'"
-        )
 
 
 @pytest.mark.parametrize(

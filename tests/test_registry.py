@@ -153,6 +153,23 @@ def test_a_module_that_is_missing_is_answered_with_the_extra_that_brings_it(inst
     )
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "package", "extra"),
+    [
+        (registry.TOKENIZERS, "bpe", "tokenizers", "bpe"),
+        (registry.TOKENIZERS, "hf", "tokenizers", "bpe"),
+        (registry.DATASETS, "hf", "datasets", "datasets"),
+    ],
+)
+def test_without_its_package_a_built_in_plugin_says_which_extra_brings_it(
+    family: str, name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    assert plugin_error(family, name).endswith(
+        f"{name!r} needs the package {package}, which is not installed: pip install 'gptkit[{extra}]'"
+    )
+
+
 def test_what_a_plugin_prints_when_it_is_imported_is_no_part_of_the_output(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,16 +19,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from pydantic import Field
 
-from gptkit.errors import PluginError
 from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer
 from gptkit.text.tokenizers import ByteStream, Ids, smallest_type
 
 if TYPE_CHECKING:
     import tokenizers
 
-_PIECE = (
-    1 << 16
-)  # characters given to the library at a time; it buffers some hundreds of pieces to learn from
+_PIECE = 1 << 16  # characters given to the library at a time; to learn from, it buffers some hundreds of them
 _LONGEST = 1 << 20  # characters without a place to cut, after which a piece is cut wherever that is
 _BATCH = 8  # pieces encoded at a time, in parallel; the library takes about 350 bytes a token meanwhile
 
@@ -37,16 +34,12 @@ _BATCH = 8  # pieces encoded at a time, in parallel; the library takes about 350
 _BEFORE_SPACE = re.compile(r"[^\s\u180e\u200b](?=[ \t\n\r\u3000])")
 
 
-def library(tokenizer: str) -> ModuleType:
-    """The package tokenizers. Raises PluginError, for the tokenizer of that name, where it is missing."""
+def library() -> ModuleType:
+    """The package tokenizers."""
     # It encodes in threads, and warns at every later fork of the process unless this is set
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise PluginError(
-            f"tokenizer {tokenizer!r} needs the package tokenizers: pip install 'gptkit[bpe]'"
-        ) from error
+    import tokenizers
+
     return tokenizers
 
 
@@ -63,15 +56,14 @@ def refusals() -> Iterator[None]:
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0][:200]) from error
 
 
-def open_tokenizer(tokenizer: str, data: dict[str, Any]) -> tokenizers.Tokenizer:
-    """The library's tokenizer of a tokenizer.json. Raises ValueError where it is none, PluginError."""
-    package = library(tokenizer)
+def open_tokenizer(data: dict[str, Any]) -> tokenizers.Tokenizer:
+    """The library's tokenizer of a tokenizer.json. Raises ValueError where it is none."""
     try:
         text = json.dumps(data, allow_nan=False)
     except (RecursionError, TypeError) as error:
         raise ValueError(f"it cannot be JSON: {error}") from None
     with refusals():
-        opened: tokenizers.Tokenizer = package.Tokenizer.from_str(text)
+        opened: tokenizers.Tokenizer = library().Tokenizer.from_str(text)
     return opened
 
 
@@ -165,6 +157,7 @@ class BpeTokenizer(Tokenizer):
         )
 
     summary = "byte-level BPE, learnt from the text; knows every text"
+    needs = ("tokenizers",)
 
     def __init__(self, data: dict[str, Any]) -> None:
         """Raises ValueError where `data` is not a tokenizer.json of this kind."""
@@ -172,14 +165,14 @@ class BpeTokenizer(Tokenizer):
         self._data = data
         # Of what was checked the library gets these alone, so that its version and keys do not matter
         model = byte_level_json(data["model"]["vocab"], data["model"]["merges"])
-        self._opened = open_tokenizer("bpe", model)
+        self._opened = open_tokenizer(model)
         byte_of = bytes_of_characters()
         self._pieces = [bytes([byte_of[character] for character in token]) for token in vocab]
         self._dtype = smallest_type(len(self._pieces))
 
     @classmethod
     def train(cls, options: Options, splits: Splits) -> Self:
-        tokenizers = library("bpe")
+        tokenizers = library()
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
         learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         learner.decoder = tokenizers.decoders.ByteLevel(add_prefix_space=False)

@@ -70,11 +70,12 @@ class HuggingFaceTokenizer(Tokenizer):
             return cls(path=str(path))
 
     summary = "any tokenizer.json of Hugging Face's format"
+    needs = ("tokenizers",)
 
     def __init__(self, data: dict[str, Any]) -> None:
         """Raises ValueError where the library does not take `data`."""
         self._data = _plain(data)
-        self._opened = open_tokenizer("hf", self._data)
+        self._opened = open_tokenizer(self._data)
         ids = self._opened.get_vocab(with_added_tokens=True).values()
         self._vocab_size = max(ids, default=-1) + 1
         if not 0 < self._vocab_size <= _MOST_IDS:

@@ -76,6 +76,7 @@ class HuggingFaceDataset(Dataset):
 
     summary = "a dataset of Hugging Face, by name or folder"
     source = "huggingface.co, or your own folder"
+    needs = ("datasets",)
     Options = HuggingFaceOptions
 
     def __init__(self, options: HuggingFaceOptions) -> None:
@@ -168,18 +169,12 @@ class HuggingFaceDataset(Dataset):
 
 @contextmanager
 def _library(folders: DataFolders) -> Iterator[Any]:
-    """The package `datasets`, kept from writing to the terminal. Raises PluginError where it is missing."""
+    """The package `datasets`, kept from writing to the terminal. Raises PluginError where it is broken."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             import datasets
             import huggingface_hub.utils as hub
-        except ModuleNotFoundError as error:
-            if error.name in ("datasets", "huggingface_hub"):
-                raise PluginError(
-                    "dataset 'hf' needs the package datasets: pip install 'gptkit[datasets]'"
-                ) from None
-            raise PluginError(f"the package datasets does not load: {error}") from error
         except Exception as error:
             raise PluginError(f"the package datasets does not load: {_reason(error)}") from error
         watched = folders.progress is not no_progress and sys.stderr.isatty()
