@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -480,3 +481,37 @@ def test_a_new_package_installs_passes_its_check_and_its_own_tests(
     assert tested.code == 0, tested.out + tested.err
     assert "2 passed" in tested.out
     assert trained.code == 0, trained.err
+
+
+def readme_blocks(language: str) -> list[str]:
+    """The code of the README's chapter on plugins."""
+    chapter = (ROOT / "README.md").read_text().split("\n## Plugins\n")[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```", chapter, re.MULTILINE | re.DOTALL)
+
+
+def test_the_examples_of_the_readme_are_a_package_that_installs_passes_and_trains(
+    environment: Environment,
+) -> None:
+    project, experiment = readme_blocks("toml")
+    package = environment.sources / "gptkit-examples"
+    (package / "gptkit_examples").mkdir(parents=True)
+    (package / "pyproject.toml").write_text(project)
+    (package / "gptkit_examples" / "__init__.py").touch()
+    modules = readme_blocks("python")
+    for code in modules:
+        first, _ = code.split("\n", 1)
+        (package / first.removeprefix("# ")).write_text(code)
+    assert len(modules) == 3
+    small = "[training]\nmax_steps = 3\nbatch_size = 2\nbackend = 'cpu'\nthreads = 1\n"
+    (environment.workspace / "examples.toml").write_text(f"{experiment}context_length = 16\n\n{small}")
+    environment.install("gptkit-examples")
+    try:
+        checked = environment.gptkit("plugins", "check", "words", "kerple", "brackets")
+        trained = environment.gptkit("train", "examples.toml", "--quiet")
+        assert checked.code == 0, checked.out + checked.err
+        assert checked.out.count("ok       base class") == 3
+        assert trained.code == 0, trained.err
+        written = environment.gptkit("generate", trained.out.strip(), "--prompt", "([", "-n", 8)
+        assert written.code == 0, written.err
+    finally:
+        environment.uninstall("gptkit-examples")
