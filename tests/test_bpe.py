@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -335,6 +336,18 @@ def test_a_changed_file_is_refused_with_value_error_or_works(path: tuple[Any, ..
         return
     text = f"{FAMILY} the then thethe"
     assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["ab" * 4000, " " * 5000, "a b " * 2000, "é" * 1500 + "\n" * 1500 + "x" * 10]
+)
+def test_no_long_run_without_a_break_is_learnt_from_in_one_piece(text: str) -> None:
+    """The library takes the square of a word's length: minutes, for a text without spaces."""
+    seen: list[int] = []
+    parts = list(bpe._watched(Splits(text, "", lambda done, total: seen.append(done))))
+    assert "".join(parts) == text
+    assert max(len(run) for part in parts for run in re.findall(r"\S+|\s+", part)) <= 1000
+    assert seen[-1] == len(text)
 
 
 # Where it is used

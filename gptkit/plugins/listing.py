@@ -64,9 +64,9 @@ def list_plugins() -> list[PluginRow]:
 
 def _rows(family: str, name: str) -> Iterator[PluginRow]:
     claims = registry.claimants(family, name)
-    for distribution, version in claims:
-        row = PluginRow(family, name, distribution, version)
-        if not registry.is_allowed(distribution):
+    for claim in claims:
+        row = PluginRow(family, name, claim.distribution, claim.version)
+        if not registry.is_allowed(claim.distribution):
             yield _with(row, problem=f"not allowed: {registry.ALLOWED} does not list it")
             continue
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -49,16 +50,29 @@ class LoadedPlugin:
     provenance: Provenance
 
 
+@dataclass(frozen=True)
+class Claim:
+    """An entry point: a name that a distribution claims for a class of its own."""
+
+    point: EntryPoint
+    distribution: str
+    version: str
+
+
 _loaded: dict[str, Provenance] = {}  # by the top package that a plugin's class is in
 
 
 @cache
-def _installed(family: str) -> dict[str, tuple[EntryPoint, ...]]:
-    """Every name of a family with the entry points that claim it (one distribution counted once)."""
-    claims: dict[str, dict[tuple[str, str], EntryPoint]] = {}
+def _installed(family: str) -> dict[str, tuple[Claim, ...]]:
+    """Every name of a family with those who claim it (one distribution counted once)."""
+    claims: dict[str, dict[tuple[str, str], Claim]] = {}
+    known: dict[int, tuple[str, str]] = {}  # by distribution: to ask for its name reads a file
     for point in entry_points(group=family):
-        claims.setdefault(point.name, {})[(_distribution(point), point.value)] = point
-    return {name: tuple(points.values()) for name, points in sorted(claims.items())}
+        if id(point.dist) not in known:
+            known[id(point.dist)] = (point.dist.name, point.dist.version) if point.dist else ("unknown",) * 2
+        claim = Claim(point, *known[id(point.dist)])
+        claims.setdefault(point.name, {})[(claim.distribution, point.value)] = claim
+    return {name: tuple(found.values()) for name, found in sorted(claims.items())}
 
 
 def forget() -> None:
@@ -66,13 +80,13 @@ def forget() -> None:
     _installed.cache_clear()
 
 
-def _claims(family: str) -> dict[str, tuple[EntryPoint, ...]]:
+def _claims(family: str) -> dict[str, tuple[Claim, ...]]:
     """Those of `_installed` that are allowed here."""
     allowed = {
-        name: tuple(point for point in points if is_allowed(_distribution(point)))
-        for name, points in _installed(family).items()
+        name: tuple(claim for claim in claims if is_allowed(claim.distribution))
+        for name, claims in _installed(family).items()
     }
-    return {name: points for name, points in allowed.items() if points}
+    return {name: claims for name, claims in allowed.items() if claims}
 
 
 def is_allowed(distribution: str) -> bool:
@@ -88,21 +102,14 @@ def _canonical(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else "unknown"
-
-
 def names(family: str) -> list[str]:
     """The names of a family, sorted."""
     return list(_claims(family))
 
 
-def claimants(family: str, name: str) -> list[tuple[str, str]]:
-    """The distributions that claim a name, allowed or not, each with its version."""
-    return sorted(
-        (_distribution(point), point.dist.version if point.dist else "unknown")
-        for point in _installed(family).get(name, ())
-    )
+def claimants(family: str, name: str) -> list[Claim]:
+    """Those who claim a name, allowed or not."""
+    return sorted(_installed(family).get(name, ()), key=lambda claim: claim.distribution)
 
 
 def installed_names(family: str) -> list[str]:
@@ -112,14 +119,15 @@ def installed_names(family: str) -> list[str]:
 
 def provenance(family: str, name: str) -> Provenance:
     """Where the plugin of that name comes from, without loading it. Raises PluginError."""
-    point = _point(family, name)
-    return Provenance(family, name, _distribution(point), point.dist.version if point.dist else "unknown")
+    claim = _claim(family, name)
+    return Provenance(family, name, claim.distribution, claim.version)
 
 
 def load(family: str, name: str) -> LoadedPlugin:
     """The plugin class of that name. Raises PluginError: none, two, broken, or of another API version."""
-    point = _point(family, name)
-    kind, where = KINDS[family], f"{point.value}, from {_distribution(point)}"
+    claim = _claim(family, name)
+    point, distribution = claim.point, claim.distribution
+    kind, where = KINDS[family], f"{point.value}, from {distribution}"
     try:
         with redirect_stdout(sys.stderr):  # what a module prints when imported is no part of our output
             cls = point.load()
@@ -127,13 +135,13 @@ def load(family: str, name: str) -> LoadedPlugin:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         raise PluginError(
             f"{kind} {name!r} ({where}) does not load: {type(error).__name__}: {_first_line(error)}"
-            f"{_what_to_install(point, missing)}"
+            f"{_what_to_install(claim, missing)}"
         ) from error
     wanted = getattr(cls, "api_version", API_VERSION)
     if wanted != API_VERSION:
         raise PluginError(
             f"{kind} {name!r} ({where}) was written for plugin API {wanted}; this gptkit has {API_VERSION}. "
-            f"Install a version of {_distribution(point)} that matches."
+            f"Install a version of {distribution} that matches."
         )
     if not is_of(family, cls):
         raise PluginError(
@@ -143,9 +151,9 @@ def load(family: str, name: str) -> LoadedPlugin:
         if find_spec(module.partition(".")[0]) is None:
             raise PluginError(
                 f"{kind} {name!r} needs the package {module}, which is not installed"
-                f"{_what_to_install(point, module) or '.'}"
+                f"{_what_to_install(claim, module) or '.'}"
             )
-    found = provenance(family, name)
+    found = Provenance(family, name, distribution, claim.version)
     _loaded[cls.__module__.partition(".")[0]] = found
     return LoadedPlugin(cls, found)
 
@@ -157,39 +165,40 @@ def is_of(family: str, cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, getattr(plugins, _BASES[family]))
 
 
-def _what_to_install(point: EntryPoint, module: str | None) -> str:
+def _what_to_install(claim: Claim, module: str | None) -> str:
     """The extra of a plugin's distribution that brings a module that is missing, as an end of a sentence."""
-    for requirement in (point.dist.requires or []) if point.dist and module else []:
+    dist = claim.point.dist
+    for requirement in (dist.requires or []) if dist and module else []:
         wanted = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"""extra\s*==\s*["']([\w.-]+)""", requirement)
         if wanted and extra and _canonical(wanted[0]) == _canonical(str(module)):
-            return f": pip install '{_distribution(point)}[{extra[1]}]'"
+            return f": pip install '{claim.distribution}[{extra[1]}]'"
     return ""
 
 
-def _point(family: str, name: str) -> EntryPoint:
+def _claim(family: str, name: str) -> Claim:
     claims = _claims(family)
     if not claims:
         raise PluginError("gptkit is not installed here, so it has no plugins; run 'pip install -e .' first.")
     if name not in claims:
         raise PluginError(_unknown(family, name, claims))
-    points = claims[name]
-    if len(points) > 1:
-        both = " and ".join(sorted(_distribution(point) for point in points))
+    found = claims[name]
+    if len(found) > 1:
+        both = " and ".join(sorted(claim.distribution for claim in found))
         raise PluginError(f"{KINDS[family]} {name!r} is claimed by {both}; uninstall one of them.")
-    return points[0]
+    return found[0]
 
 
-def _unknown(family: str, name: str, claims: dict[str, tuple[EntryPoint, ...]]) -> str:
-    shut_out = [distribution for distribution, _ in claimants(family, name)]
+def _unknown(family: str, name: str, known: Iterable[str]) -> str:
+    shut_out = [claim.distribution for claim in claimants(family, name)]
     if shut_out:
         return (
             f"{KINDS[family]} {name!r} comes from {' and '.join(shut_out)}, which {ALLOWED} does not allow "
             f"here. Add {shut_out[0]} to that list of distributions, or unset it."
         )
     return (
-        f"no {KINDS[family]} is called {name!r}{nearest(name, claims) or '.'} "
-        f"Installed: {', '.join(claims)}. Another one comes with the package that brings it."
+        f"no {KINDS[family]} is called {name!r}{nearest(name, known) or '.'} "
+        f"Installed: {', '.join(known)}. Another one comes with the package that brings it."
     )
 
 

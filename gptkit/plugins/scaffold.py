@@ -64,8 +64,8 @@ def _check_name(family: str, name: str) -> None:
             f"{name!r} cannot be a plugin's name: use up to 40 lower-case letters, digits, '-' and '_', "
             "starting with a letter."
         )
-    for distribution, version in registry.claimants(family, name):
+    for claim in registry.claimants(family, name):
         raise UsageError(
-            f"{name!r} is a {registry.KINDS[family]} of {distribution} {version} already; "
+            f"{name!r} is a {registry.KINDS[family]} of {claim.distribution} {claim.version} already; "
             "choose another name."
         )

@@ -29,6 +29,10 @@ _PIECE = 1 << 16  # characters given to the library at a time; to learn from, it
 _LONGEST = 1 << 20  # characters without a place to cut, after which a piece is cut wherever that is
 _BATCH = 8  # pieces encoded at a time, in parallel; the library takes about 350 bytes a token meanwhile
 
+# To learn from a word the library takes time in proportion to the square of its length, so longer ones, which
+# are texts without spaces, are cut
+_LONG_RUN = re.compile(r"\S{1000}|\s{1000}")
+
 # GPT-2's pattern never has white space follow anything else within a token, and never looks back: cut there,
 # a text has the tokens it has in one piece. U+180E and U+200B are white space to some versions of Unicode.
 _BEFORE_SPACE = re.compile(r"[^\s\u180e\u200b](?=[ \t\n\r\u3000])")
@@ -212,7 +216,11 @@ def _watched(splits: Splits) -> Iterator[str]:
     """The training text in pieces, saying how far it was read."""
     done = 0
     for piece in pieces(splits.train):
-        yield without_halves(piece)
+        start = 0
+        for run in _LONG_RUN.finditer(piece):
+            yield without_halves(piece[start : run.end()])
+            start = run.end()
+        yield without_halves(piece[start:])
         done += len(piece)
         splits.progress(done, len(splits.train))
 
