@@ -24,7 +24,7 @@ class TrackedRun:
     id: str
     folder: Path
     place: Path
-    experiment: Mapping[str, Any]  # resolved: the keys of an experiment file, every field explicit
+    experiment: Mapping[str, Any]  # resolved: an experiment file with every field, as TOML values
     start_step: int = 0
 
 
