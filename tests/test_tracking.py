@@ -150,6 +150,7 @@ def test_a_strangers_tracker_is_told_of_everything_in_order(
     train: Train, diary: None, gptkit_command: Command
 ) -> None:
     run = train("diary = true", "--stop-at", "10")
+    assert "warning" not in train.err  # type: ignore[attr-defined]
     assert gptkit_command("resume", run.path).code == 0
     told, rows = calls(run), run.metrics()
     assert [call[:2] for call in told] == [
@@ -362,3 +363,8 @@ def test_an_event_file_is_a_new_one_whatever_stands_there(tmp_path: Path) -> Non
     tracker.finish("finished")
     assert (tmp_path / "elsewhere").read_text() == "mine"
     assert len(list(place.iterdir())) == 61
+    for number in (999_999_999_999, 1_000_000_000_000):  # the last that is known as one, and the next
+        (place / f"events.out.tfevents.{number}.gptkit").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        tracker.start(TrackedRun("a-run", tmp_path, place, {}))
+    assert (tmp_path / "elsewhere").read_text() == "mine"
