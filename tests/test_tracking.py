@@ -368,3 +368,18 @@ def test_an_event_file_is_a_new_one_whatever_stands_there(tmp_path: Path) -> Non
     with pytest.raises(FileExistsError):
         tracker.start(TrackedRun("a-run", tmp_path, place, {}))
     assert (tmp_path / "elsewhere").read_text() == "mine"
+
+
+def test_a_strangers_run_may_name_any_tracker_and_no_folder_is_looked_for_by_it(
+    train: Train, gptkit_command: Command
+) -> None:
+    run = train("", "--stop-at", "10")
+    names = ("é" * 200, "../..", ".", "x/y", "\\u0000")
+    text = "".join(f'[tracking."{name}"]\n' for name in names)
+    run.experiment_file.write_text(run.experiment_file.read_text().replace("[tracking]\n", text))
+    verified = gptkit_command("runs", "verify", run.path)
+    assert verified.code == 0, verified.out + verified.err
+    assert "of the tracker" not in verified.out
+    resumed = gptkit_command("resume", run.path)
+    assert resumed.code == 0, resumed.err
+    assert resumed.err.count("no tracker is called") == len(names)

@@ -6,6 +6,7 @@ and as it comes out now. Nothing in the run is changed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -147,8 +148,8 @@ def _samples(run: RunFolder) -> Iterator[Finding]:
 def _tracked(run: RunFolder, experiment: Experiment | None) -> Iterator[Finding]:
     """What trackers have written: theirs to read, and nothing that the run depends on."""
     for name in experiment.tracking if experiment else ():
-        if set(name) & set("/\\\0.") or not (run.path / name).is_dir():
-            continue
+        if set(name) & set("/\\\0.") or not os.path.isdir(run.path / name):
+            continue  # unlike Path.is_dir, no error for a name that cannot be
         files = sum(path.is_file() for path in (run.path / name).iterdir())
         said = f"{files} file{'' if files == 1 else 's'} of the tracker of that name, which has no hashes"
         yield Finding("ok", name, said)
