@@ -115,7 +115,9 @@ def check_plugin(plugin: type | str, options: PluginOptions | None = None) -> li
     else:
         found = [(family, plugin) for family in registry.KINDS if registry.is_of(family, plugin)]
         if not found:
-            raise PluginError(f"{plugin!r} is no Tokenizer, PositionalEncoding or Dataset of gptkit.plugins.")
+            raise PluginError(
+                f"{plugin!r} is no Tokenizer, PositionalEncoding, Dataset or Tracker of gptkit.plugins."
+            )
     with tempfile.TemporaryDirectory(prefix="gptkit-check-") as folder:
         return [
             line

@@ -56,6 +56,7 @@ optimizer = {{ type = "{optimizer}" }}
 evaluation = {{ eval_interval = 2 }}
 checkpoints = {{ checkpoint_interval = 2 }}
 sampling = {{ sample_interval = 4, max_new_tokens = 3 }}
+tracking = {{ tensorboard = true }}
 """
 BASES = (("char", "rope", "muon"), ("bigram", "learned", "adamw"), ("byte", "alibi", "muon"))
 NAMES = (

@@ -55,15 +55,19 @@ class Guard:
     def __init__(self, workspace: Path) -> None:
         self._root = os.path.realpath(workspace)
         self._armed = False
+        self._escaped = ""
         sys.addaudithook(self._hear)
 
     @contextmanager
     def armed(self) -> Iterator[None]:
-        self._armed = True
+        """Raises EscapedError at the end too: what a tracker raises, of whatever kind, is caught."""
+        self._armed, self._escaped = True, ""
         try:
             yield
         finally:
             self._armed = False
+        if self._escaped:
+            raise EscapedError(self._escaped)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._armed:
@@ -92,6 +96,7 @@ class Guard:
             self._refuse(f"{event} {text!r}")
 
     def _refuse(self, what: str) -> None:
+        self._escaped = what
         raise EscapedError(what)
 
 

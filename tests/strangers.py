@@ -32,3 +32,49 @@ class UpperTokenizer(Tokenizer):
     def from_json(cls, data):
         return cls()
 """
+
+TRACKER = """
+import json
+from gptkit.plugins import PluginOptions, Tracker
+
+class Options(PluginOptions):
+    raises: str = ""  # the method to fail in
+    exits: bool = False
+
+class DiaryTracker(Tracker):
+    "Writes down every call, and may fail in one."
+    summary = "calls"
+    Options = Options
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.may_fail("__init__")
+
+    def start(self, run):
+        run.place.mkdir(exist_ok=True)
+        self.file = (run.place / "calls.jsonl").open("a")
+        self.tell("start", run.id, run.folder.name, run.start_step, run.experiment["tracking"])
+        run.experiment.clear()
+
+    def scalars(self, step, values, seconds):
+        self.tell("scalars", step, dict(values), seconds)
+        values.clear()
+
+    def text(self, step, name, text):
+        self.tell("text", step, name, text)
+
+    def finish(self, status):
+        self.tell("finish", status)
+        self.file.close()
+
+    def tell(self, *call):
+        print("told of", call[0])
+        json.dump(call, self.file)
+        self.file.write("\\n")
+        self.file.flush()
+        self.may_fail(call[0])
+
+    def may_fail(self, method):
+        if self.options.raises == method:
+            raise SystemExit("good bye") if self.options.exits else ValueError("no\\x1b[2J room\\nat all")
+"""

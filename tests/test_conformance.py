@@ -15,14 +15,19 @@ from gptkit.conformance import Line, check_plugin, failed, lines, nasty
 from gptkit.conformance.subject import COMMON
 from gptkit.errors import PluginError
 from gptkit.plugins import DataFolders, PluginOptions, registry
-from gptkit.plugins.registry import DATASETS, POSITIONS, TOKENIZERS
+from gptkit.plugins.registry import DATASETS, POSITIONS, TOKENIZERS, TRACKERS
 from gptkit.text.catalogue import data_folders
 from gptkit.text.markov import MarkovDataset
 from gptkit.text.tokenizers import BigramTokenizer, ByteTokenizer
-from tests import wrong_datasets, wrong_positions, wrong_tokenizers
+from tests import wrong_datasets, wrong_positions, wrong_tokenizers, wrong_trackers
 from tests.wrong_tokenizers import Endless
 
-FAMILIES = {TOKENIZERS: wrong_tokenizers, POSITIONS: wrong_positions, DATASETS: wrong_datasets}
+FAMILIES = {
+    TOKENIZERS: wrong_tokenizers,
+    POSITIONS: wrong_positions,
+    DATASETS: wrong_datasets,
+    TRACKERS: wrong_trackers,
+}
 WRONG = [(family, cls, check) for family, module in FAMILIES.items() for cls, check in module.WRONG]
 RIGHT = [(family, cls) for family, module in FAMILIES.items() for cls in module.RIGHT]
 

@@ -459,7 +459,7 @@ def test_each_package_keeps_what_gptkit_relies_on(environment: Environment) -> N
         assert line.split()[2:5] == [package, "1.0", "yes"]
 
 
-@pytest.mark.parametrize("family", ["tokenizer", "position", "dataset"])
+@pytest.mark.parametrize("family", ["tokenizer", "position", "dataset", "tracker"])
 def test_a_new_package_installs_passes_its_check_and_its_own_tests(
     family: str, environment: Environment
 ) -> None:
@@ -473,8 +473,13 @@ def test_a_new_package_installs_passes_its_check_and_its_own_tests(
         tested = environment.run(
             "-m", "pytest", "-q", "-p", "no:cacheprovider", environment.sources / package
         )
-        key = {"tokenizer": "tokenizer", "position": "model.position", "dataset": "data.dataset"}[family]
-        trained = environment.gptkit("train", "all.toml", "--steps", 2, "--quiet", "--set", f"{key}={name}")
+        setting = {
+            "tokenizer": f"tokenizer={name}",
+            "position": f"model.position={name}",
+            "dataset": f"data.dataset={name}",
+            "tracker": f"tracking.{name}=true",
+        }[family]
+        trained = environment.gptkit("train", "all.toml", "--steps", 2, "--quiet", "--set", setting)
     finally:
         environment.uninstall(package)
     assert checked.code == 0, checked.out + checked.err

@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from conftest import Command, Install
-from strangers import TOKENIZER
+from strangers import TOKENIZER, TRACKER
 
 from gptkit.errors import UsageError
 from gptkit.experiment.json_schema import json_schema
@@ -34,6 +34,7 @@ def test_all_that_is_installed_is_listed_with_where_it_comes_from(
     assert listed.code == 0, listed.err
     assert row(listed.out, "rope")[:2] == ["position", "rope"]
     assert row(listed.out, "markov")[0] == "dataset"
+    assert row(listed.out, "tensorboard")[:2] == ["tracker", "tensorboard"]
     assert row(listed.out, "upper") == ["tokenizer", "upper", "fancy", "1.2", "yes", "capitals"]
     assert gptkit_command("plugins", "list").out == listed.out
 
@@ -82,6 +83,15 @@ def test_a_plugin_is_shown_with_its_options_and_how_a_file_names_it(
     assert "(must be given)" in text
     assert "path = …" in text
     assert "It takes no options." in gptkit_command("plugins", "show", "alibi").out
+    tracker = gptkit_command("plugins", "show", "tensorboard").out
+    assert tracker.endswith("In an experiment file:\n\n[tracking.tensorboard]\nsamples = true\n")
+
+
+def test_a_tracker_without_options_is_named_as_a_switch(gptkit_command: Command, install: Install) -> None:
+    code = TRACKER.replace("    Options = Options\n", "")
+    install("fancy", "[gptkit.trackers]\nmy.diary = fancy_code:DiaryTracker\n", code)
+    shown = gptkit_command("plugins", "show", "my.diary").out
+    assert shown.endswith('In an experiment file:\n\n[tracking]\n"my.diary" = true\n')
 
 
 def test_a_name_that_two_families_have_is_shown_for_both_or_for_the_one_asked_for(
@@ -246,6 +256,11 @@ def test_the_schema_takes_what_a_run_resolved(
         ({"optimizer": {"learning_rate": 0.01, "momentum": 0.9}}, True),  # of muon, the default
         ({"optimizer": {"type": "adamw", "momentum": 0.9}}, False),
         ({"modle": {}}, False),
+        ({"tracking": {"tensorboard": True}}, True),
+        ({"tracking": {"tensorboard": {"samples": False}}}, True),
+        ({"tracking": {"tensorboard": {"samples": "few"}}}, False),
+        ({"tracking": {"tensorboard": 5}}, False),
+        ({"tracking": {"tensorbord": True}}, False),
     ],
     ids=str,
 )

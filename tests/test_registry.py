@@ -28,7 +28,8 @@ def test_the_built_in_plugins_come_through_entry_points() -> None:
     assert registry.names(registry.TOKENIZERS) == ["bigram", "bpe", "byte", "char", "hf"]
     assert {"sinusoidal", "learned", "rope", "alibi", "none"} <= set(registry.names(registry.POSITIONS))
     assert {"shakespeare", "python-docs", "text", "markov"} <= set(registry.names(registry.DATASETS))
-    for family in (registry.TOKENIZERS, registry.POSITIONS, registry.DATASETS):
+    assert "tensorboard" in registry.names(registry.TRACKERS)
+    for family in registry.KINDS:
         for name in registry.names(family):
             assert registry.load(family, name).provenance.distribution == "gptkit"
 
@@ -159,6 +160,7 @@ def test_a_module_that_is_missing_is_answered_with_the_extra_that_brings_it(inst
         (registry.TOKENIZERS, "bpe", "tokenizers", "bpe"),
         (registry.TOKENIZERS, "hf", "tokenizers", "bpe"),
         (registry.DATASETS, "hf", "datasets", "datasets"),
+        (registry.TRACKERS, "tensorboard", "tensorboard", "tensorboard"),
     ],
 )
 def test_without_its_package_a_built_in_plugin_says_which_extra_brings_it(

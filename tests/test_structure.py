@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"native"},
     {"plugins"},
     {"experiment"},
-    {"text", "model", "runs", "checkpoint", "backend"},
+    {"text", "model", "runs", "checkpoint", "backend", "tracking"},
     {"training", "generation"},
     {"conformance"},
     {"workflows"},
@@ -29,9 +29,9 @@ LAYERS: list[set[str]] = [
 FOUNDATION = {"files": {"errors"}}
 
 # What must answer quickly, or be read by anyone, imports no torch until it is used.
-LIGHT = ("errors", "events", "files", "seeds", "plugins", "experiment", "runs", "cli")
+LIGHT = ("errors", "events", "files", "seeds", "plugins", "experiment", "runs", "tracking", "cli")
 ASKED_FOR = ("gptkit.plugins.position",)  # a torch module, which gptkit.plugins imports when it is asked for
-HEAVY = {"torch", "safetensors", "transformers"}
+HEAVY = {"torch", "safetensors", "transformers", "tensorboard"}
 
 
 def name_of(path: Path) -> str:

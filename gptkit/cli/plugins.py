@@ -27,13 +27,13 @@ gptkit plugins check my_tokenizer
 
 gptkit plugins new tokenizer my_tokenizer
 
-Lists the tokenizers, positional encodings and datasets that are installed: the name, the package that it
-comes from, and what it is, or why it cannot be used. Piped, it is plain lines.
+Lists the tokenizers, positional encodings, datasets and trackers that are installed: the name, the package
+that it comes from, and what it is, or why it cannot be used. Piped, it is plain lines.
 """
 
 plugins_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
-_FAMILIES = "tokenizer|position|dataset"
+_FAMILIES = "tokenizer|position|dataset|tracker"
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="A plugin's name, as an experiment file has it.")]
 _Family = Annotated[
     str | None,
@@ -54,7 +54,7 @@ def list_command(debug: options.Debug = False) -> None:
 
       gptkit plugins list
 
-    Lists the tokenizers, positional encodings and datasets that are installed.
+    Lists the tokenizers, positional encodings, datasets and trackers that are installed.
     """
     _list()
 

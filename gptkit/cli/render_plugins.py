@@ -7,6 +7,7 @@ output. What a stranger's package says of itself is shown escaped.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,15 +67,24 @@ def _option(option: OptionRow) -> tuple[str, ...]:
 
 def _usage(plugin: PluginDescription) -> str:
     """The lines that name it, with its options where it has some."""
-    table, key = _PLACES[plugin.row.family]
     named = [
         f"{option.name} = {'…' if option.required else _toml(option.default)}"
         for option in plugin.options
         if option.required or option.default is not None
     ]
+    if plugin.row.family == registry.TRACKERS:
+        key = _key(plugin.row.name)
+        lines = [f"[tracking.{key}]", *named] if named else ["[tracking]", f"{key} = true"]
+        return "\n".join(map(printable, lines))
+    table, key = _PLACES[plugin.row.family]
     name = json.dumps(plugin.row.name)
     value = f"{{ {', '.join([f'type = {name}', *named])} }}" if named else name
     return table + printable(f"{key} = {value}")
+
+
+def _key(name: str) -> str:
+    """A name as a key of a TOML file."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def _toml(value: Any) -> str:

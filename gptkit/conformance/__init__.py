@@ -14,7 +14,7 @@ from pathlib import Path
 from gptkit.conformance.lines import Line, failed, run_checks
 from gptkit.conformance.subject import COMMON
 from gptkit.plugins import DataFolders, PluginOptions
-from gptkit.plugins.registry import POSITIONS, TOKENIZERS
+from gptkit.plugins.registry import POSITIONS, TOKENIZERS, TRACKERS
 
 __all__ = ["Line", "check_plugin", "failed"]
 
@@ -43,6 +43,11 @@ def check_plugin(
 
         position = positions.PositionSubject(family, cls, options, folder, folders)
         yield from run_checks([*COMMON, *positions.CHECKS], position)
+    elif family == TRACKERS:
+        from gptkit.conformance import trackers
+
+        tracker = trackers.TrackerSubject(family, cls, options, folder, folders)
+        yield from run_checks([*COMMON, *trackers.CHECKS], tracker)
     else:
         from gptkit.conformance import datasets
 

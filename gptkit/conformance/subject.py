@@ -17,9 +17,8 @@ import tomli_w
 from gptkit import plugins
 from gptkit.conformance.lines import Check, DefectError, asked, require, shown
 from gptkit.plugins import DataFolders, PluginOptions
-from gptkit.plugins.registry import DATASETS, POSITIONS, TOKENIZERS
+from gptkit.plugins.registry import BASES
 
-BASES = {TOKENIZERS: "Tokenizer", POSITIONS: "PositionalEncoding", DATASETS: "Dataset"}
 _NOT_AN_OPTION = "no_plugin_has_this_option"
 
 

@@ -35,8 +35,9 @@ def json_schema() -> dict[str, Any]:
             "$ref": f"#/$defs/{family}",
             **{key: described[key] for key in ("description", "default") if key in described},
         }
-    for family in registry.KINDS:
+    for family in dict(PLUGIN_KEYS).values():
         definitions[family] = _choices(family, definitions)
+    schema["properties"]["tracking"] |= _trackers(definitions)
     schema["properties"]["optimizer"] = _optimizer(schema["properties"]["optimizer"], definitions)
     return {"$schema": DRAFT, **schema, "title": "A gptkit experiment"}
 
@@ -59,20 +60,38 @@ def _choices(family: str, definitions: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [alone, *(_table(family, name, definitions) for name in known)]}
 
 
+def _trackers(definitions: dict[str, Any]) -> dict[str, Any]:
+    """A key for each that is installed: false, its options, or true where none of them has to be given."""
+    properties: dict[str, Any] = {}
+    for name in registry.names(registry.TRACKERS):
+        table = _options(registry.TRACKERS, name, definitions)
+        alone: dict[str, Any] = {"const": False} if table.get("required") else {"type": "boolean"}
+        properties[name] = {"anyOf": [alone, table]}
+    return {"properties": properties, "additionalProperties": False}
+
+
 def _table(family: str, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
     """A table without a type is one of the default plugin, except of datasets."""
-    chosen = {"type": {"const": name}}
+    table = _options(family, name, definitions)
     needed = [] if name == DEFAULTS.get(family) else ["type"]
+    return table | {
+        "properties": {"type": {"const": name}} | table["properties"],
+        "required": [*needed, *table["required"]],
+    }
+
+
+def _options(family: str, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """A table of a plugin's options; of any, where the plugin does not load."""
     try:
         cls = registry.load(family, name).cls
         options = cls.Options.model_json_schema(ref_template=f"#/$defs/{family}.{name}.{{model}}")
     except (PluginError, ValueError, TypeError):  # the last two: of a stranger's schema
-        return {"type": "object", "properties": chosen, "required": needed}
+        return {"type": "object", "properties": {}, "required": []}
     definitions |= {f"{family}.{name}.{key}": value for key, value in options.pop("$defs", {}).items()}
     return {
         "type": "object",
         "description": str(cls.summary),
-        "properties": chosen | options.get("properties", {}),
-        "required": [*needed, *options.get("required", [])],
+        "properties": options.get("properties", {}),
+        "required": options.get("required", []),
         "additionalProperties": False,
     }

@@ -59,7 +59,7 @@ def load_experiment(
     """The experiment of a TOML file. Its name is the file's, unless it has one.
 
     A dataset that nobody has registered is a text of one's own; without `texts`, as in what a run recorded,
-    its plugin is missing.
+    its plugin is missing. Trackers are looked up with `texts` only: a run can do without those that it had.
     Raises UsageError where there is no such file, ExperimentError, PluginError.
     """
     path = Path(path)
@@ -88,6 +88,8 @@ def experiment_from_dict(
             problems += _fill_plugin_options(raw, keys, family, texts=texts)
         except PluginError as error:
             missing.append(error)
+    if texts:
+        problems += _fill_tracker_options(raw, missing)
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
@@ -170,6 +172,8 @@ def _override(raw: dict[str, Any], dotted: str, value: Any) -> str | None:
         inner = table.setdefault(name, {})
         if isinstance(inner, str):  # `position = "rope"` becomes a table when an option of it is set
             inner = table[name] = {"type": inner}
+        if inner is True and tables[:depth] == ["tracking"]:  # and `tensorboard = true`
+            inner = table[name] = {}
         if not isinstance(inner, dict):
             return f"{dotted}: {'.'.join(tables[: depth + 1])} is not a table"
         table = inner
@@ -207,17 +211,44 @@ def _fill_plugin_options(
     if texts and family == registry.DATASETS and name not in registry.names(family):
         table[last] = choice  # a text of one's own; the workflow looks for it
         return _check_text_options(choice, dotted) if len(choice) > 1 else []
-    plugin = _load(family, name)
     options = {key: value for key, value in choice.items() if key != "type"}
+    filled, problems = _explicit(family, name, options, dotted)
+    if not problems:
+        table[last] = {"type": name, **filled}
+    return problems
+
+
+def _fill_tracker_options(raw: dict[str, Any], missing: list[PluginError]) -> list[str]:
+    """Makes the options of the trackers explicit in place; the problems with them. Adds to `missing`."""
+    trackers, problems = raw.get("tracking"), []
+    if not isinstance(trackers, dict):
+        return []  # the schema will say so
+    for name, choice in list(trackers.items()):
+        if choice is False:
+            del trackers[name]
+        elif choice is True or isinstance(choice, dict):  # else the schema will say so
+            options = {} if choice is True else choice
+            try:
+                trackers[name], wrong = _explicit(registry.TRACKERS, name, options, f"tracking.{name}")
+                problems += wrong
+            except PluginError as error:
+                missing.append(error)
+    return problems
+
+
+def _explicit(
+    family: str, name: str, options: dict[str, Any], dotted: str
+) -> tuple[dict[str, Any], list[str]]:
+    """All options of a plugin, defaults too; or the problems with those given. Raises PluginError."""
+    plugin = _load(family, name)
     try:
         filled = plugin.Options.model_validate(options)
-        table[last] = {"type": name, **filled.model_dump(mode="json", exclude_none=True)}
+        return filled.model_dump(mode="json", exclude_none=True), []
     except ValidationError as error:
-        return describe_all(error, prefix=dotted, model=plugin.Options)
+        return {}, describe_all(error, prefix=dotted, model=plugin.Options)
     except Exception as error:  # of a stranger's code
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"{dotted}: the options of {name!r} failed: {reason}") from error
-    return []
 
 
 def _check_text_options(choice: dict[str, Any], dotted: str) -> list[str]:

@@ -292,6 +292,16 @@ class SamplingSettings(Section):
     )
 
 
+def _on_off_or_options(value: Any) -> Any:
+    if not isinstance(value, bool | dict):
+        raise ValueError("should be true, false or a table of the tracker's options")
+    return value
+
+
+TrackerName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Tracking = dict[TrackerName, Annotated[Any, AfterValidator(_on_off_or_options)]]
+
+
 class Experiment(Section):
     """All that a training run depends on."""
 
@@ -310,6 +320,11 @@ class Experiment(Section):
     evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="When and how much.")
     checkpoints: CheckpointSettings = Field(default=CheckpointSettings(), description="What is kept.")
     sampling: SamplingSettings = Field(default=SamplingSettings(), description="Text that it writes.")
+    tracking: Tracking = Field(
+        default={},
+        description="Where else a run's numbers and samples go: a tracker's name = true, or a table of "
+        "its options. It changes no weight.",
+    )
 
     @property
     def tokens_per_step(self) -> int:

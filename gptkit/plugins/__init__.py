@@ -1,8 +1,9 @@
 """What a plugin author imports, and all of it.
 
-A package adds a tokenizer, a positional encoding or a dataset by subclassing `Tokenizer`,
-`PositionalEncoding` or `Dataset`, and naming the class in its own pyproject under the entry-point group
-`gptkit.tokenizers`, `gptkit.positions` or `gptkit.datasets`. The built-in ones come in through the same door.
+A package adds a tokenizer, a positional encoding, a dataset or a tracker by subclassing `Tokenizer`,
+`PositionalEncoding`, `Dataset` or `Tracker`, and naming the class in its own pyproject under the entry-point
+group `gptkit.tokenizers`, `gptkit.positions`, `gptkit.datasets` or `gptkit.trackers`. The built-in ones come
+in through the same door.
 
 `PositionalEncoding` is a torch module, so it is imported when it is first asked for.
 """
@@ -15,6 +16,7 @@ from gptkit.errors import DataError
 from gptkit.plugins.dataset import DataFolders, Dataset
 from gptkit.plugins.options import API_VERSION, PluginOptions
 from gptkit.plugins.tokenizer import Splits, StreamDecoder, Tokenizer
+from gptkit.plugins.tracker import TrackedRun, Tracker
 
 if TYPE_CHECKING:
     from gptkit.plugins.position import ModelShape, PositionalEncoding
@@ -30,6 +32,8 @@ __all__ = [
     "Splits",
     "StreamDecoder",
     "Tokenizer",
+    "TrackedRun",
+    "Tracker",
 ]
 
 

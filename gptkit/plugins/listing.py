@@ -15,7 +15,7 @@ from gptkit.errors import PluginError, nearest
 from gptkit.plugins import registry
 
 FAMILIES = {word: family for family, word in registry.SHORT.items()}
-"""Entry-point groups by the word that a command line has for each: tokenizer, position, dataset."""
+"""Entry-point groups by the word that a command line has for each: tokenizer, position, dataset, tracker."""
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,24 @@ from gptkit.plugins.options import API_VERSION
 TOKENIZERS = "gptkit.tokenizers"
 POSITIONS = "gptkit.positions"
 DATASETS = "gptkit.datasets"
+TRACKERS = "gptkit.trackers"
 
-KINDS = {TOKENIZERS: "tokenizer", POSITIONS: "positional encoding", DATASETS: "dataset"}
-SHORT = {TOKENIZERS: "tokenizer", POSITIONS: "position", DATASETS: "dataset"}  # for the command line
+KINDS = {
+    TOKENIZERS: "tokenizer",
+    POSITIONS: "positional encoding",
+    DATASETS: "dataset",
+    TRACKERS: "tracker",
+}
+SHORT = KINDS | {POSITIONS: "position"}  # for the command line
+BASES = {
+    TOKENIZERS: "Tokenizer",
+    POSITIONS: "PositionalEncoding",
+    DATASETS: "Dataset",
+    TRACKERS: "Tracker",
+}  # of gptkit.plugins
 ALLOWED = "GPTKIT_PLUGINS"
 
 _OWN = "gptkit"
-_BASES = {TOKENIZERS: "Tokenizer", POSITIONS: "PositionalEncoding", DATASETS: "Dataset"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ def load(family: str, name: str) -> LoadedPlugin:
         )
     if not is_of(family, cls):
         raise PluginError(
-            f"{kind} {name!r} ({where}) is no subclass of gptkit.plugins.{_BASES[family]}. Tell its author."
+            f"{kind} {name!r} ({where}) is no subclass of gptkit.plugins.{BASES[family]}. Tell its author."
         )
     for module in cls.needs:
         if find_spec(module.partition(".")[0]) is None:
@@ -162,7 +173,7 @@ def is_of(family: str, cls: Any) -> bool:
     """Whether it is a class of that family."""
     from gptkit import plugins
 
-    return isinstance(cls, type) and issubclass(cls, getattr(plugins, _BASES[family]))
+    return isinstance(cls, type) and issubclass(cls, getattr(plugins, BASES[family]))
 
 
 def _what_to_install(claim: Claim, module: str | None) -> str:

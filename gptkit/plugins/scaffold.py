@@ -21,6 +21,7 @@ _USAGE = {
     registry.TOKENIZERS: 'tokenizer = { type = "$name", max_words = 1000 }',
     registry.POSITIONS: '[model]\nposition = { type = "$name", first_slope = 0.25 }',
     registry.DATASETS: '[data]\ndataset = { type = "$name", largest = 9 }',
+    registry.TRACKERS: '[tracking.$name]\nseparator = ";"',
 }
 
 

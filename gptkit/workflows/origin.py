@@ -20,9 +20,10 @@ from gptkit.native import build_key
 from gptkit.plugins import DataFolders, Tokenizer
 from gptkit.runs import RunFolder, this_process
 from gptkit.text.corpus import Corpus, build_corpus, measure_text
+from gptkit.tracking import ChosenTracker
 from gptkit.workflows.building import training_flops
 from gptkit.workflows.data import Obtained, recorded_text
-from gptkit.workflows.provenance import all_plugins, changed_plugins
+from gptkit.workflows.provenance import all_plugins, changed_plugins, tracker_plugins
 from gptkit.workflows.reading import run_experiment, run_tokenizer, tokenizer_hash
 
 
@@ -68,6 +69,7 @@ def new_record(
     backend: Backend,
     command: Sequence[str],
     loaded_from: dict[str, Any] | None,
+    trackers: Sequence[ChosenTracker] = (),
 ) -> dict[str, Any]:
     """run.json as it is before the first step."""
     model, optimizer = experiment.model, experiment.optimizer
@@ -106,7 +108,7 @@ def new_record(
             "optimizer": optimizer.type,
             "learning_rate": optimizer.learning_rate,
         },
-        "plugins": [asdict(origin) for origin in all_plugins(experiment)],
+        "plugins": [asdict(origin) for origin in (*all_plugins(experiment), *tracker_plugins(trackers))],
         "environment": fingerprint(backend),
     }
     if loaded_from:

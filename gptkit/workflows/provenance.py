@@ -8,12 +8,14 @@ command that a person may paste.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gptkit.errors import PluginError
 from gptkit.experiment import Experiment
 from gptkit.plugins import registry
+from gptkit.tracking import ChosenTracker, choose_tracker
 
 OWN = "gptkit"  # the distribution of the plugins that come along
 
@@ -51,6 +53,30 @@ def all_plugins(experiment: Experiment) -> list[registry.Provenance]:
     """Where every plugin of an experiment comes from. Raises PluginError."""
     dataset = registry.provenance(registry.DATASETS, experiment.data.dataset.type)
     return [*model_plugins(experiment), dataset]
+
+
+def new_trackers(experiment: Experiment) -> list[ChosenTracker]:
+    """The trackers of a run that begins. Raises PluginError for one that cannot be had."""
+    return [choose_tracker(name, value) for name, value in experiment.tracking.items() if value is not False]
+
+
+def trackers_again(
+    experiment: Experiment, record: dict[str, Any], warn: Callable[[str], None]
+) -> list[ChosenTracker]:
+    """Those of a run that goes on. It can do without one that cannot be had any more: `warn` is told."""
+    found = []
+    for name, value in experiment.tracking.items():
+        try:
+            found += [choose_tracker(name, value)] if value is not False else []
+        except PluginError as error:
+            remedy = what_to_install(record, [(registry.TRACKERS, name)])
+            warn(f"{error}\nThe run goes on without it. {remedy}".rstrip())
+    return found
+
+
+def tracker_plugins(trackers: Sequence[ChosenTracker]) -> list[registry.Provenance]:
+    """Where trackers come from: recorded to say what to install, and no part of what makes a run exact."""
+    return [registry.provenance(registry.TRACKERS, tracker.name) for tracker in trackers]
 
 
 def recorded_plugins(record: dict[str, Any]) -> Recorded | None:

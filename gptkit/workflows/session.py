@@ -24,6 +24,7 @@ from gptkit.model import GPT
 from gptkit.plugins import DataFolders
 from gptkit.runs import DEFAULT_RUNS_FOLDER, Recorder, RunFolder
 from gptkit.text.corpus import Corpus
+from gptkit.tracking import ChosenTracker, Tracking
 from gptkit.training.compiling import CompilationError, compile_model
 from gptkit.training.loop import Evaluation, Progress, Trainer, reason_to_end, train
 from gptkit.training.loss import bits_per_byte, evaluate
@@ -78,15 +79,18 @@ class Session:
         around: Surroundings,
         resumed: Checkpoint | None = None,
         pace: Pace | None = None,
+        trackers: Sequence[ChosenTracker] = (),
     ) -> None:
         self.run, self.experiment, self.corpus, self.backend = run, experiment, corpus, backend
         self.around, self.model, self.resumed = around, model, resumed
         self.pace = pace or Pace(experiment.training.minutes)
         self.record = record
         recorder = Recorder(run, record)
+        self.tracking = Tracking(trackers, experiment, lambda message: report(events.Warned(message)))
 
         def report(event: events.Event) -> None:
             recorder(event)
+            self.tracking(event)
             around.listener(event)
 
         self.report = report
@@ -135,6 +139,10 @@ class Session:
         self, stop_at: int | None = None, final_step: int | None = None, evaluate_at: Collection[int] = ()
     ) -> Trained:
         """Trains to `stop_at`, or to the end of the run: `final_step`, which is max_steps unless given."""
+        with self.tracking:
+            return self._run_to(stop_at, final_step, evaluate_at)
+
+    def _run_to(self, stop_at: int | None, final_step: int | None, evaluate_at: Collection[int]) -> Trained:
         final = final_step or last_step(self.experiment.training)
         stop_step = min(stop_at or final, final)
         progress = self.trainer.progress

@@ -31,6 +31,7 @@ from gptkit.workflows.building import (
 )
 from gptkit.workflows.data import Obtained, obtain_text, telling
 from gptkit.workflows.origin import TakenUp, new_record, take_up
+from gptkit.workflows.provenance import new_trackers, trackers_again
 from gptkit.workflows.reading import (
     check_saved,
     check_tokenizer,
@@ -55,6 +56,7 @@ def train_run(
     model are known to be usable.
     """
     source = _source(load_from, experiment) if load_from else None
+    trackers = new_trackers(experiment)
     obtained = obtain_text(experiment.data, around.folders, around.listener)
     corpus = _corpus(experiment, obtained.text, source, around.listener)
     experiment = _resolve(experiment, obtained, corpus, source)
@@ -69,9 +71,11 @@ def train_run(
         with lock_run(run):
             run.write_tokenizer(corpus.tokenizer.to_json())
             loaded_from = {"run": source.run.id, "step": source.checkpoint.step} if source else None
-            record = new_record(run, experiment, obtained, corpus, backend, around.command, loaded_from)
+            record = new_record(
+                run, experiment, obtained, corpus, backend, around.command, loaded_from, trackers
+            )
             run.write_record(record)
-            session = Session(run, experiment, corpus, backend, model, record, around)
+            session = Session(run, experiment, corpus, backend, model, record, around, trackers=trackers)
             return session.run_to(stop_at)
 
 
@@ -111,6 +115,9 @@ def resume_run(
         if stop_at is not None and stop_at < checkpoint.step:
             raise UsageError(f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}.")
         around.listener(events.ResumeChecked(checkpoint.step, inexact))
+        trackers = trackers_again(
+            experiment, taken.record, lambda message: around.listener(events.Warned(message))
+        )
         record = taken.record | {
             "target_step": None if final == FOREVER else final,
             "process": this_process(),
@@ -118,7 +125,15 @@ def resume_run(
         with computing(taken.backend), out_of_memory(experiment):
             model = build_model_for(experiment, taken.tokenizer.vocab_size, checkpoint.model, f"run {run.id}")
             session = Session(
-                run, experiment, taken.corpus, taken.backend, model, record, around, resumed=checkpoint
+                run,
+                experiment,
+                taken.corpus,
+                taken.backend,
+                model,
+                record,
+                around,
+                resumed=checkpoint,
+                trackers=trackers,
             )
             if steps is not None:  # asked to go on, a run that was stopped early does
                 session.trainer.progress.bad_evals = 0

@@ -6,6 +6,7 @@ and as it comes out now. Nothing in the run is changed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def verify_run(run: RunFolder) -> Iterator[Finding]:
     yield _metrics(run)
     yield from _checkpoints(run, experiment, tokenizer, record)
     yield from _samples(run)
+    yield from _tracked(run, experiment)
     for folder in (run.path, run.checkpoints, run.samples):
         for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
             for beginning, said in _LEFT.items():
@@ -141,6 +143,16 @@ def _samples(run: RunFolder) -> Iterator[Finding]:
                 yield Finding("bad", f"{SAMPLES}/{path.name}", f"it cannot be read as UTF-8: {error}")
     if read:
         yield Finding("ok", SAMPLES, f"{read} of them")
+
+
+def _tracked(run: RunFolder, experiment: Experiment | None) -> Iterator[Finding]:
+    """What trackers have written: theirs to read, and nothing that the run depends on."""
+    for name in experiment.tracking if experiment else ():
+        if set(name) & set("/\\\0.") or not os.path.isdir(run.path / name):
+            continue  # unlike Path.is_dir, no error for a name that cannot be
+        files = sum(path.is_file() for path in (run.path / name).iterdir())
+        said = f"{files} file{'' if files == 1 else 's'} of the tracker of that name, which has no hashes"
+        yield Finding("ok", name, said)
 
 
 def _checkpoints(
