@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"plugins"},
     {"experiment"},
     {"text", "model", "runs", "checkpoint", "backend"},
-    {"training", "generation"},
+    {"training", "generation", "report"},
     {"conformance"},
     {"workflows"},
     {"api", "cli"},
@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
 FOUNDATION = {"files": {"errors"}}
 
 # What must answer quickly, or be read by anyone, imports no torch until it is used.
-LIGHT = ("errors", "events", "files", "seeds", "plugins", "experiment", "runs", "cli")
+LIGHT = ("errors", "events", "files", "seeds", "plugins", "experiment", "runs", "report", "cli")
 ASKED_FOR = ("gptkit.plugins.position",)  # a torch module, which gptkit.plugins imports when it is asked for
 HEAVY = {"torch", "safetensors", "transformers"}
 
