@@ -71,6 +71,8 @@ def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def toml_text(value: Any) -> str:
     """A value as an experiment file has it, cut off where it is long."""
+    if value is None:
+        return "not set"
     if isinstance(value, bool | str | list | dict):
         text = json.dumps(value, ensure_ascii=False, default=str)
     else:
