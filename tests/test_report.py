@@ -64,7 +64,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
         self._within = tag
-        self.text += " "
+        self.text += "" if tag == "wbr" else " "
         if tag in self.inside:
             self.inside[tag].append("")
 

@@ -66,14 +66,14 @@ def read_metrics(run: RunFolder) -> Metrics:
             left_out += 1
             continue
         rows += 1
-        where = [_or_nan(row.get(name)) for name in ("tokens", "seconds")]
-        for name in NUMBERS:
-            if name in row:
-                if is_number(row[name]):
-                    for column, value in zip(columns[name], (row["step"], *where, row[name]), strict=True):
-                        column.append(value)
-                else:
-                    left_out += 1
+        tokens, seconds = _or_nan(row.get("tokens")), _or_nan(row.get("seconds"))
+        for name, column in columns.items():
+            value = row.get(name)
+            if is_number(value):
+                for part, number in zip(column, (row["step"], tokens, seconds, value), strict=True):
+                    part.append(number)
+            elif name in row:
+                left_out += 1
     curves = {name: _in_order(parts) for name, parts in columns.items() if parts[0]}
     return Metrics(curves, rows, left_out, cut)
 

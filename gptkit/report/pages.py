@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from gptkit.files import disk_errors, replace_file
 
@@ -58,6 +58,11 @@ def script_json(value: Any) -> Markup:
     return Markup(text)
 
 
+def breakable(text: str) -> Markup:
+    """A dotted name that a narrow page may break after its dots and underscores."""
+    return Markup(str(escape(text)).replace(".", ".<wbr>").replace("_", "_<wbr>"))
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -67,7 +72,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["script_json"] = script_json
+    environment.filters |= {"script_json": script_json, "breakable": breakable}
     return environment
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gptkit.errors import GptkitError, PluginError
-from gptkit.experiment import Experiment
+from gptkit.experiment import Experiment, PluginTable
 from gptkit.experiment.loading import OPTIMIZERS, PLUGIN_KEYS, read_tables
 from gptkit.plugins import registry
 from gptkit.runs import RunFolder
@@ -122,7 +122,9 @@ def _of_model(model: type[BaseModel], prefix: str) -> dict[str, Known]:
         if isinstance(default, BaseModel):
             known |= _of_model(type(default), f"{key}.")
             for inner, value in flatten(default.model_dump(mode="json"), f"{key}.").items():
-                known[inner] = Known(known[inner].about if inner in known else "", True, value)
+                said = known[inner].about if inner in known else ""
+                chosen = isinstance(default, PluginTable) and inner == f"{key}.type"
+                known[inner] = Known(about if chosen else said, True, value)
         else:
             known[key] = Known(about, True, default)
     return known
