@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from gptkit.report.comparison_page import comparison_page
 from gptkit.report.run_page import write_report
+from tests.test_comparison_page import THREE
 from tests.test_report import EVIL, RECORD, make
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -198,3 +200,25 @@ def test_without_its_script_the_curves_still_show(browser: Any, page: Path) -> N
     assert height > 100
     shown = browser.execute_script("return document.querySelector('#loss .legend').innerText")
     assert "train loss 2.0000 step 20" in shown
+
+
+def test_a_page_of_several_runs_changes_its_axis_without_a_reload(
+    browser: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    page = tmp_path_factory.mktemp("compared") / "compared.html"
+    page.write_bytes(comparison_page(THREE))
+    look(browser, page, width=375)
+    browser.get_log("performance")
+    shown = (
+        "return [...document.querySelectorAll('figure')].filter((one) => one.getClientRects().length)"
+        ".map((one) => one.id)"
+    )
+    assert browser.execute_script(shown) == ["val-by-step", "train-by-step"]
+    browser.execute_script("document.querySelector('input[value=seconds]').click()")
+    assert browser.execute_script(shown) == ["val-by-seconds", "train-by-seconds"]
+    assert "requestWillBeSent" not in str(browser.get_log("performance"))
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 375
+    for dark in (False, True):
+        look(browser, page, dark=dark)
+        assert {name for name, ratio in browser.execute_script(READABLE).items() if ratio < CONTRAST} == set()

@@ -75,7 +75,7 @@ def draw(chart: Chart) -> Drawn | None:
     if not series:
         return None
     x_from, x_to = _span(np.concatenate([one.x[[0, -1]] for one in series]))
-    if 0 < x_from < x_to / 4:  # a run is shown from its beginning
+    if 0 < x_from <= x_to / 4:  # a run is shown from its beginning
         x_from = 0.0
     y_from, y_to, beyond = _y_range(series)
     y_ticks = ticks(y_from, y_to, 5)
