@@ -96,6 +96,7 @@ class RunFinished:
     seconds: float
     saved: bool  # a checkpoint of this step stands
     reason: str = ""  # why it is finished short of its last step
+    report: Path | None = None  # the page of it, where it was written
 
 
 @dataclass(frozen=True, slots=True)

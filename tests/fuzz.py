@@ -233,13 +233,14 @@ class Fuzzer:
         commands = [
             ["runs"],
             ["runs", "verify", folder.name],
+            ["runs", "report", folder.name],
             ["resume", folder.name, "--verify"],
             ["resume", folder.name, "--stop-at", "4", "--require-exact"],
             ["generate", folder.name, "-n", "2", "--checkpoint", rng.choice(("best", "last", "3", "2"))],
             ["resume", folder.name, "--stop-at", "4"],
             ["train", "base.toml", "--load", folder.name, "--stop-at", "1"],
         ]
-        return rng.choices(commands, (2, 3, 2, 1, 4, 3, 1))[0], f"changed {names}, wild {drawn.wild!r}"
+        return rng.choices(commands, (2, 3, 3, 2, 1, 4, 3, 1))[0], f"changed {names}, wild {drawn.wild!r}"
 
     def dataset_name(self, drawn: Drawn) -> tuple[list[str], str]:
         name = self._name(drawn)

@@ -72,7 +72,7 @@ def test_help_shows_the_commands_and_examples(gptkit_command: Command) -> None:
     "command",
     [
         *([name] for name in COMMANDS),
-        *(["datasets"], ["runs", "list"], ["runs", "verify"]),
+        *(["datasets"], ["runs", "list"], ["runs", "verify"], ["runs", "report"]),
         *(["datasets", name] for name in DATASET_COMMANDS),
     ],
 )
@@ -128,7 +128,8 @@ def test_quiet_prints_the_folder_and_nothing_else(tiny_experiment: Path, gptkit_
     assert re.fullmatch(r"tiny\.c16\.e32\.h2\.b2-\d{8}-\d{6}", run.id)
     assert run.path.parent == Path("runs")
     assert {entry.name for entry in run.path.iterdir()} == {
-        *("experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json", "checkpoints", ".lock")
+        *("experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json", "checkpoints", ".lock"),
+        "report.html",
     }
     record = run.record()
     assert record["status"] == "finished"

@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"plugins"},
     {"experiment"},
     {"text", "model", "runs", "checkpoint", "backend", "tracking"},
-    {"training", "generation"},
+    {"training", "generation", "report"},
     {"conformance"},
     {"workflows"},
     {"api", "cli"},
@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
 FOUNDATION = {"files": {"errors"}}
 
 # What must answer quickly, or be read by anyone, imports no torch until it is used.
-LIGHT = ("errors", "events", "files", "seeds", "plugins", "experiment", "runs", "tracking", "cli")
+LIGHT = ("errors", "events", "files", "seeds", "plugins", "experiment", "runs", "report", "tracking", "cli")
 ASKED_FOR = ("gptkit.plugins.position",)  # a torch module, which gptkit.plugins imports when it is asked for
 HEAVY = {"torch", "safetensors", "transformers", "tensorboard"}
 
@@ -128,7 +128,12 @@ def test_the_walk_over_imports_sees_torch_where_it_is() -> None:
 def test_the_help_loads_neither_pydantic_nor_rich() -> None:
     """At import; the help itself is drawn with rich."""
     tops = {name.partition(".")[0] for name in loaded_with("gptkit.cli.app")}
-    assert not tops & {"pydantic", "rich", "numpy", "pooch"}
+    assert not tops & {"pydantic", "rich", "numpy", "pooch", "jinja2"}
+
+
+def test_training_starts_without_what_only_its_report_needs() -> None:
+    assert "jinja2" in loaded_with("gptkit.report.run_page")
+    assert "jinja2" not in loaded_with("gptkit.workflows.training")
 
 
 @pytest.mark.parametrize("module", PATHS)

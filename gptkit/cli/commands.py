@@ -107,6 +107,13 @@ def verify(run: str, *, runs_dir: Path) -> None:
         )
 
 
+def report(run: str, *, runs_dir: Path) -> None:
+    from gptkit.report.run_page import write_report
+
+    path = write_report(find_run(run, runs_dir))
+    _write_path(path)
+
+
 def _session(
     work: Any,
     *,
@@ -136,8 +143,7 @@ def _session(
         if not quiet:
             _write_out(text + "\n")
     if quiet:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(os.fsencode(trained.run.path) + os.linesep.encode())
+        _write_path(trained.run.path)
     if trained.status in _STOPPED:
         raise _STOPPED[trained.status](f"{trained.status} at step {trained.progress.step}, saved")
 
@@ -211,6 +217,13 @@ def _write_out(text: str) -> None:
     """Exactly these characters on standard output, in UTF-8, at once."""
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
+
+
+def _write_path(path: Path) -> None:
+    """A path in a line on standard output, byte for byte as the system has it."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + os.linesep.encode())
     sys.stdout.buffer.flush()
 
 

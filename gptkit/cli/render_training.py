@@ -105,6 +105,8 @@ def describe_end(event: events.RunFinished, folder: str) -> list[str]:
         f"{event.status}: {reached}, {duration(event.seconds)} of training{best}",
         f"run folder:  {folder}",
     ]
+    if event.report is not None:
+        lines.append(f"report:      {event.report}")
     if event.saved:
         folder = shlex.quote(folder)
         lines.append(f"write text:  gptkit generate {folder}")

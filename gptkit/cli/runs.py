@@ -1,7 +1,7 @@
-"""`gptkit runs`: list and verify them.
+"""`gptkit runs`: list and verify them, and write their reports.
 
 In: the command line. Out: one call of a function for each command, its result shown by render_runs. Imports
-no torch until a run is verified.
+no torch until a run is verified or its report written.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ gptkit runs
 
 gptkit runs verify latest
 
+gptkit runs report latest
+
 Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, the same in bits a
 byte (which compares across tokenizers), when. Piped, it is plain lines.
 """
@@ -33,7 +35,7 @@ _RunsDir = Annotated[
 ]
 
 
-@runs_app.callback(help=paragraphs(_ABOUT), short_help="A table of all runs; verify one.")
+@runs_app.callback(help=paragraphs(_ABOUT), short_help="A table of all runs; verify one; its report.")
 def runs(
     context: typer.Context,
     runs_dir: options.RunsDir = DEFAULT_RUNS_FOLDER,
@@ -79,3 +81,23 @@ def verify_command(
     from gptkit.cli import commands
 
     commands.verify(run, runs_dir=runs_dir or context.obj)
+
+
+@command(runs_app, "report", short_help="Write a run's report: one HTML file that opens offline.")
+def report_command(
+    context: typer.Context,
+    run: options.RunArgument,
+    runs_dir: _RunsDir = None,
+    debug: options.Debug = False,
+) -> None:
+    """Example:
+
+      gptkit runs report latest
+
+    Writes report.html into the run's folder and prints its path: curves, samples, settings, environment, in
+    one file that opens without a network. A run writes it itself when it ends; this writes it anew, also of
+    one that is still being trained, or was copied from elsewhere.
+    """
+    from gptkit.cli import commands
+
+    commands.report(run, runs_dir=runs_dir or context.obj)

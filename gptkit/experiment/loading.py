@@ -41,7 +41,7 @@ _DEEP_KEY = re.compile(
 )
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
-_OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonSettings}
+OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonSettings}
 
 _LENGTHS = ("training.max_steps", "training.epochs", "training.minutes")
 
@@ -63,7 +63,7 @@ def load_experiment(
     Raises UsageError where there is no such file, ExperimentError, PluginError.
     """
     path = Path(path)
-    data = _parse(path)
+    data = read_tables(path)
     with suppress(ValidationError):  # a file may be called what a run may not
         data.setdefault("name", _NAME.validate_python(path.stem))
     return experiment_from_dict(data, overrides, source=str(path), texts=texts)
@@ -119,7 +119,8 @@ def to_toml(experiment: Experiment) -> str:
     return tomli_w.dumps(experiment.model_dump(exclude_none=True))
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def read_tables(path: Path) -> dict[str, Any]:
+    """What a TOML file says, not held against the schema. Raises UsageError, ExperimentError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -301,7 +302,7 @@ def describe_all(
 
 def _is_union_member(part: int | str) -> bool:
     """Whether pydantic put the name of a union's member into the path; a file has no such key."""
-    plain = {*_OPTIMIZERS, "bool", "int", "float", "str"}
+    plain = {*OPTIMIZERS, "bool", "int", "float", "str"}
     return isinstance(part, str) and (part in plain or part.startswith(("literal[", "constrained-", "list[")))
 
 
@@ -357,8 +358,8 @@ def _fields(model: type[BaseModel], tables: Sequence[str], location: tuple[int |
             field = candidate.model_fields.get(name)
             annotation = field.annotation if field else None
             if annotation == OptimizerSettings:
-                chosen = [member for tag, member in _OPTIMIZERS.items() if tag in location]
-                inner += chosen or _OPTIMIZERS.values()
+                chosen = [member for tag, member in OPTIMIZERS.items() if tag in location]
+                inner += chosen or OPTIMIZERS.values()
             elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
                 inner.append(annotation)
         models = inner

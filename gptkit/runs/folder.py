@@ -23,7 +23,7 @@ from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError,
 from gptkit.files import disk, disk_errors, make_folder, parse_json, replace_file, to_json
 
 EXPERIMENT, RECORD, METRICS, TOKENIZER = "experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json"
-CHECKPOINTS, SAMPLES, LOCK = "checkpoints", "samples", ".lock"
+CHECKPOINTS, SAMPLES, LOCK, REPORT = "checkpoints", "samples", ".lock", "report.html"
 MAX_RECORD_BYTES = 10_000_000
 _MAX_LINE, _MAX_METRICS = 1_000_000, 2_000_000_000  # bytes; what is beyond them nobody's training has written
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")

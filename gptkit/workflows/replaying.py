@@ -138,7 +138,7 @@ def _train_again(
             taken.backend,
             model,
             {**taken.record, "id": made_as},
-            replace(around, listener=listen),
+            replace(around, listener=listen, writes_report=False),
             resumed=before,
             pace=pace,
         )

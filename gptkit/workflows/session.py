@@ -6,6 +6,7 @@ the recorder and to the listener it was given. Both train and resume end here.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import Any
 from gptkit import events
 from gptkit.backend import Backend, fingerprint
 from gptkit.checkpoint import Checkpoint, prune, save_checkpoint
-from gptkit.errors import CheckpointError, DiskError, DivergedError, PluginError
+from gptkit.errors import CheckpointError, DiskError, DivergedError, GptkitError, PluginError
 from gptkit.experiment import Experiment
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
@@ -50,6 +51,7 @@ class Surroundings:
     listener: events.Listener = events.ignore
     stop_requested: StopRequested = never
     command: Sequence[str] = ()
+    writes_report: bool = True  # report.html, when the session ends
 
 
 HERE = Surroundings()
@@ -85,17 +87,15 @@ class Session:
         self.around, self.model, self.resumed = around, model, resumed
         self.pace = pace or Pace(experiment.training.minutes)
         self.record = record
-        recorder = Recorder(run, record)
-        self.tracking = Tracking(trackers, experiment, lambda message: report(events.Warned(message)))
-
-        def report(event: events.Event) -> None:
-            recorder(event)
-            self.tracking(event)
-            around.listener(event)
-
-        self.report = report
+        self.recorder = Recorder(run, record)
+        self.tracking = Tracking(trackers, experiment, lambda message: self.report(events.Warned(message)))
         self.trainer = self._trainer(model.to(backend.device))
         self.reader = self._reader()
+
+    def report(self, event: events.Event) -> None:
+        self.recorder(event)
+        self.tracking(event)
+        self.around.listener(event)
 
     def _trainer(self, model: GPT) -> Trainer:
         resumed = self.resumed
@@ -163,7 +163,8 @@ class Session:
             )
         except BaseException as error:
             with suppress(DiskError):  # what went wrong first is what is told
-                self._conclude(_how_it_ended(error), final)
+                hopeless = isinstance(error, KeyboardInterrupt | DiskError)  # at once; on a disk that refuses
+                self._conclude(_how_it_ended(error), final, writes_report=not hopeless)
             raise
         finished = ending or progress.step >= final
         status = "finished" if finished else self.around.stop_requested() or "stopped"
@@ -221,26 +222,44 @@ class Session:
                 )
             )
 
-    def _conclude(self, status: str, final: int, reason: str = "") -> None:
+    def _conclude(self, status: str, final: int, reason: str = "", *, writes_report: bool = True) -> None:
         progress = self.trainer.progress
         best = progress.best_val_loss
-        self.report(
-            events.RunFinished(
-                status=status,
-                step=progress.step,
-                max_steps=_known(final) or progress.expected_steps or progress.step,
-                train_loss=progress.train_loss,
-                val_loss=progress.val_loss,
-                best_val_loss=best,
-                best_bits_per_byte=None if best is None else self._bits_per_byte(best),
-                best_step=progress.best_step,
-                tokens=progress.tokens,
-                seconds=progress.seconds,
-                saved=self.experiment.checkpoints.save
-                and status in ("finished", "stopped", "interrupted", "terminated"),
-                reason=reason,
-            )
+        ended = events.RunFinished(
+            status=status,
+            step=progress.step,
+            max_steps=_known(final) or progress.expected_steps or progress.step,
+            train_loss=progress.train_loss,
+            val_loss=progress.val_loss,
+            best_val_loss=best,
+            best_bits_per_byte=None if best is None else self._bits_per_byte(best),
+            best_step=progress.best_step,
+            tokens=progress.tokens,
+            seconds=progress.seconds,
+            saved=self.experiment.checkpoints.save
+            and status in ("finished", "stopped", "interrupted", "terminated"),
+            reason=reason,
         )
+        self.recorder(ended)
+        self.tracking(ended)
+        written = self._write_report() if writes_report and self.around.writes_report else None
+        self.around.listener(replace(ended, report=written))
+
+    def _write_report(self) -> Path | None:
+        """The run's report.html, or None: for want of it nothing else fails."""
+        try:
+            from gptkit.report.run_page import write_report  # jinja2, which nothing needs until now
+
+            return write_report(self.run)
+        except Exception as error:
+            said = error if isinstance(error, GptkitError) else f"{type(error).__name__}: {error}"
+            self.around.listener(
+                events.Warned(
+                    f"the report of the run is not written: {said}\nAll else of it is. To write it: "
+                    f"gptkit runs report {shlex.quote(str(self.run.path))}"
+                )
+            )
+            return None
 
     def _evaluate(self) -> Evaluation:
         loss = evaluate(

@@ -1,0 +1,293 @@
+"""Curves as SVG, for one run or many laid over one another.
+
+In: series of points with labels. Out: markup for a page, and the same points for the script that shows
+values under the pointer. Text keeps its size at every width: the curves alone are stretched. Colours and
+fonts are the page's own style sheet's. Knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from gptkit.report.curves import COLUMNS, Floats, thin
+
+COLOURS = 8  # that the style sheet has, as .c0 to .c7; later series repeat them, dashed
+MARKED_POINTS = 60  # a curve of at most so many points shows each
+_UNITS = 10_000  # width and height of the plot in its own coordinates: whole numbers are fine enough
+_SMALLEST = 1e-290  # a range of values below it is none
+_OUTLIER = 4.0  # times the range of the middle 98 %: what is beyond is cut off, and said so
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line. x is increasing; `band` is what lies around it, as (lowest, highest) at each x."""
+
+    label: str
+    x: Floats
+    y: Floats
+    band: tuple[Floats, Floats] | None = None
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point that stands out, with a word to it."""
+
+    x: float
+    y: float
+    label: str
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn into one pair of axes. `id` is of letters, digits and '-', and once in a page."""
+
+    id: str
+    title: str
+    series: Sequence[Series]
+    x_label: str = "step"
+    description: str = ""  # what it shows, for those who cannot see it; else made of the values
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart as a page takes it: `svg` is safe markup, `data` is for the script, as JSON."""
+
+    chart: Chart
+    svg: Markup
+    data: dict[str, Any]
+    legend: list[dict[str, str]]  # of each series: label, swatch (class), value and x of its last point
+    note: str  # what is not shown
+
+
+def draw(chart: Chart) -> Drawn | None:
+    """The chart, or None where no series has a point."""
+    series = [_finite(one) for one in chart.series]
+    series = [one for one in series if len(one.x)]
+    if not series:
+        return None
+    x_from, x_to = _span(np.concatenate([one.x[[0, -1]] for one in series]))
+    if 0 < x_from <= x_to / 4:  # a run is shown from its beginning
+        x_from = 0.0
+    y_from, y_to, beyond = _y_range(series)
+    y_ticks = ticks(y_from, y_to, 5)
+    y_from, y_to = min(y_from, y_ticks[0]), max(y_to, y_ticks[-1])
+    frame = _Frame(x_from, x_to, y_from, y_to)
+    thinned = [_thinned(one) for one in series]
+    parts = [_axes(frame, ticks(x_from, x_to, 5), y_ticks, chart.x_label)]
+    lines = Markup("").join(_line(frame, one) for one in thinned)
+    parts.append(
+        Markup(
+            '<svg class="lines" width="100%" height="100%" viewBox="0 0 {0} {0}" preserveAspectRatio="none">'
+            "{1}</svg>"
+        ).format(_UNITS, lines)
+    )
+    parts += [_points(frame, one) for one in thinned]
+    if chart.mark is not None and x_from <= chart.mark.x <= x_to and y_from <= chart.mark.y <= y_to:
+        parts.append(_mark(frame, chart.mark))
+    svg = Markup(
+        '<svg class="chart" role="img" aria-labelledby="{0}-title {0}-desc" width="100%" height="100%">'
+        '<title id="{0}-title">{1}</title><desc id="{0}-desc">{2}</desc>{3}</svg>'
+    ).format(chart.id, chart.title, chart.description or describe(chart, series), Markup("").join(parts))
+    legend = [
+        {
+            "label": one.label,
+            "swatch": _classes(one),
+            "value": number_text(float(one.y[-1])),
+            "x": x_text(float(one.x[-1]), chart.x_label),
+        }
+        for one in thinned
+    ]
+    data = {
+        "x": [x_from, x_to],
+        "y": [y_from, y_to],
+        "label": chart.x_label,
+        "series": [{"label": one.label, "x": _rounded(one.x, 9), "y": _rounded(one.y, 5)} for one in thinned],
+    }
+    note = f"{beyond:,} values above {number_text(y_to)} are cut off." if beyond else ""
+    if any(len(some) < len(whole.x) for some, whole in zip([one.x for one in thinned], series, strict=True)):
+        note += f" Thinned out: of each of {COLUMNS} columns the lowest and highest value are drawn."
+    return Drawn(chart, svg, data, legend, note.strip())
+
+
+def describe(chart: Chart, series: Sequence[Series]) -> str:
+    """In words: where each series begins, ends and is lowest."""
+    return " ".join(
+        f"{one.label}: from {number_text(float(one.y[0]))} at {x_text(float(one.x[0]), chart.x_label)} "
+        f"to {number_text(float(one.y[-1]))} at {x_text(float(one.x[-1]), chart.x_label)}, "
+        f"lowest {number_text(float(one.y.min()))}, highest {number_text(float(one.y.max()))}."
+        for one in series[:20]
+    )
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers from about `low` to `high`: 1, 2 or 5 times a power of ten apart."""
+    span = high - low
+    rough = span / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def number_text(value: float) -> str:
+    """A value to read: five digits of it."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10_000:
+        return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:.4f}" if abs(value) >= 0.1 else f"{value:.4g}"
+
+
+def x_text(value: float, label: str) -> str:
+    """Where on the x axis, in words: 'step 1,200', '1,536,000 tokens', '7.2 s'."""
+    if label == "seconds":
+        return f"{value:,.1f} s"
+    return f"{label} {value:,.0f}" if label == "step" else f"{value:,.0f} {label}"
+
+
+def tick_text(value: float, step: float) -> str:
+    """A value at an axis, as short as it can be: 1.5, 20k, 3M."""
+    if abs(value) >= 1e15:
+        return f"{value:.3g}"
+    for beginning, unit, sign in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= beginning:
+            return f"{value / unit:.10g}{sign}"
+    if abs(value) < step * 1e-6:
+        return "0"
+    return f"{value:.1e}" if step < 1e-5 else f"{value:.10g}"
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """From values to places: in the plot's own units, or in per cent of it."""
+
+    x_from: float
+    x_to: float
+    y_from: float
+    y_to: float
+
+    def right(self, x: float) -> float:
+        return (x - self.x_from) / (self.x_to - self.x_from)
+
+    def down(self, y: float) -> float:
+        return (self.y_to - y) / (self.y_to - self.y_from)
+
+    def place(self, xs: Floats, ys: Floats) -> list[str]:
+        across = np.rint((xs - self.x_from) / (self.x_to - self.x_from) * _UNITS)
+        down = np.rint(np.clip((self.y_to - ys) / (self.y_to - self.y_from), -9, 9) * _UNITS)
+        return [f"{x:.0f} {y:.0f}" for x, y in zip(across.tolist(), down.tolist(), strict=True)]
+
+
+def _finite(one: Series) -> Series:
+    x, y = np.asarray(one.x, dtype=np.float64), np.asarray(one.y, dtype=np.float64)
+    good = np.isfinite(x) & np.isfinite(y)
+    band = one.band
+    if band is not None:
+        lowest, highest = (np.asarray(part, dtype=np.float64) for part in band)
+        good &= np.isfinite(lowest) & np.isfinite(highest)
+        band = lowest[good], highest[good]
+    x, y = x[good], y[good]
+    order = np.argsort(x, kind="stable")
+    band = None if band is None else (band[0][order], band[1][order])
+    return Series(one.label, x[order], y[order], band, one.colour)
+
+
+def _thinned(one: Series) -> Series:
+    kept = thin(one.x, one.y)
+    band = None if one.band is None else (one.band[0][kept], one.band[1][kept])
+    return Series(one.label, one.x[kept], one.y[kept], band, one.colour)
+
+
+def _span(values: Floats) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    if high - low <= max(max(abs(low), abs(high)) * 1e-9, _SMALLEST):
+        room = max(abs(low), abs(high)) * 0.05
+        room = room if room > _SMALLEST else 1.0
+        return low - room, high + room
+    return low, high
+
+
+def _y_range(series: Sequence[Series]) -> tuple[float, float, int]:
+    """The lowest and highest value to show, and how many are above: a few that are far off are cut off."""
+    parts = [one.y for one in series] + [part for one in series if one.band for part in one.band]
+    values = np.concatenate(parts)
+    low, high = _span(values)
+    first, last = (float(part) for part in np.quantile(values, [0.01, 0.99]))
+    limit = last + _OUTLIER * (last - first)
+    if last > first and high > limit and len(values) >= 50:
+        return low, limit, int((values > limit).sum())
+    return low, high, 0
+
+
+def _classes(one: Series) -> str:
+    return f"c{one.colour % COLOURS}" + (" dashed" if one.colour >= COLOURS else "")
+
+
+def _line(frame: _Frame, one: Series) -> Markup:
+    classes = _classes(one)
+    drawn = Markup("")
+    if one.band is not None:
+        around = frame.place(
+            np.concatenate([one.x, one.x[::-1]]), np.concatenate([one.band[1], one.band[0][::-1]])
+        )
+        drawn += Markup('<path class="band {}" d="M{}Z"/>').format(classes, "L".join(around))
+    return drawn + Markup('<path class="line {}" d="M{}"/>').format(
+        classes, "L".join(frame.place(one.x, one.y))
+    )
+
+
+def _points(frame: _Frame, one: Series) -> Markup:
+    """Each point as a dot where there are few, so that one alone can be seen."""
+    if len(one.x) > MARKED_POINTS:
+        return Markup("")
+    dots = [
+        f'<circle cx="{100 * frame.right(x):.2f}%" cy="{100 * frame.down(y):.2f}%" r="2.5"/>'
+        for x, y in zip(one.x.tolist(), one.y.tolist(), strict=True)
+        if frame.y_from <= y <= frame.y_to
+    ]
+    return Markup('<g class="dots {}">{}</g>').format(_classes(one), Markup("".join(dots)))
+
+
+def _mark(frame: _Frame, mark: Mark) -> Markup:
+    across, down = 100 * frame.right(mark.x), 100 * frame.down(mark.y)
+    anchor = "end" if across > 60 else "start" if across < 40 else "middle"
+    above = -12 if down > 12 else 22
+    return Markup(
+        '<g class="mark c{}"><circle cx="{x}%" cy="{y}%" r="5"/>'
+        '<text x="{x}%" y="{y}%" dy="{}" text-anchor="{}">{}</text></g>'
+    ).format(mark.colour % COLOURS, above, anchor, escape(mark.label), x=f"{across:.2f}", y=f"{down:.2f}")
+
+
+def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str) -> Markup:
+    parts = []
+    for value in y_ticks:
+        at = f"{100 * frame.down(value):.2f}"
+        text = tick_text(value, y_ticks[1] - y_ticks[0])
+        parts.append(
+            f'<line class="grid" x1="0" x2="100%" y1="{at}%" y2="{at}%"/>'
+            f'<text x="-8" y="{at}%" dy="4" text-anchor="end">{text}</text>'
+        )
+    for value in x_ticks:
+        if not frame.x_from <= value <= frame.x_to:
+            continue
+        at = f"{100 * frame.right(value):.2f}"
+        text = tick_text(value, x_ticks[1] - x_ticks[0])
+        parts.append(f'<text x="{at}%" y="100%" dy="18" text-anchor="middle">{text}</text>')
+    return Markup('<g class="axes">{}<text x="100%" y="100%" dy="36" text-anchor="end">{}</text></g>').format(
+        Markup("".join(parts)), x_label
+    )
+
+
+def _rounded(values: Floats, digits: int) -> list[float]:
+    """As short as JSON can have them."""
+    rounded = [float(f"{value:.{digits}g}") for value in values.tolist()]
+    return [int(value) if value.is_integer() and abs(value) < 2**53 else value for value in rounded]

@@ -1,0 +1,212 @@
+"""The page of several runs: their curves over one another, what differs, what each writes.
+
+In: runs that were held against one another, as the protocols below say. Out: a page as that of one run.
+Runs that differ by their seed alone are one line, their mean, in a band from the lowest to the highest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from gptkit.report.charts import Chart, Drawn, Series, draw, number_text
+from gptkit.report.curves import Floats
+from gptkit.report.facts import text_of
+from gptkit.report.pages import render
+from gptkit.report.samples import MAX_CHARACTERS
+from gptkit.report.settings import toml_text
+
+AXES = (("step", "steps"), ("tokens", "tokens"), ("seconds", "time"))
+"""What a curve may be drawn over: the label of its axis, and the word for it."""
+
+MAX_GROUPS, MAX_SAMPLES, MAX_DIFFERENCES = 24, 12, 100  # that are shown
+_GRID = 400  # places at which the mean of several runs is taken
+
+Value = str | int | float | bool
+
+
+class Losses(Protocol):
+    """A loss of a run, by increasing step; sequences of one length."""
+
+    @property
+    def steps(self) -> Sequence[float]: ...
+    @property
+    def tokens(self) -> Sequence[float]: ...
+    @property
+    def seconds(self) -> Sequence[float]: ...
+    @property
+    def losses(self) -> Sequence[float]: ...  # mean nats a token
+    @property
+    def bits_per_byte(self) -> Sequence[float | None]: ...
+
+
+class Result(Protocol):
+    """A run in short."""
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def best_val_loss(self) -> float | None: ...
+    @property
+    def best_bits_per_byte(self) -> float | None: ...
+
+
+class OneRun(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def summary(self) -> Result: ...
+    @property
+    def train(self) -> Losses: ...
+    @property
+    def val(self) -> Losses: ...
+    @property
+    def sample(self) -> str: ...
+    @property
+    def sample_step(self) -> int | None: ...
+
+
+class OneGroup(Protocol):
+    """Runs that differ by nothing but their seed."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def members(self) -> Sequence[int]: ...  # positions among the runs
+
+
+class OneDifference(Protocol):
+    @property
+    def key(self) -> str: ...
+    @property
+    def values(self) -> Sequence[Value | None]: ...  # of each group
+
+
+class Compared(Protocol):
+    @property
+    def runs(self) -> Sequence[OneRun]: ...
+    @property
+    def groups(self) -> Sequence[OneGroup]: ...
+    @property
+    def differences(self) -> Sequence[OneDifference]: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
+    @property
+    def in_bits(self) -> bool: ...  # the tokenizers differ, so that only bits per byte compare
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A group of runs as it stands in the table."""
+
+    title: str
+    members: list[tuple[str, str]]  # id and status of each
+    best: str
+    bits: str
+
+
+def comparison_page(compared: Compared) -> bytes:
+    """The page, in UTF-8."""
+    groups = list(compared.groups)[:MAX_GROUPS]
+    notes = list(compared.notes)
+    if len(compared.groups) > MAX_GROUPS:
+        notes.append(f"the first {MAX_GROUPS} of {len(compared.groups)} are shown.")
+    differences = [
+        (one.key, [text_of(value) if isinstance(value, str) else _shown(value) for value in one.values])
+        for one in list(compared.differences)[:MAX_DIFFERENCES]
+    ]
+    return render(
+        "comparison.html",
+        title=f"{len(compared.runs)} runs compared",
+        notes=notes,
+        rows=[_row(compared.runs, group) for group in groups],
+        axes=[(label, word, _charts(compared, groups, label)) for label, word in AXES],
+        differences=[(key, values[: len(groups)]) for key, values in differences],
+        samples=[
+            (run.id, run.sample_step, run.sample[:MAX_CHARACTERS])
+            for run in (compared.runs[group.members[0]] for group in groups[:MAX_SAMPLES])
+            if run.sample
+        ],
+    )
+
+
+def _shown(value: Value | None) -> str:
+    return "" if value is None else toml_text(value)
+
+
+def _row(runs: Sequence[OneRun], group: OneGroup) -> _Row:
+    ours = [runs[member] for member in group.members]
+    return _Row(
+        group.title,
+        [(run.id, run.summary.status) for run in ours],
+        _spread([run.summary.best_val_loss for run in ours]),
+        _spread([run.summary.best_bits_per_byte for run in ours]),
+    )
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    """The mean, and of several values the lowest and highest."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    mean = number_text(sum(known) / len(known))
+    return mean if len(known) == 1 else f"{mean} ({number_text(min(known))} to {number_text(max(known))})"
+
+
+def _charts(compared: Compared, groups: Sequence[OneGroup], axis: str) -> list[Drawn]:
+    """Val and train loss over an axis; in bits per byte where only those compare."""
+    charts = []
+    titles = (
+        ("val", "Val loss, bits per byte" if compared.in_bits else "Val loss, nats a token"),
+        *(() if compared.in_bits else (("train", "Train loss, nats a token"),)),
+    )
+    for which, title in titles:
+        series = [
+            one
+            for colour, group in enumerate(groups)
+            if (one := _series(compared, group, which, axis, colour)) is not None
+        ]
+        chart = draw(Chart(f"{which}-by-{axis}", title, series, x_label=axis))
+        if chart is not None:
+            charts.append(chart)
+    return charts
+
+
+def _series(compared: Compared, group: OneGroup, which: str, axis: str, colour: int) -> Series | None:
+    """The group's line: the run's own, or the mean of its runs where all have values, in their band."""
+    lines = []
+    for member in group.members:
+        run = compared.runs[member]
+        x, y = _points(run.val if which == "val" else run.train, axis, in_bits=compared.in_bits)
+        if len(x):
+            lines.append((x, y))
+    if not lines:
+        return None
+    if len(lines) == 1:
+        return Series(group.title, *lines[0], colour=colour)
+    begin, end = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
+    if end < begin:
+        return Series(group.title, *lines[0], colour=colour)
+    shared = lines[0][0]
+    if not all(np.array_equal(x, shared) for x, _ in lines):
+        shared = np.linspace(begin, end, _GRID)
+    each = np.stack([np.interp(shared, x, y) for x, y in lines])
+    return Series(
+        f"{group.title}: mean", shared, each.mean(0), band=(each.min(0), each.max(0)), colour=colour
+    )
+
+
+def _points(losses: Losses, axis: str, *, in_bits: bool) -> tuple[Floats, Floats]:
+    places = {"step": losses.steps, "tokens": losses.tokens, "seconds": losses.seconds}[axis]
+    values = losses.bits_per_byte if in_bits else losses.losses
+    x = np.array(places, dtype=np.float64)
+    y = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    order = np.argsort(x, kind="stable")
+    return x[order], y[order]
