@@ -179,12 +179,17 @@ def is_of(family: str, cls: Any) -> bool:
 def _what_to_install(claim: Claim, module: str | None) -> str:
     """The extra of a plugin's distribution that brings a module that is missing, as an end of a sentence."""
     dist = claim.point.dist
-    for requirement in (dist.requires or []) if dist and module else []:
+    brings: dict[str, set[str]] = {}  # extra -> the packages that it brings
+    for requirement in (dist.requires or []) if dist else []:
         wanted = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"""extra\s*==\s*["']([\w.-]+)""", requirement)
-        if wanted and extra and _canonical(wanted[0]) == _canonical(str(module)):
-            return f": pip install '{claim.distribution}[{extra[1]}]'"
-    return ""
+        if wanted and extra:
+            brings.setdefault(extra[1], set()).add(_canonical(wanted[0]))
+    fitting = [extra for extra, packages in brings.items() if module and _canonical(module) in packages]
+    if not fitting:
+        return ""
+    smallest = min(fitting, key=lambda extra: (len(brings[extra]), extra))  # not one for developers
+    return f": pip install '{claim.distribution}[{smallest}]'"
 
 
 def _claim(family: str, name: str) -> Claim:
