@@ -218,11 +218,17 @@ def _note(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def list_runs(runs_dir: Path) -> None:
+def list_runs(
+    runs_dir: Path, where: Sequence[str] = (), sort: str = "", *, reverse: bool = False, as_json: bool = False
+) -> None:
     from gptkit.cli import render_runs
-    from gptkit.runs import summarise_runs
+    from gptkit.runs.selecting import select_runs
 
-    render_runs.show_runs(summarise_runs(runs_dir), runs_dir)
+    runs = select_runs(runs_dir, where, sort, reverse)
+    if as_json:
+        render_runs.print_json([render_runs.listed(found, runs_dir) for found in runs])
+    else:
+        render_runs.show_runs(runs, runs_dir, chosen=bool(where))
 
 
 def bench(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptkit.cli.render_tables import printable, show_table
 from gptkit.runs import RunSummary
+from gptkit.runs.selecting import Selected
+from gptkit.runs.settings import Value
 
 if TYPE_CHECKING:
     from gptkit.workflows.replaying import Replay
@@ -16,11 +20,16 @@ if TYPE_CHECKING:
 HEADER = ("id", "status", "dataset", "hyperparameters", "steps", "best val loss", "bits/byte", "when")
 
 
-def show_runs(runs: Sequence[RunSummary], runs_dir: Path) -> None:
-    if not runs:
+def show_runs(runs: Sequence[Selected], runs_dir: Path, *, chosen: bool = False) -> None:
+    """A table, with a column for each key that was asked about and has none; `chosen`: by conditions."""
+    if not runs and chosen:
+        print(f"No run in {runs_dir} is like that.")
+    elif not runs:
         print(f"There are no runs in {runs_dir} yet. Make one: gptkit train experiments/shakespeare.toml")
-        return
-    show_table(HEADER, [_cells(run) for run in runs], right=("steps", "best val loss", "bits/byte"))
+    else:
+        more = tuple(map(printable, runs[0].more))
+        rows = [(*_cells(found.run), *map(_cell, found.more.values())) for found in runs]
+        show_table((*HEADER, *more), rows, right=("steps", "best val loss", "bits/byte"))
 
 
 def _cells(run: RunSummary) -> tuple[str, ...]:
@@ -39,6 +48,31 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
             run.started[:16].replace("T", " "),
         )
     )
+
+
+def _cell(value: Value | None) -> str:
+    """A value as a file would say it."""
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else printable(str(value)) or '""'
+
+
+def listed(found: Selected, runs_dir: Path) -> dict[str, Any]:
+    """A run in `gptkit runs --json`; these names stay."""
+    run = found.run
+    return {
+        **asdict(run),
+        "target_step": run.target_step or None,
+        "started": run.started or None,
+        "ended": run.ended or None,
+        "folder": str(runs_dir / run.id),
+        "fields": found.more,
+    }
+
+
+def print_json(value: object) -> None:
+    """ASCII, so that any pipe takes it."""
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def show_finding(finding: Finding) -> None:

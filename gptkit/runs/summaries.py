@@ -25,6 +25,11 @@ class RunSummary:
     best_val_loss: float | None
     best_bits_per_byte: float | None  # comparable across tokenizers
     started: str
+    ended: str = ""
+    best_step: int | None = None
+    tokens: int | None = None  # trained on
+    seconds: float | None = None  # of training
+    parameters: int | None = None
 
 
 def summarise_runs(runs_folder: Path) -> list[RunSummary]:
@@ -66,6 +71,11 @@ def summarise(run: RunFolder, record: dict[str, Any] | None = None) -> RunSummar
         best_val_loss=number(best),
         best_bits_per_byte=number(bits),
         started=text(record.get("started")),
+        ended=text(record.get("ended")),
+        best_step=_whole_or_none(record.get("best_step")),
+        tokens=_whole_or_none(record.get("tokens")),
+        seconds=number(record.get("seconds")),
+        parameters=_whole_or_none(record.get("parameters")),
     )
 
 
@@ -108,5 +118,10 @@ def number(value: object) -> float | int | None:
     return value if usable else None  # type: ignore[return-value]
 
 
+def _whole_or_none(value: object) -> int | None:
+    usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return value if usable else None  # type: ignore[return-value]
+
+
 def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else 0
+    return _whole_or_none(value) or 0
