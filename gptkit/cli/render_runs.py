@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptkit.cli.render_tables import printable, show_table
-from gptkit.runs import RunSummary
+from gptkit.cli.render_tables import duration, printable, show_table, size_text
+from gptkit.runs import RunFolder, RunSummary
+from gptkit.runs.contents import size_of, strange_entries
 from gptkit.runs.selecting import Selected
 from gptkit.runs.settings import Value
 
 if TYPE_CHECKING:
+    from gptkit.runs.details import Plugin, RunDetails
+    from gptkit.runs.tidying import Removable
     from gptkit.workflows.replaying import Replay
     from gptkit.workflows.verifying import Finding
 
@@ -73,6 +76,140 @@ def listed(found: Selected, runs_dir: Path) -> dict[str, Any]:
 def print_json(value: object) -> None:
     """ASCII, so that any pipe takes it."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def show_details(details: RunDetails) -> None:
+    """Lines of a word and what it is; lists below them."""
+    run = details.summary
+    print(printable(f"{run.id}: {run.status}{f' ({details.reason})' if details.reason else ''}"))
+    _words(_story(details))
+    _list("settings that differ from the defaults", _equations(details.settings))
+    _list("plugins", map(_plugin, details.plugins))
+    kept = [(one.step, f"step {one.step}", size_text(one.bytes)) for one in details.checkpoints]
+    last = details.checkpoints[-1].step if kept else None
+    marks = {run.best_step: "best", last: "last"} if run.best_step != last else {last: "best, last"}
+    _list("checkpoints", (f"{name}  {much}  {marks.get(step, '')}".rstrip() for step, name, much in kept))
+    _list("environment", _equations(details.environment))
+    _list("go on", (f"{command}  # {what}" for what, command in details.commands))
+
+
+def _story(details: RunDetails) -> dict[str, str]:
+    run, text, words = details.summary, details.dataset, details.tokenizer
+    of = f" of {run.target_step}" if run.target_step else ""
+    of = f", {details.minutes:g} minutes" if details.minutes else of
+    trained = [f"step {run.step}{of}"]
+    trained += [f"{run.tokens:,} tokens"] if run.tokens else []
+    trained += [f"{duration(run.seconds)} of training"] if run.seconds is not None else []
+    trained += [f"{details.tokens_per_second:,.0f} tokens/s"] if details.tokens_per_second else []
+    at = f" at step {run.best_step}" if run.best_step is not None else ""
+    loaded = details.loaded_from
+    tokens = [
+        f"{words[key]:,} tokens to {what}"
+        for key, what in (("train_tokens", "train on"), ("val_tokens", "evaluate on"))
+        if isinstance(words.get(key), int)
+    ]
+    return {
+        "folder": f"{details.folder} ({size_text(details.bytes)})",
+        "started": run.started[:19].replace("T", " "),
+        "ended": run.ended[:19].replace("T", " "),
+        "trained": ", ".join(trained),
+        "best val loss": _loss(run.best_val_loss, run.best_bits_per_byte) + (at if run.best_val_loss else ""),
+        "last val loss": _loss(details.val_loss, details.val_bits_per_byte),
+        "train loss": _loss(details.train_loss, None),
+        "parameters": f"{run.parameters:,}" if run.parameters else "",
+        "dataset": ", ".join(
+            [
+                run.dataset,
+                *([f"{text['characters']:,} characters"] if isinstance(text.get("characters"), int) else []),
+                *([f"SHA-256 {str(text['sha256'])[:16]}…"] if "sha256" in text else []),
+            ]
+        ).lstrip(", "),
+        "tokenizer": ", ".join(
+            [
+                str(words.get("type", "")),
+                *(
+                    [f"vocabulary {words['vocab_size']:,}"]
+                    if isinstance(words.get("vocab_size"), int)
+                    else []
+                ),
+                *tokens,
+            ]
+        ).lstrip(", "),
+        "loaded from": f"{loaded['run']}, step {loaded.get('step')}" if "run" in loaded else "",
+        "command": details.command,
+    }
+
+
+def _loss(nats: float | None, bits: float | None) -> str:
+    if nats is None:
+        return ""
+    return f"{nats:.4f}" + (f" ({bits:.4f} bits/byte)" if bits is not None else "")
+
+
+def _words(words: dict[str, str]) -> None:
+    width = max(map(len, words))
+    for word, said in words.items():
+        if said:
+            print(f"  {word:<{width}}  {printable(said)}")
+
+
+def _list(title: str, lines: Iterable[str]) -> None:
+    shown = [f"  {printable(line)}" for line in lines]
+    if shown:
+        print("\n".join([f"\n{title}", *shown]))
+
+
+def _equations(values: Mapping[str, Value]) -> Iterator[str]:
+    return (f"{key} = {_cell(value)}" for key, value in values.items())
+
+
+def _plugin(plugin: Plugin) -> str:
+    options = ", ".join(_equations(plugin.options))
+    source = f"  # {plugin.source}" if plugin.source else ""
+    return f"{plugin.kind} = {plugin.name}{f' ({options})' if options else ''}{source}"
+
+
+def details_as_json(details: RunDetails) -> dict[str, Any]:
+    """A run in `gptkit runs show --json`; these names stay."""
+    whole = asdict(details)
+    run = whole.pop("summary")
+    whole["checkpoints"] = [{"step": one.step, "bytes": one.bytes} for one in details.checkpoints]
+    whole["commands"] = dict(details.commands)
+    return {**run, "target_step": run["target_step"] or None, **whole}
+
+
+def deletion_question(runs: Sequence[RunFolder]) -> str:
+    lines = []
+    for run in runs:
+        strange = strange_entries(run)
+        also = (
+            f", with {', '.join(map(printable, strange[:5]))}, which gptkit did not make" if strange else ""
+        )
+        lines.append(f"{printable(str(run.path))} ({size_text(size_of(run.path))}{also})")
+    return "\n".join([*lines, f"Delete {'this run' if len(runs) == 1 else f'these {len(runs)} runs'}? [y/N]"])
+
+
+def show_removable(things: Sequence[Removable], runs_dir: Path) -> None:
+    if not things:
+        print(f"There is nothing in {runs_dir} that could go.")
+        return
+    rows = [(printable(str(thing.path)), thing.what, size_text(thing.bytes)) for thing in things]
+    total = size_text(sum(thing.bytes for thing in things))
+    show_table(("path", "what it is", "size"), [*rows, ("total", "", total)], right=("size",))
+    print("Nothing was removed; to remove all of it: gptkit runs clean --yes")
+
+
+def show_removed(path: str, freed: int) -> None:
+    print(f"removed {printable(path)} ({size_text(freed)})")
+
+
+def show_kept(thing: Removable) -> None:
+    why = "no checkpoint that would stay is whole" if thing.keeping else "the run is in use"
+    print(f"kept    {printable(str(thing.path))}: {why}")
+
+
+def show_freed(freed: int) -> None:
+    print(f"{size_text(freed)} freed")
 
 
 def show_finding(finding: Finding) -> None:

@@ -45,6 +45,11 @@ _Where = Annotated[
 ]
 _Sort = Annotated[str, typer.Option("--sort", metavar="KEY", help="In the order of a key, lowest first.")]
 _Reverse = Annotated[bool, typer.Option("--reverse", help="In the opposite order.")]
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+_Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="Folders, ids, unique beginnings of ids, or 'latest'."),
+]
 _Json = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
 
 
@@ -93,6 +98,72 @@ def list_command(
     from gptkit.cli import commands
 
     commands.list_runs(runs_dir or context.obj, where or (), sort, reverse=reverse, as_json=json)
+
+
+@command(runs_app, "show", short_help="One run in full.")
+def show_command(
+    context: typer.Context,
+    run: options.RunArgument,
+    json: _Json = False,
+    runs_dir: _RunsDir = None,
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit runs show latest
+
+      gptkit runs show shakespeare.c64 --json
+
+    What the run is and how it went: status, steps, losses, time; the settings that differ from the defaults;
+    text, tokenizer, plugins, environment; its checkpoints and their sizes; the commands to go on with.
+    """
+    from gptkit.cli import run_commands
+
+    run_commands.show(run, runs_dir or context.obj, as_json=json)
+
+
+@command(runs_app, "delete", short_help="Remove runs, after asking.")
+def delete_command(
+    context: typer.Context,
+    run: _Runs,
+    yes: _Yes = False,
+    runs_dir: _RunsDir = None,
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit runs delete tiny.c16.e32.h2.b2-20261122-104012
+
+      gptkit runs delete runs/tiny.c16.e32.h2.b2-20261122-104012 --yes
+
+    Removes whole run folders, after asking on the terminal. A run that is in use is refused, and so is
+    whatever is no run. A run outside of --runs-dir is meant only where its path is given.
+    """
+    from gptkit.cli import run_commands
+
+    run_commands.delete(run, runs_dir or context.obj, yes=yes)
+
+
+@command(runs_app, "clean", short_help="What could go, and how much room that makes.")
+def clean_command(
+    context: typer.Context,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove all that is listed.")] = False,
+    runs_dir: _RunsDir = None,
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit runs clean
+
+      gptkit runs clean --yes
+
+    Lists what could go, with its size: checkpoints of finished runs that are neither the best nor the last;
+    runs that crashed before their first checkpoint; checkpoints that were set aside; what saves and removals
+    that were cut off have left. Removes nothing without --yes. Runs that are in use are left alone.
+    """
+    from gptkit.cli import run_commands
+
+    run_commands.clean(runs_dir or context.obj, yes=yes)
 
 
 @command(runs_app, "verify", short_help="Check every file of a run against its hashes.")

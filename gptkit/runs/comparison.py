@@ -63,7 +63,7 @@ class ComparedRun:
     def tokens_per_second(self) -> float | None:
         """Over the whole training."""
         tokens, seconds = self.facts.get("tokens"), self.facts.get("seconds")
-        measured = isinstance(tokens, int) and isinstance(seconds, int | float) and seconds > 0
+        measured = isinstance(tokens, int) and isinstance(seconds, int | float) and seconds >= 0.001
         return tokens / seconds if measured else None  # type: ignore[operator]
 
 

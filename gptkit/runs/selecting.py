@@ -169,9 +169,10 @@ def _refuse_unknown(unknown: set[str], known: set[str]) -> None:
     """A field of the schema that no run has is known all the same."""
     if not unknown:
         return
-    known = {*COLUMNS, *SHORT, *known, *_schema_keys()}
+    schema = list(_schema_keys())
+    known = {*COLUMNS, *SHORT, *known, *schema}
     for key in sorted(unknown - known):
-        ends = sorted(name for name in known if name.endswith(f".{key}"))
+        ends = [name for name in (*schema, *sorted(known)) if name.endswith(f".{key}")]
         hint = f"; did you mean {ends[0]!r}?" if ends else nearest(key, known)
         raise UsageError(
             f"no run has a field {key!r}{hint or '.'}\n"

@@ -17,7 +17,13 @@ Value = str | int | float | bool
 Settings = Mapping[str, Value]
 
 _MAX_EXPERIMENT, _MAX_KEYS, _MAX_TEXT = 1_000_000, 2_000, 1_000  # bytes, keys, characters
-_NAMED_BY_TYPE = ("tokenizer", "data.dataset", "model.position", "optimizer")
+
+# Tables that name a plugin by their type, and the plugin's family; what else is in them is its options
+PLUGIN_TABLES = {
+    "tokenizer": "gptkit.tokenizers",
+    "data.dataset": "gptkit.datasets",
+    "model.position": "gptkit.positions",
+}
 
 
 def read_settings(run: RunFolder) -> dict[str, Value]:
@@ -39,7 +45,7 @@ def read_settings(run: RunFolder) -> dict[str, Value]:
 def short_name(key: str) -> str:
     """`model.position` for `model.position.type`, as an experiment file may have it."""
     table = key.removesuffix(".type")
-    return table if table in _NAMED_BY_TYPE else key
+    return table if table in PLUGIN_TABLES or table == "optimizer" else key
 
 
 def flatten(table: Mapping[str, Any]) -> dict[str, Value]:

@@ -91,6 +91,17 @@ def _reached(run: RunFolder) -> tuple[int, float | None, float | None]:
     return last, number(best["val_loss"]), number(best["bits_per_byte"])
 
 
+def last_losses(run: RunFolder) -> tuple[float | None, float | None, float | None]:
+    """The last train loss, val loss and bits a byte that metrics.jsonl has."""
+    last: dict[str, float | None] = dict.fromkeys(("train_loss", "val_loss", "bits_per_byte"))
+    for line in run.metric_lines():
+        if row := metric_row(line):
+            for key, before in last.items():
+                loss = number(row.get(key))
+                last[key] = before if loss is None else loss
+    return last["train_loss"], last["val_loss"], last["bits_per_byte"]
+
+
 def _hyperparameters(numbers: dict[str, Any]) -> str:
     short = {
         "context_length": "c",
