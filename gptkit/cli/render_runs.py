@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gptkit.runs.details import Plugin, RunDetails
     from gptkit.runs.tidying import Removable
     from gptkit.workflows.replaying import Replay
+    from gptkit.workflows.rerunning import Rerun
     from gptkit.workflows.verifying import Finding
 
 HEADER = ("id", "status", "dataset", "hyperparameters", "steps", "best val loss", "bits/byte", "when")
@@ -31,14 +32,14 @@ def show_runs(runs: Sequence[Selected], runs_dir: Path, *, chosen: bool = False)
         print(f"There are no runs in {runs_dir} yet. Make one: gptkit train experiments/shakespeare.toml")
     else:
         more = tuple(map(printable, runs[0].more))
-        rows = [(*_cells(found.run), *map(_cell, found.more.values())) for found in runs]
+        rows = [(*_cells(found.run), *map(cell, found.more.values())) for found in runs]
         show_table((*HEADER, *more), rows, right=("steps", "best val loss", "bits/byte"))
 
 
 def _cells(run: RunSummary) -> tuple[str, ...]:
     return tuple(
-        printable(cell) or "-"
-        for cell in (
+        printable(word) or "-"
+        for word in (
             run.id,
             run.status,
             run.dataset,
@@ -53,7 +54,7 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
     )
 
 
-def _cell(value: Value | None) -> str:
+def cell(value: Value | None) -> str:
     """A value as a file would say it."""
     if value is None:
         return "-"
@@ -160,7 +161,7 @@ def _list(title: str, lines: Iterable[str]) -> None:
 
 
 def _equations(values: Mapping[str, Value]) -> Iterator[str]:
-    return (f"{key} = {_cell(value)}" for key, value in values.items())
+    return (f"{key} = {cell(value)}" for key, value in values.items())
 
 
 def _plugin(plugin: Plugin) -> str:
@@ -228,13 +229,46 @@ def describe_replay(replay: Replay) -> str:
             f"{replay.compared} recorded losses, bit for bit"
         )
         return f"{said}\n(although not all is as recorded: {environment})" if environment else said
-    wrong = [f"{len(replay.tensors)} tensors ({_some(replay.tensors)})"] if replay.tensors else []
-    if replay.steps:
-        wrong.append(f"the losses of {len(replay.steps)} steps ({_some(map(str, replay.steps))})")
-    why = "All is as recorded, so the machine itself or a file of the run is at fault ('gptkit runs verify')."
+    wrong = _what_differs(replay.tensors, replay.steps)
+    return f"different: {stretch}, trained again, gave other values of {wrong}.\n{_why(environment)}"
+
+
+def describe_rerun(rerun: Rerun) -> str:
+    """The same of a whole run, trained again."""
+    same, again = rerun.sameness, rerun.trained.run.id
+    if same is None:
+        return ""
+    environment = ", ".join(map(printable, same.differences))
+    if same.identical:
+        weights = f"the same weights and optimizer state at step {same.step}" if same.step else ""
+        losses = f"{same.compared} recorded losses" if same.compared else ""
+        unsaved = (
+            "" if same.step else "\n(there is no checkpoint that both have, so weights were not compared)"
+        )
+        said = (
+            f"identical: {again} has {' and '.join(filter(None, (weights, losses)))} as {rerun.run.id}, "
+            f"bit for bit{unsaved}"
+        )
+        return f"{said}\n(although not all is as recorded: {environment})" if environment else said
+    at = f", at step {same.step}" if same.tensors else ""
+    first = f"The first step whose loss differs: {same.steps[0]}. " if same.steps else ""
+    wrong = _what_differs(same.tensors, same.steps, at)
+    return f"different: {again} has other values of {wrong} than {rerun.run.id}.\n{first}{_why(environment)}"
+
+
+def _why(environment: str) -> str:
     if environment:
-        why = f"What is not as recorded: {environment}"
-    return f"different: {stretch}, trained again, gave other values of {' and '.join(wrong)}.\n{why}"
+        return f"What is not as recorded: {environment}"
+    return (
+        "All is as recorded, so the machine itself or a file of the run is at fault ('gptkit runs verify')."
+    )
+
+
+def _what_differs(tensors: Sequence[str], steps: Sequence[int], at: str = "") -> str:
+    wrong = [f"{len(tensors)} tensors ({_some(tensors)}{at})"] if tensors else []
+    if steps:
+        wrong.append(f"the losses of {len(steps)} steps ({_some(map(str, steps))})")
+    return " and ".join(wrong)
 
 
 def _some(names: Iterable[str]) -> str:

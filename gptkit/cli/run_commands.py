@@ -22,6 +22,33 @@ def show(run: str, runs_dir: Path, *, as_json: bool) -> None:
         render_runs.show_details(details)
 
 
+def compare(wanted: Sequence[str], where: Sequence[str], runs_dir: Path, *, as_json: bool) -> None:
+    """With `where`, of the runs that are named, or of all. Raises UsageError for fewer than two."""
+    from gptkit.cli import render_comparison
+    from gptkit.runs.comparison import compare_runs
+    from gptkit.runs.selecting import select_runs
+
+    runs = [find_run(name, runs_dir) for name in wanted]
+    if where:
+        chosen = [runs_dir / found.run.id for found in select_runs(runs_dir, where)]
+        ours = {path.absolute() for path in chosen}
+        runs = (
+            [run for run in runs if run.path.absolute() in ours] if wanted else list(map(RunFolder, chosen))
+        )
+    runs = list({run.path.absolute(): run for run in runs}.values())
+    if len(runs) < 2:
+        found = f"only {runs[0].id}" if runs else "none"
+        raise UsageError(
+            f"two runs or more are needed to compare; here is {found}.\n"
+            "Name them, or choose them with --where, as in --where data.dataset=shakespeare"
+        )
+    comparison = compare_runs(runs)
+    if as_json:
+        render_runs.print_json(render_comparison.as_json(comparison))
+    else:
+        render_comparison.show_comparison(comparison)
+
+
 def delete(wanted: Sequence[str], runs_dir: Path, *, yes: bool) -> None:
     """Raises UsageError before anything is removed where one of them is no run, or nobody can be asked."""
     from gptkit.runs.tidying import delete_run, refuse_use, run_to_delete

@@ -122,6 +122,32 @@ def show_command(
     run_commands.show(run, runs_dir or context.obj, as_json=json)
 
 
+@command(runs_app, "compare", short_help="What differs between runs, and what came of it.")
+def compare_command(
+    context: typer.Context,
+    run: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN...]", help="Two or more; or those that --where finds."),
+    ] = None,
+    where: _Where = None,
+    json: _Json = False,
+    runs_dir: _RunsDir = None,
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit runs compare shakespeare.c64 shakespeare.c128
+
+      gptkit runs compare --where name=shakespeare --where status=finished
+
+    The settings that differ, the losses (also in bits a byte), a chart of them, and what each writes. Runs
+    that differ by their seed alone are one column, with the mean and the spread of their best losses.
+    """
+    from gptkit.cli import run_commands
+
+    run_commands.compare(run or (), where or (), runs_dir or context.obj, as_json=json)
+
+
 @command(runs_app, "delete", short_help="Remove runs, after asking.")
 def delete_command(
     context: typer.Context,
@@ -184,3 +210,24 @@ def verify_command(
     from gptkit.cli import commands
 
     commands.verify(run, runs_dir=runs_dir or context.obj)
+
+
+def rerun_command(
+    run: options.RunArgument,
+    data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = DEFAULT_RUNS_FOLDER,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit rerun latest
+
+    Trains the experiment of a run again from the start, as far as the run came, as a new run beside it, and
+    holds the two against one another: "identical", where the weights of the last checkpoint and all recorded
+    losses are the same, bit for bit; else what differs, and exit code 5. A run of --minutes cannot come out
+    the same and is refused.
+    """
+    from gptkit.cli import commands
+
+    commands.rerun(run, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet)
