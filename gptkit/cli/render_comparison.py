@@ -21,8 +21,9 @@ _MOST_VALUE = 60
 def show_comparison(comparison: Comparison) -> None:
     """A column for each group, named by a letter; the letters draw the chart too."""
     for letter, group in zip(_letters(comparison), comparison.groups, strict=True):
-        for line, member in enumerate(group.members):
-            print(f"{letter if not line else ' ' * len(letter)}  {printable(comparison.runs[member].id)}")
+        for member in group.members:
+            shown = letter if member == group.members[0] else " " * len(letter)
+            print(f"{shown}  {printable(comparison.runs[member].id)}")
     print()
     show_table(("", *_letters(comparison)), [*_settings(comparison), *_results(comparison)])
     for note in comparison.notes:
@@ -94,18 +95,32 @@ def _beginning(sample: str) -> str:
 
 
 def _chart(comparison: Comparison) -> Iterator[str]:
-    """Val losses by step, or train losses where nothing was evaluated twice; nothing for want of points."""
-    for name in ("val", "train"):
-        drawn = [
-            (letter[0], getattr(comparison.runs[member], name))
-            for letter, group in zip(_letters(comparison), comparison.groups, strict=True)
-            for member in group.members
-        ]
-        curves = [(letter, curve) for letter, curve in drawn if len(curve.steps) > 1]
-        if curves:
-            yield f"\n{name} loss by step"
-            yield from _drawn(curves)
+    """Val losses by step, or train losses where nothing was evaluated twice; nothing for want of points.
+
+    In bits a byte where the tokenizers differ.
+    """
+    members = [
+        (letter[0], comparison.runs[member])
+        for letter, group in zip(_letters(comparison), comparison.groups, strict=True)
+        for member in group.members
+    ]
+    val = [(letter, _in_bits(run.val) if comparison.in_bits else run.val) for letter, run in members]
+    train = [(letter, run.train) for letter, run in members]
+    for curves, name in (
+        (val, "val bits/byte" if comparison.in_bits else "val loss"),
+        (train, "train loss"),
+    ):
+        if any(len(curve.steps) > 1 for _, curve in curves):
+            yield f"\n{name} by step (*: several)"
+            yield from _drawn([pair for pair in curves if pair[1].steps])
             return
+
+
+def _in_bits(curve: Curve) -> Curve:
+    pairs = [
+        (step, bits) for step, bits in zip(curve.steps, curve.bits_per_byte, strict=True) if bits is not None
+    ]
+    return Curve(steps=tuple(step for step, _ in pairs), losses=tuple(bits for _, bits in pairs))
 
 
 def _drawn(curves: Sequence[tuple[str, Curve]]) -> Iterator[str]:
@@ -113,6 +128,9 @@ def _drawn(curves: Sequence[tuple[str, Curve]]) -> Iterator[str]:
     last = max(curve.steps[-1] for _, curve in curves)
     columns = [first + (last - first) * column / (_WIDTH - 1) for column in range(_WIDTH)]
     heights = [(letter, [_at(curve, step) for step in columns]) for letter, curve in curves]
+    for (_, curve), (_, losses) in zip(curves, heights, strict=True):
+        if len(curve.steps) == 1:  # between two columns, most often
+            losses[round((curve.steps[0] - first) / (last - first) * (_WIDTH - 1))] = curve.losses[0]
     known = [loss for _, losses in heights for loss in losses if loss is not None]
     low, high = min(known), max(known)
     scale = (high - low) / (_HEIGHT - 1) or 1.0

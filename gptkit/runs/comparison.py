@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -81,7 +81,7 @@ class Spread:
 class Group:
     """Runs that differ by nothing but their seed (and name); a run that has no such sisters is one alone."""
 
-    title: str  # "a-1", or "a-1 and 2 more seeds"
+    title: str  # "a-1", or "a-1 and 2 more"
     members: tuple[int, ...]  # positions in Comparison.runs
     best_val_loss: Spread | None  # of those members that have one
     best_bits_per_byte: Spread | None
@@ -105,14 +105,16 @@ class Comparison:
     runs: tuple[ComparedRun, ...]
     groups: tuple[Group, ...]
     differences: tuple[Difference, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    in_bits: bool = False  # the tokenizers differ, so only bits a byte compare
 
 
 def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
     """The runs in the order given. One whose files are damaged is there with what can be read of it."""
     compared = tuple(_read(run) for run in runs)
     groups = _groups(compared)
-    return Comparison(compared, groups, _differences(compared, groups), _notes(compared))
+    in_bits = len({run.facts.get("tokenizer.sha256") for run in compared}) > 1
+    return Comparison(compared, groups, _differences(compared, groups), _notes(compared, in_bits), in_bits)
 
 
 def _read(run: RunFolder) -> ComparedRun:
@@ -153,7 +155,7 @@ def _trained_as(run: ComparedRun, position: int) -> object:
 
 def _group(runs: Sequence[ComparedRun], members: Sequence[int]) -> Group:
     ours = [runs[member] for member in members]
-    more = f" and {len(ours) - 1} more seed{'s' if len(ours) > 2 else ''}" if len(ours) > 1 else ""
+    more = f" and {len(ours) - 1} more" if len(ours) > 1 else ""
     return Group(
         title=ours[0].id + more,
         members=tuple(members),
@@ -194,9 +196,9 @@ def _of_group(values: Sequence[Value | None], group: Group) -> Value | None:
     return ours[0] if len(ours) == 1 else ", ".join(str(value) for value in ours if value is not None)
 
 
-def _notes(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
+def _notes(runs: Sequence[ComparedRun], in_bits: bool) -> tuple[str, ...]:
     notes = []
-    if len({run.facts.get("tokenizer.sha256") for run in runs}) > 1:
+    if in_bits:
         notes.append(
             "the tokenizers differ, and nats a token do not compare across tokenizers; bits a byte do."
         )
