@@ -204,9 +204,8 @@ def show_removed(path: str, freed: int) -> None:
     print(f"removed {printable(path)} ({size_text(freed)})")
 
 
-def show_kept(thing: Removable) -> None:
-    why = "no checkpoint that would stay is whole" if thing.keeping else "the run is in use"
-    print(f"kept    {printable(str(thing.path))}: {why}")
+def show_kept(path: str, why: str) -> None:
+    print(f"kept    {printable(path)}: {why}")
 
 
 def show_freed(freed: int) -> None:

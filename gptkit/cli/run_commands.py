@@ -96,9 +96,10 @@ def clean(runs_dir: Path, *, yes: bool) -> None:
         try:
             removed = remove(thing, whole)
         except RunInUseError:  # since it was looked at
-            removed = None
-        if removed is None or (removed == 0 and thing.path.exists()):
-            render_runs.show_kept(thing)
+            render_runs.show_kept(str(thing.path), "the run is in use")
+            continue
+        if removed is None:
+            render_runs.show_kept(str(thing.path), "no checkpoint that would stay is whole")
         else:
             render_runs.show_removed(str(thing.path), removed)
             freed += removed

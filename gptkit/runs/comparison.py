@@ -147,7 +147,9 @@ def _trained_as(run: ComparedRun, position: int) -> object:
     """Equal for runs that differ by their seed alone: same settings, text and origin, as far as each came."""
     if not run.settings:
         return position
-    settings = tuple(sorted((key, value) for key, value in run.settings.items() if key not in _NOT_TRAINED))
+    settings = frozenset(  # with the type, as true is 1 for Python
+        (key, type(value), value) for key, value in run.settings.items() if key not in _NOT_TRAINED
+    )
     origin = tuple(run.facts.get(key) for key in ("dataset.sha256", "loaded_from.run", "loaded_from.step"))
     came_to = run.summary.status if run.summary.status == "finished" else run.summary.step
     return settings, origin, came_to

@@ -89,20 +89,21 @@ def what_could_go(runs_folder: Path) -> list[Removable]:
     return [*found, *_of_folder(runs_folder, {_place(run) for run in runs} - {_place(run) for run in free})]
 
 
-def remove(thing: Removable, verify: Verify) -> int:
-    """Removes one of them and says how many bytes that freed: 0 where it has to stay after all.
+def remove(thing: Removable, verify: Verify) -> int | None:
+    """Removes one of them and says how many bytes that freed; None where it has to stay after all.
 
-    A checkpoint goes only where one that stays is whole. Raises RunInUseError where the run is in use now.
+    A checkpoint goes only where one that stays is whole, a run only where it has none. Raises RunInUseError
+    where the run is in use now.
     """
     with disk_errors(f"removing {thing.path}"):
         if thing.run is None:
             _remove(thing.path)
             return thing.bytes
         if thing.path == thing.run.path:
-            return delete_run(thing.run) if not saved_steps(thing.run) else 0
+            return delete_run(thing.run) if not saved_steps(thing.run) else None
         with lock_run(thing.run):
             if thing.keeping and not any(verify(thing.run, step) for step in reversed(thing.keeping)):
-                return 0
+                return None
             _remove(_move_to_trash(thing.path) if thing.keeping else thing.path)
     return thing.bytes
 
