@@ -53,6 +53,7 @@ EXPERIMENT: dict[str, Any] = {
     "data": {"val_fraction": 0.1, "dataset": {"type": "shakespeare"}},
     "model": {"n_embd": 32, "n_layer": 4, "qk_norm": False, "position": {"type": "rope", "base": 5000.0}},
     "optimizer": {"type": "adamw", "learning_rate": 0.001},
+    "schedule": {"type": "cosine"},
 }
 METRICS = """\
 {"step": 10, "train_loss": 2.0, "val_loss": 1.9, "bits_per_byte": 2.8}
@@ -124,6 +125,7 @@ def ids(*where: str, sort: str = "", reverse: bool = False) -> str:
         (("model.position.base>=5e3",), "bc"),
         (("model.qk_norm=false",), "bc"),
         (("optimizer=adamw", "seed=1"), "ab"),
+        (("schedule=cosine", "optimizer.type=adamw"), "abc"),
         (("optimizer.learning_rate=1e-3",), "abc"),
         (("best<1.5",), "b"),
         (("best!=1",), "ac"),
@@ -668,3 +670,20 @@ def test_a_kill_while_cleaning_leaves_whole_checkpoints_only(
         assert gptkit_command("runs", "verify", "latest").code == 0
     assert gptkit_command("runs", "clean", "--yes").code == 0
     assert [path.name for path in trained.checkpoints.iterdir()] == ["step-000000000020"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rerun"],
+        *(["runs", name] for name in ("list", "show", "compare", "delete", "clean")),
+    ],
+    ids=" ".join,
+)
+def test_the_help_shows_an_example_first(command: list[str], gptkit_command: Command) -> None:
+    shown = gptkit_command(*command, "--help")
+    assert shown.code == 0
+    after_usage = shown.out.partition("Usage")[2].splitlines()
+    words = [line.strip() for line in after_usage[1:] if line.strip()]
+    assert words[0] == "Examples:"
+    assert words[1].startswith(f"gptkit {' '.join(command)}")

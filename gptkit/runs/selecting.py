@@ -150,7 +150,7 @@ class _Fields:
         if key == "data.dataset" and key in settings:
             return [settings[key], *_names_of_text(str(settings.get("data.dataset.path", "")))]
         for flat in (settings, self._facts):
-            for name in (key, key.removesuffix(".type")):
+            for name in (key, key.removesuffix(".type"), f"{key}.type"):
                 if name in flat:
                     return [flat[name]]
         return []
