@@ -41,8 +41,6 @@ def run_to_delete(wanted: str, runs_folder: Path) -> RunFolder:
     Raises UsageError where it is no run, or a link; CheckpointError where there is a link in it.
     """
     run = find_run(wanted, runs_folder)
-    if run.path.is_symlink():  # a name that ends with / is not seen to be one
-        raise UsageError(f"{run.path} is a symbolic link; give the run's folder itself.")
     is_path = os.sep in wanted or bool(os.altsep and os.altsep in wanted)
     if not is_path and not _same(run.path.absolute().parent, runs_folder):
         raise UsageError(
