@@ -13,14 +13,24 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from gptkit.errors import DiskError
+
+MAX_DEPTH = 32  # tables in tables of a TOML file; an experiment has three
+
+# A dotted key of more parts than that, where a key may begin: tomllib takes their number squared
+_DEEP_KEY = re.compile(
+    rf"""(?:^|[={{,\[])[ \t]*(?:[\w"'-]{{1,200}}[ \t]{{0,9}}\.[ \t]{{0,9}}){{{MAX_DEPTH}}}""",
+    re.MULTILINE,
+)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -145,6 +155,13 @@ def parse_json(data: bytes | str) -> Any:
         return json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML as gptkit reads it. Raises ValueError, or RecursionError where it is nested too deeply."""
+    if _DEEP_KEY.search(text):
+        raise RecursionError
+    return tomllib.loads(text)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

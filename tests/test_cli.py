@@ -868,7 +868,7 @@ def test_debug_adds_the_traceback_and_keeps_the_exit_code(gptkit_command: Comman
 def test_a_defect_is_called_one_and_exits_with_1(
     gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **named: object) -> None:
         raise ZeroDivisionError("by 0")
 
     monkeypatch.setattr("gptkit.cli.commands.list_runs", fail)

@@ -18,7 +18,7 @@ from gptkit.cli import options
 from gptkit.cli.datasets import datasets_app
 from gptkit.cli.help import command
 from gptkit.cli.plugins import plugins_app, schema_command
-from gptkit.cli.runs import runs_app
+from gptkit.cli.runs import rerun_command, runs_app
 from gptkit.errors import GptkitError, OutOfMemoryError, PluginError, RunInterruptedError, UsageError
 
 app = typer.Typer(
@@ -242,6 +242,9 @@ def resume(
         data_dir=data_dir,
         quiet=quiet,
     )
+
+
+command(app, "rerun", short_help="Train a run again: does it come out the same?")(rerun_command)
 
 
 @command(app, short_help="Write text with a run's model.")

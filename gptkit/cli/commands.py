@@ -92,6 +92,25 @@ def replay(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> N
             print(describe_replay(replayed))
 
 
+def rerun(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> None:
+    with stop_signals() as stop:
+        from gptkit.cli.render_runs import describe_rerun
+        from gptkit.workflows.rerunning import Rerun, rerun_run
+
+        folder, done = find_run(run, runs_dir), list[Rerun]()
+
+        def work(around: Any) -> Any:
+            done.append(rerun_run(folder, around))
+            return done[0].trained
+
+        _session(work, stop=stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet)
+        sameness = done[0].sameness
+        if sameness and not sameness.identical:
+            raise CheckpointError(describe_rerun(done[0]))
+        if not quiet:
+            print(describe_rerun(done[0]))
+
+
 def verify(run: str, *, runs_dir: Path) -> None:
     from gptkit.cli.render_runs import show_finding
     from gptkit.workflows.verifying import verify_run
@@ -231,11 +250,17 @@ def _note(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def list_runs(runs_dir: Path) -> None:
+def list_runs(
+    runs_dir: Path, where: Sequence[str] = (), sort: str = "", *, reverse: bool = False, as_json: bool = False
+) -> None:
     from gptkit.cli import render_runs
-    from gptkit.runs import summarise_runs
+    from gptkit.runs.selecting import select_runs
 
-    render_runs.show_runs(summarise_runs(runs_dir), runs_dir)
+    runs = select_runs(runs_dir, where, sort, reverse)
+    if as_json:
+        render_runs.print_json([render_runs.listed(found, runs_dir) for found in runs])
+    else:
+        render_runs.show_runs(runs, runs_dir, chosen=bool(where))
 
 
 def bench(

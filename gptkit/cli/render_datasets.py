@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptkit.cli.render_tables import printable, show_table
+from gptkit.cli.render_tables import printable, show_table, size_text
 
 if TYPE_CHECKING:
     from gptkit.text.catalogue import DatasetDescription, DatasetRow, FetchedDataset, TokenCount
@@ -117,15 +117,3 @@ def _one_line(what: str) -> Callable[[int, int], None]:
             print(f"{printable(what)} ({size_text(total)})" if total else printable(what), file=sys.stderr)
 
     return call
-
-
-def size_text(size: int | None) -> str:
-    """Bytes for people, in powers of ten: 1.1 MB."""
-    if size is None:
-        return "-"
-    if size < 1000:
-        return f"{size} B"
-    for unit, scale in (("kB", 1e3), ("MB", 1e6)):
-        if size < 999.95 * scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size / 1e9:.1f} GB"

@@ -48,3 +48,15 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size_text(size: int | None) -> str:
+    """Bytes for people, in powers of ten: 1.1 MB."""
+    if size is None:
+        return "-"
+    if size < 1000:
+        return f"{size} B"
+    for unit, scale in (("kB", 1e3), ("MB", 1e6)):
+        if size < 999.95 * scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size / 1e9:.1f} GB"

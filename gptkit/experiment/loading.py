@@ -8,7 +8,6 @@ their options; whether their data is here is not asked.
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,17 +27,11 @@ from gptkit.experiment.schema import (
     OptimizerSettings,
     PluginTable,
 )
+from gptkit.files import MAX_DEPTH, parse_toml
 from gptkit.plugins import registry
 
 MAX_BYTES = 1_000_000  # an experiment file larger than this is something else
-MAX_DEPTH = 32  # tables in tables; the schema itself has three
 Override = tuple[str, Any]
-
-# A dotted key of more parts than that, where a key may begin: tomllib takes their number squared
-_DEEP_KEY = re.compile(
-    rf"""(?:^|[={{,\[])[ \t]*(?:[\w"'-]{{1,200}}[ \t]{{0,9}}\.[ \t]{{0,9}}){{{MAX_DEPTH}}}""",
-    re.MULTILINE,
-)
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonSettings}
@@ -126,10 +119,7 @@ def read_tables(path: Path) -> dict[str, Any]:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ExperimentError(str(path), ["larger than 1 MB, so not an experiment file"])
-        text = data.decode()
-        if _DEEP_KEY.search(text):
-            raise RecursionError
-        return tomllib.loads(text)
+        return parse_toml(data.decode())
     except FileNotFoundError:
         raise UsageError(f"there is no experiment file {path}. {_experiments_beside(path)}") from None
     except IsADirectoryError:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.errors import CheckpointError
-from gptkit.runs.folder import RunFolder, is_locked, run_ids, timestamp
+from gptkit.runs.folder import RunFolder, is_locked, metric_row, run_ids, timestamp
+
+_MOST_WORDS = 400  # characters of what a record says, kept for a line
 
 
 @dataclass(frozen=True)
@@ -23,43 +25,81 @@ class RunSummary:
     best_val_loss: float | None
     best_bits_per_byte: float | None  # comparable across tokenizers
     started: str
+    ended: str = ""
+    best_step: int | None = None
+    tokens: int | None = None  # trained on
+    seconds: float | None = None  # of training
+    parameters: int | None = None
 
 
 def summarise_runs(runs_folder: Path) -> list[RunSummary]:
     """All runs of a folder, oldest first. One whose record cannot be read says so in its status."""
-    return sorted(
-        (_summarise(RunFolder(runs_folder / name)) for name in run_ids(runs_folder)),
-        key=lambda run: (timestamp(run.started), run.id),
-    )
+    return sorted((summarise(RunFolder(runs_folder / name)) for name in run_ids(runs_folder)), key=by_age)
 
 
-def _summarise(run: RunFolder) -> RunSummary:
+def by_age(run: RunSummary) -> tuple[float, str]:
+    """The order of a list of runs: the oldest first."""
+    return timestamp(run.started), run.id
+
+
+def record_of(run: RunFolder) -> dict[str, Any] | None:
+    """What run.json says, or None where it cannot be read."""
     try:
-        record = run.record()
+        return run.record()
     except CheckpointError:
+        return None
+
+
+def summarise(run: RunFolder, record: dict[str, Any] | None = None) -> RunSummary:
+    """One run; `record` spares reading it again."""
+    record = record_of(run) if record is None else record
+    if record is None:
         return RunSummary(run.id, "unreadable", "", "", 0, 0, None, None, "")
-    status = _text(record.get("status"))
+    status = text(record.get("status"))
     step, best, bits = (record.get(key) for key in ("step", "best_val_loss", "best_bits_per_byte"))
     if status in ("running", "starting"):
         status = "running" if is_locked(run) else "crashed"
-        metrics = run.metrics()
-        step = metrics[-1]["step"] if metrics else 0
-        best, bits = (
-            min((row[key] for row in metrics if _is_number(row.get(key))), default=None)
-            for key in ("val_loss", "bits_per_byte")
-        )
+        step, best, bits = _reached(run)
     dataset, numbers = record.get("dataset"), record.get("hyperparameters")
     return RunSummary(
         id=run.id,
         status=status,
-        dataset=_text(dataset.get("title")) if isinstance(dataset, dict) else "",
+        dataset=text(dataset.get("title")) if isinstance(dataset, dict) else "",
         hyperparameters=_hyperparameters(numbers) if isinstance(numbers, dict) else "",
-        step=step if isinstance(step, int) else 0,
-        target_step=record["target_step"] if isinstance(record.get("target_step"), int) else 0,
-        best_val_loss=best if _is_number(best) else None,
-        best_bits_per_byte=bits if _is_number(bits) else None,
-        started=_text(record.get("started")),
+        step=_whole(step),
+        target_step=_whole(record.get("target_step")),
+        best_val_loss=number(best),
+        best_bits_per_byte=number(bits),
+        started=text(record.get("started")),
+        ended=text(record.get("ended")),
+        best_step=_whole_or_none(record.get("best_step")),
+        tokens=_whole_or_none(record.get("tokens")),
+        seconds=number(record.get("seconds")),
+        parameters=_whole_or_none(record.get("parameters")),
     )
+
+
+def _reached(run: RunFolder) -> tuple[int, float | None, float | None]:
+    """The last step, best val loss and bits a byte of metrics.jsonl, where the record does not have them."""
+    last, best = 0, dict.fromkeys(("val_loss", "bits_per_byte"), float("inf"))
+    for line in run.metric_lines():
+        if row := metric_row(line):
+            last = max(last, _whole(row["step"]))
+            for key, lowest in best.items():
+                loss = number(row.get(key))
+                best[key] = lowest if loss is None else min(loss, lowest)
+    return last, number(best["val_loss"]), number(best["bits_per_byte"])
+
+
+def last_losses(run: RunFolder) -> tuple[float | None, float | None, float | None]:
+    """The last train loss, val loss and bits a byte that metrics.jsonl has."""
+    last: dict[str, float | None] = dict.fromkeys(("train_loss", "val_loss", "bits_per_byte"))
+    for line in run.metric_lines():
+        if row := metric_row(line):
+            for key, before in last.items():
+                loss = number(row.get(key))
+                last[key] = before if loss is None else loss
+    return last["train_loss"], last["val_loss"], last["bits_per_byte"]
 
 
 def _hyperparameters(numbers: dict[str, Any]) -> str:
@@ -72,16 +112,27 @@ def _hyperparameters(numbers: dict[str, Any]) -> str:
         "learning_rate": "lr",
         "dropout": "drop",
     }
-    words = [f"{sign}{numbers[name]}" for name, sign in short.items() if name in numbers]
-    return " ".join(
-        [*words, *(_text(numbers[name]) for name in ("position", "optimizer") if name in numbers)]
-    )
+    words = [
+        f"{sign}{value}" for name, sign in short.items() if (value := number(numbers.get(name))) is not None
+    ]
+    return " ".join([*words, *filter(None, (text(numbers.get(name)) for name in ("position", "optimizer")))])
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+def text(value: object) -> str:
+    """The value where it is text, cut short where it is very long."""
+    return value[:_MOST_WORDS] if isinstance(value, str) else ""
 
 
-def _is_number(value: object) -> bool:
-    """Whether it is a number that can be shown: a hostile record may hold one of a thousand digits."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+def number(value: object) -> float | int | None:
+    """The value where it is a number that can be shown: a record may hold one of a thousand digits."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return value if usable else None  # type: ignore[return-value]
+
+
+def _whole_or_none(value: object) -> int | None:
+    usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return value if usable else None  # type: ignore[return-value]
+
+
+def _whole(value: object) -> int:
+    return _whole_or_none(value) or 0

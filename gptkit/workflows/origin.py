@@ -50,14 +50,14 @@ def take_up(run: RunFolder, folders: DataFolders, listener: Listener) -> TakenUp
     tokenizer = run_tokenizer(run, experiment)
     record = run.record()
     text = recorded_text(experiment.data, folders, listener)
-    _same_text(run, record, measure_text(text)[1])
+    check_text(run, record, measure_text(text)[1])
     corpus = build_corpus(
         text,
         tokenizer,
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )
-    backend = _recorded_backend(experiment, record, tokenizer.vocab_size)
+    backend = recorded_backend(experiment, record, tokenizer.vocab_size)
     return TakenUp(run, experiment, record, corpus, backend, differences(experiment, record, backend))
 
 
@@ -125,7 +125,8 @@ def _table(table: PluginTable) -> dict[str, Any]:
     return {"type": table.type, **table.options}
 
 
-def _same_text(run: RunFolder, record: dict[str, Any], sha256: str) -> None:
+def check_text(run: RunFolder, record: dict[str, Any], sha256: str) -> None:
+    """Raises DataError where the text is not the run's any more."""
     dataset = record.get("dataset")
     recorded = dataset.get("sha256") if isinstance(dataset, dict) else "none recorded"
     if recorded != sha256:
@@ -136,7 +137,7 @@ def _same_text(run: RunFolder, record: dict[str, Any], sha256: str) -> None:
         )
 
 
-def _recorded_backend(experiment: Experiment, record: dict[str, Any], vocab_size: int) -> Backend:
+def recorded_backend(experiment: Experiment, record: dict[str, Any], vocab_size: int) -> Backend:
     """How the run computed so far, as far as this machine can; else what it would choose now."""
     was = record.get("environment", {})
     chosen = choose_backend(experiment.training, training_flops(experiment, vocab_size))

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from gptkit import events
 from gptkit.backend import computing
 from gptkit.checkpoint import Checkpoint, list_steps, load_checkpoint
@@ -25,6 +23,7 @@ from gptkit.training.pace import FOREVER, Pace
 from gptkit.workflows.building import build_model_for, build_new_model, out_of_memory
 from gptkit.workflows.origin import TakenUp, take_up
 from gptkit.workflows.reading import check_saved, check_tokenizer, recorded_id
+from gptkit.workflows.sameness import compare_losses, different_tensors
 from gptkit.workflows.session import HERE, Session, Surroundings, progress_of
 
 _STOPPED = {"interrupted": RunInterruptedError, "terminated": RunTerminatedError}
@@ -70,8 +69,8 @@ def replay_run(run: RunFolder, around: Surroundings = HERE) -> Replay:
         around.listener(events.ReplayStarted(start, last.step))
         with _place_beside(run) as place:
             again = _train_again(taken, before, last, place, around)
-            compared, steps = _losses(run, place, start, last.step)
-        return Replay(start, last.step, _tensors(last, again), compared, steps, taken.differences)
+            compared, steps = compare_losses(run, place, start, last.step)
+        return Replay(start, last.step, different_tensors(last, again), compared, steps, taken.differences)
 
 
 def _stretch(taken: TakenUp, listener: events.Listener) -> tuple[Checkpoint | None, Checkpoint]:
@@ -169,32 +168,3 @@ def _whole(rows: dict[int, dict[str, Any]], key: str) -> dict[int, int]:
         for step, row in rows.items()
         if isinstance(row.get(key), int) and 0 < row[key] <= FOREVER
     }
-
-
-def _tensors(was: Checkpoint, now: Checkpoint) -> tuple[str, ...]:
-    """The names of those that differ in any bit."""
-    different = []
-    for kind in ("model", "optimizer"):
-        old, new = (_hashes(getattr(checkpoint, kind)) for checkpoint in (was, now))
-        different += [f"{kind}: {name}" for name in sorted(old | new) if old.get(name) != new.get(name)]
-    return tuple(different)
-
-
-def _hashes(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    return {
-        name: sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        for name, tensor in tensors.items()
-    }
-
-
-def _losses(run: RunFolder, place: RunFolder, start: int, end: int) -> tuple[int, tuple[int, ...]]:
-    """How many losses both have recorded of the steps after `start` to `end`, and the steps that differ."""
-    again = {row["step"]: row for row in place.metrics()}
-    compared, different = 0, set()
-    for row in run.metrics():
-        for key in ("train_loss", "val_loss"):
-            if start < row["step"] <= end and key in row:
-                compared += 1
-                if again.get(row["step"], {}).get(key) != row[key]:
-                    different.add(row["step"])
-    return compared, tuple(sorted(different))

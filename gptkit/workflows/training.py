@@ -7,13 +7,14 @@ of command lines or terminals.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 from gptkit import events
-from gptkit.backend import choose_backend, computing
+from gptkit.backend import Backend, choose_backend, computing
 from gptkit.checkpoint import Checkpoint, clear_temporaries, newest_checkpoint, set_aside
 from gptkit.errors import CheckpointError, ExperimentError, PluginError, UsageError
 from gptkit.experiment import Experiment, ModelSettings, to_toml
@@ -21,6 +22,7 @@ from gptkit.files import disk_errors
 from gptkit.plugins import Tokenizer, registry
 from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, refuse_links, this_process
 from gptkit.text.corpus import Corpus, build_corpus, quote_characters
+from gptkit.tracking import ChosenTracker
 from gptkit.training.pace import FOREVER, last_step
 from gptkit.workflows.building import (
     build_model_for,
@@ -55,16 +57,36 @@ def train_run(
     Raises a GptkitError of the kind that fits; nothing is written before the text, the tokenizer and the
     model are known to be usable.
     """
-    source = _source(load_from, experiment) if load_from else None
+    source = source_of(load_from, experiment) if load_from else None
     trackers = new_trackers(experiment)
     obtained = obtain_text(experiment.data, around.folders, around.listener)
-    corpus = _corpus(experiment, obtained.text, source, around.listener)
+    corpus = corpus_of(experiment, obtained.text, source, around.listener)
     experiment = _resolve(experiment, obtained, corpus, source)
-    vocab_size = corpus.tokenizer.vocab_size
-    backend = choose_backend(experiment.training, training_flops(experiment, vocab_size))
-    seed = int(experiment.seed)
+    flops = training_flops(experiment, corpus.tokenizer.vocab_size)
+    backend = choose_backend(experiment.training, flops)
+    with new_run(Beginning(experiment, obtained, corpus, backend, source, trackers), around) as session:
+        return session.run_to(stop_at)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """All that a new run begins with. The experiment is resolved."""
+
+    experiment: Experiment
+    obtained: Obtained
+    corpus: Corpus
+    backend: Backend
+    source: Source | None
+    trackers: Sequence[ChosenTracker] = ()
+
+
+@contextmanager
+def new_run(beginning: Beginning, around: Surroundings, **more: Any) -> Iterator[Session]:
+    """A run that is about to make its first step, held while it does; `more` is recorded of it."""
+    experiment, corpus, backend = beginning.experiment, beginning.corpus, beginning.backend
+    source = beginning.source
     with computing(backend), out_of_memory(experiment):
-        model = build_new_model(experiment, vocab_size, seed)
+        model = build_new_model(experiment, corpus.tokenizer.vocab_size, int(experiment.seed))
         if source:
             load_weights(model, source.checkpoint.model, f"run {source.run.id}")
         run = create_run(around.runs_folder, stem=run_stem(experiment), experiment_toml=to_toml(experiment))
@@ -72,11 +94,20 @@ def train_run(
             run.write_tokenizer(corpus.tokenizer.to_json())
             loaded_from = {"run": source.run.id, "step": source.checkpoint.step} if source else None
             record = new_record(
-                run, experiment, obtained, corpus, backend, around.command, loaded_from, trackers
+                run,
+                experiment,
+                beginning.obtained,
+                corpus,
+                backend,
+                around.command,
+                loaded_from,
+                beginning.trackers,
             )
+            record |= more
             run.write_record(record)
-            session = Session(run, experiment, corpus, backend, model, record, around, trackers=trackers)
-            return session.run_to(stop_at)
+            yield Session(
+                run, experiment, corpus, backend, model, record, around, trackers=beginning.trackers
+            )
 
 
 def resume_run(
@@ -141,7 +172,7 @@ def resume_run(
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """The run that a new one starts from."""
 
     run: RunFolder
@@ -150,8 +181,8 @@ class _Source:
     checkpoint: Checkpoint
 
 
-def _source(run: RunFolder, experiment: Experiment) -> _Source:
-    """Raises UsageError where the weights of `run` do not fit the model of `experiment`."""
+def source_of(run: RunFolder, experiment: Experiment, which: str = "best") -> Source:
+    """The checkpoint of `run` to start from. Raises UsageError where it does not fit `experiment`'s model."""
     theirs = run_experiment(run)
     different = [
         f"model.{name} is {getattr(theirs.model, name)!r} there, {getattr(experiment.model, name)!r} here"
@@ -161,10 +192,10 @@ def _source(run: RunFolder, experiment: Experiment) -> _Source:
     ]
     if different:
         raise UsageError(f"the weights of {run.id} do not fit: {'; '.join(different)}. Set the same here.")
-    return _Source(run, theirs, run_tokenizer(run, theirs), read_checkpoint(run, "best"))
+    return Source(run, theirs, run_tokenizer(run, theirs), read_checkpoint(run, which))
 
 
-def _corpus(experiment: Experiment, text: str, source: _Source | None, listener: events.Listener) -> Corpus:
+def corpus_of(experiment: Experiment, text: str, source: Source | None, listener: events.Listener) -> Corpus:
     """The text, tokenized with the source's tokenizer or with a new one."""
     if source:
         tokenizer: Any = source.tokenizer
@@ -182,9 +213,7 @@ def _corpus(experiment: Experiment, text: str, source: _Source | None, listener:
     )
 
 
-def _resolve(
-    experiment: Experiment, obtained: Obtained, corpus: Corpus, source: _Source | None
-) -> Experiment:
+def _resolve(experiment: Experiment, obtained: Obtained, corpus: Corpus, source: Source | None) -> Experiment:
     """The experiment as it will be recorded: what was chosen or found out is now said."""
     training = experiment.training
     if training.epochs is not None:
