@@ -162,6 +162,7 @@ def _corpus(experiment: Experiment, text: str, source: _Source | None, listener:
         tokenizer,
         options=options,
         progress=telling(listener, "training the tokenizer"),
+        tokenizing=telling(listener, "tokenizing the text"),
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )
