@@ -92,7 +92,7 @@ class LiveView:
                     self._began = self._clock(), seen.done()[0]
                 self._redraw()
             case events.StepFinished():
-                seen.logged, seen.working = event, None
+                seen.step, seen.logged, seen.working = event.step, event, None
                 seen.train.add(event.step, event.train_loss)
             case events.EvaluationFinished():
                 seen.evaluated(event.step, event.val_loss)
