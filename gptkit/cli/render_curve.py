@@ -74,7 +74,7 @@ def curve(
     marks = {(place(point)[0] // across, place(point)[1] // down) for point in val}
     lines = []
     for row, label in enumerate(labels):
-        line = Text(f"{label:>{margin - 1}} ", style="dim", no_wrap=True)
+        line = Text().append(f"{label:>{margin - 1}} ", style="dim")
         line.append("".join(cells[row]), style=TRAIN)
         for column in sorted(column for column, at in marks if at == row):
             where = margin + column

@@ -2,7 +2,7 @@
 
 In: events. Out: the terminal, which is left as it was found, however training ends. The panel is drawn
 between steps, by the thread that trains (another one would race with what is printed), and so seldom that
-it takes a two-hundredth of the time at most.
+it takes a three-hundredth of the time at most.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gptkit.errors import GptkitError
 from gptkit.runs import RunFolder
 
 _SAMPLE_LINES = 8  # of the last sample, shown at the end; the whole of it is in the run's folder
-_SHARE = 1 / 200  # of the time, at most, that goes into drawing
+_SHARE = 1 / 300  # of the time, at most, that goes into drawing
 _SOONEST, _LATEST = 0.25, 2.0  # seconds from one drawing of the panel to the next
 _AFTER_RESIZE = 0.05  # seconds; a window that is being drawn larger changes often
 
@@ -172,11 +172,11 @@ class LiveView:
             return ""
         done, todo = self.seen.done()
         if not start.stop_step:
-            return duration(max(todo - done, 0.0)) if done else ""
+            return _roughly(todo - done) if done else ""
         began, by_then = self._began
         if done <= by_then:
             return ""
-        return duration(max((self._clock() - began) / (done - by_then) * (todo - done), 0.0))
+        return _roughly((self._clock() - began) / (done - by_then) * (todo - done))
 
     def conclude(self) -> None:
         """The last sample and the last lines, when the panel is gone."""
@@ -189,6 +189,11 @@ class LiveView:
             print_(Text(room.fit(first), style=style))
             for line in rest:
                 print_(Text(room.fit(line)), soft_wrap=True)
+
+
+def _roughly(seconds: float) -> str:
+    """Time left, which is not known to a tenth of a second."""
+    return f"{max(seconds, 0.0):.0f} s" if seconds < 59.5 else duration(seconds)
 
 
 def _evaluation_line(event: events.EvaluationFinished) -> Text:

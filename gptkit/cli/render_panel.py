@@ -90,8 +90,8 @@ def panel(seen: Seen, room: Room, time_left: str) -> list[Text]:
 def _framed(lines: list[Text], room: Room, title: str) -> Iterator[Text]:
     corners, across, down = ("++++", "-", "|") if room.ascii_only else ("╭╮╰╯", "─", "│")
     said = room.shorten(room.fit(title), room.width - 6)
-    top = Text(f"{corners[0]}{across} ", style="cyan").append(said, style="bold")
-    top.append(f" {across * (room.width - 5 - len(said))}{corners[1]}")
+    top = Text().append(f"{corners[0]}{across} ", style="cyan").append(said, style="bold")
+    top.append(f" {across * (room.width - 5 - len(said))}{corners[1]}", style="cyan")
     yield top
     for line in lines:
         yield Text.assemble((f"{down} ", "cyan"), line, (f" {down}", "cyan"))
@@ -103,7 +103,7 @@ def _preparing(seen: Seen, room: Room) -> list[Text]:
     if work is None:
         return [Text(f"preparing{room.dots}", style="dim")]
     words = room.shorten(room.fit(work.what), max(room.width - 12, 8))
-    line = Text(f"{words} ", style="dim")
+    line = Text().append(f"{words} ", style="dim")
     far = _how_far(work)
     if work.total and room.width - len(words) - len(far) > 12:
         line.append_text(_bar(work.done / work.total, min(40, room.width - len(words) - len(far) - 2), room))
@@ -122,7 +122,7 @@ def _how_far(work: events.Working) -> str:
 def _bar(share: float, width: int, room: Room) -> Text:
     full = round(min(max(share, 0.0), 1.0) * width)
     done, rest = ("#", "-") if room.ascii_only else ("━", "─")
-    return Text(done * full, style="bold magenta").append(rest * (width - full), style="dim")
+    return Text().append(done * full, style="bold magenta").append(rest * (width - full), style="dim")
 
 
 def _status(seen: Seen, room: Room, width: int, time_left: str) -> list[Text]:
@@ -135,7 +135,7 @@ def _status(seen: Seen, room: Room, width: int, time_left: str) -> list[Text]:
     else:
         expected = seen.logged.expected_steps if seen.logged else None
         of = f" of about {expected}" if expected else ""
-    words = Text(f"step {seen.step}{of}", style="bold")
+    words = Text().append(f"step {seen.step}{of}", style="bold")
     if seen.stopping:
         words.append("  stopping, saving first", style="bold yellow")
     elif seen.working:
@@ -165,10 +165,8 @@ def _numbers(seen: Seen, room: Room, width: int) -> list[Text]:
     for first in range(0, len(cells), columns):
         line = Text()
         for mark, name, value, style in cells[first : first + columns]:
-            cell = Text(f"{mark} " if mark else "", style=style)
-            cell.append(f"{name} ", style="not bold dim default").append(
-                value or "-", style="not dim bold default"
-            )
+            cell = Text().append(f"{mark} " if mark else "", style=style)
+            cell.append(f"{name} ", style="dim").append(value or "-", style="bold")
             cell.truncate(width // columns, overflow="crop", pad=True)
             line.append_text(cell)
         lines.append(line)
