@@ -117,7 +117,7 @@ class ReplayStarted:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """Sent while something beside the training takes long."""
+    """Sent while something beside the training takes long: before it, or between two steps."""
 
     what: str  # "downloading the text", for a person
     done: int

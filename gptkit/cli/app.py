@@ -142,6 +142,7 @@ def train(
     stop_at: options.StopAt = None,
     load: options.LoadFrom = None,
     quiet: options.Quiet = False,
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Examples:
@@ -156,8 +157,15 @@ def train(
 
     Trains a GPT as the experiment file says and records it in its own folder under runs/. A flag overrides
     the field of the file that it names; what neither says has a default.
+
+    With --json each line of standard output is an object: "event" (run_started, step_finished,
+    evaluation_finished, sample_drawn, checkpoint_saved, working, warned, resume_checked and, last,
+    run_finished) and its fields, as in gptkit.events. Later versions may add events and fields; those that
+    are there keep their names, units and meanings.
     """
     from gptkit.cli import commands
+
+    options.check_json(json, {"--quiet": quiet, "--generate": generate is not None})
 
     flags = {
         "training.max_steps": steps,
@@ -187,6 +195,7 @@ def train(
         load=load,
         generate=generate,
         quiet=quiet,
+        as_json=json,
     )
 
 
@@ -209,6 +218,7 @@ def resume(
     data_dir: options.DataDir = None,
     runs_dir: options.RunsDir = Path("runs"),
     quiet: options.Quiet = False,
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Examples:
@@ -223,9 +233,12 @@ def resume(
     the same, bit for bit, on the same machine. Past the end of the schedule the learning rate stays as it
     ended. With --verify the run stays as it is: the stretch from the checkpoint before the last is trained
     again in a temporary folder, and the answer is "identical", or what differs and exit code 5.
+
+    With --json each line of standard output is an object, as 'gptkit train --help' says.
     """
     from gptkit.cli import commands
 
+    options.check_json(json, {"--quiet": quiet, "--verify": verify})
     if verify:
         if steps is not None or stop_at is not None or require_exact:
             raise UsageError(
@@ -241,6 +254,7 @@ def resume(
         runs_dir=runs_dir,
         data_dir=data_dir,
         quiet=quiet,
+        as_json=json,
     )
 
 

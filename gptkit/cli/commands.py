@@ -30,6 +30,7 @@ def train(
     load: str | None,
     generate: int | None,
     quiet: bool,
+    as_json: bool = False,
 ) -> None:
     """`overrides` imports, so it is called when signals raise no more: pydantic swallows what is raised."""
     with stop_signals() as stop:
@@ -44,6 +45,7 @@ def train(
             runs_dir=runs_dir,
             data_dir=data_dir,
             quiet=quiet,
+            as_json=as_json,
             then_generate=generate,
         )
 
@@ -57,6 +59,7 @@ def resume(
     runs_dir: Path,
     data_dir: Path | None,
     quiet: bool,
+    as_json: bool = False,
 ) -> None:
     with stop_signals() as stop:
         from gptkit.workflows.training import resume_run
@@ -70,6 +73,7 @@ def resume(
             runs_dir=runs_dir,
             data_dir=data_dir,
             quiet=quiet,
+            as_json=as_json,
         )
 
 
@@ -83,7 +87,7 @@ def replay(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> N
         from gptkit.workflows.session import Surroundings
 
         folder = find_run(run, runs_dir)
-        with training_view(quiet=quiet) as view:
+        with training_view(quiet=quiet, stop_requested=stop) as view:
             around = Surroundings(folders=data_folders(data_dir), listener=view, stop_requested=stop)
             replayed = replay_run(folder, around)
         if not replayed.identical:
@@ -140,6 +144,7 @@ def _session(
     runs_dir: Path,
     data_dir: Path | None,
     quiet: bool,
+    as_json: bool = False,
     then_generate: int | None = None,
 ) -> None:
     """Trains with a view of it, prints where the run is, and ends as the signal asked, if one came."""
@@ -148,7 +153,7 @@ def _session(
     from gptkit.workflows.session import Surroundings, Trained
     from gptkit.workflows.writing import write_after
 
-    with training_view(quiet=quiet) as view:
+    with training_view(quiet=quiet, as_json=as_json, stop_requested=stop) as view:
         around = Surroundings(
             runs_folder=runs_dir,
             folders=data_folders(data_dir),

@@ -36,6 +36,13 @@ DataDir = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print the run's folder on standard output, and nothing else.")
 ]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print what happens as JSON lines on standard output, and nothing else. Not with --quiet.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
 RunArgument = Annotated[
     str,
@@ -199,6 +206,13 @@ LoadFrom = Annotated[
     str | None,
     typer.Option("--load", metavar="RUN", help="Start from another run's weights and tokenizer."),
 ]
+
+
+def check_json(as_json: bool, others: dict[str, bool]) -> None:
+    """Raises UsageError where --json is given with a flag that wants standard output for itself."""
+    for flag, given in others.items():
+        if as_json and given:
+            raise UsageError(f"--json and {flag} both say what goes to standard output; give one of them.")
 
 
 def overrides(pairs: list[str] | None, flags: dict[str, Any]) -> list[tuple[str, Any]]:

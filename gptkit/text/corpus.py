@@ -19,6 +19,8 @@ from gptkit.plugins.progress import Progress, no_progress
 
 Ids = NDArray[np.integer[Any]]
 
+_LONG_TEXT = 8_000_000  # characters from which on tokenizing may take long enough to be told
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -44,12 +46,16 @@ def build_corpus(
     val_fraction: float,
     context_length: int,
     progress: Progress = no_progress,
+    tokenizing: Progress = no_progress,
 ) -> Corpus:
     """Tokenizes a text. `tokenizer` is a Tokenizer, or a class of them to train one with `options`.
 
     Raises DataError where the text has characters that the tokenizer lacks, or is too short; PluginError
-    where the tokenizer gives what no ids can be.
+    where the tokenizer gives what no ids can be. `progress` is told how far training the tokenizer has come;
+    `tokenizing` the characters of a long text, of which a plugin takes a split in one go.
     """
+    if len(text) < _LONG_TEXT:
+        tokenizing = no_progress
     train_text, val_text = split_text(text, val_fraction)
     if isinstance(tokenizer, type):
         tokenizer = tokenizer.train(options, Splits(train_text, val_text, progress))
@@ -59,9 +65,12 @@ def build_corpus(
             f"the text has {len(unknown)} characters that the run's tokenizer lacks: "
             f"{quote_characters(unknown)}. Use a text without them, or train a new run."
         )
+    tokenizing(0, len(text))
+    train = _encode(tokenizer, train_text)
+    tokenizing(len(train_text), len(text))
     corpus = Corpus(
         tokenizer=tokenizer,
-        train=_encode(tokenizer, train_text),
+        train=train,
         val=_encode(tokenizer, val_text),
         val_bytes=measure_text(val_text)[0],
         characters=len(text),

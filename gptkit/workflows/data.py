@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,9 +55,15 @@ def recorded_text(data: DataSettings, folders: DataFolders, listener: Listener) 
     return read_dataset(used.type, dataset, reading)
 
 
-def telling(listener: Listener, what: str) -> Progress:
-    """Progress of long work, told to a listener."""
-    return lambda done, total: listener(Working(what, done, total))
+def telling(listener: Listener, what: str, *, if_longer_than: float = 0.0) -> Progress:
+    """Progress of long work, told to a listener; from `if_longer_than` seconds on, counted from now."""
+    begin = time.monotonic() + if_longer_than
+
+    def tell(done: int, total: int) -> None:
+        if not if_longer_than or time.monotonic() >= begin:
+            listener(Working(what, done, total))
+
+    return tell
 
 
 def _watched(folders: DataFolders, listener: Listener) -> tuple[DataFolders, DataFolders]:

@@ -22,7 +22,7 @@ from gptkit.runs import RunFolder, this_process
 from gptkit.text.corpus import Corpus, build_corpus, measure_text
 from gptkit.tracking import ChosenTracker
 from gptkit.workflows.building import training_flops
-from gptkit.workflows.data import Obtained, recorded_text
+from gptkit.workflows.data import Obtained, recorded_text, telling
 from gptkit.workflows.provenance import all_plugins, changed_plugins, tracker_plugins
 from gptkit.workflows.reading import run_experiment, run_tokenizer, tokenizer_hash
 
@@ -54,6 +54,7 @@ def take_up(run: RunFolder, folders: DataFolders, listener: Listener) -> TakenUp
     corpus = build_corpus(
         text,
         tokenizer,
+        tokenizing=telling(listener, "tokenizing the text"),
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )

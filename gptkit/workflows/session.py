@@ -31,8 +31,10 @@ from gptkit.training.loop import Evaluation, Progress, Trainer, reason_to_end, t
 from gptkit.training.loss import bits_per_byte, evaluate
 from gptkit.training.pace import FOREVER, Pace, last_step
 from gptkit.workflows.building import build_model, build_trainer
-from gptkit.workflows.data import title_of
+from gptkit.workflows.data import telling, title_of
 from gptkit.workflows.reading import recorded_id, tokenizer_hash
+
+_LONG_EVALUATION = 0.5  # seconds after which it is told how far it is
 
 StopRequested = Callable[[], str]
 """Asked between steps: "" to go on, or the status to stop with ("interrupted", "terminated")."""
@@ -198,6 +200,7 @@ class Session:
         """Has the trainer use the model compiled. Where only "auto" would and it fails, it warns instead."""
         if not self.backend.compile:
             return
+        self.around.listener(events.Working("compiling the model", 0, 0))
         try:
             self.trainer.model = compile_model(self.model, *self.trainer.feed.batch(0))
         except CompilationError as error:
@@ -267,6 +270,7 @@ class Session:
             self.corpus.val,
             context_length=self.experiment.model.context_length,
             eval_tokens=self.experiment.evaluation.eval_tokens,
+            progress=telling(self.around.listener, "evaluating", if_longer_than=_LONG_EVALUATION),
         )
         return Evaluation(loss, self._bits_per_byte(loss))
 

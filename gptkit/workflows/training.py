@@ -208,6 +208,7 @@ def corpus_of(experiment: Experiment, text: str, source: Source | None, listener
         tokenizer,
         options=options,
         progress=telling(listener, "training the tokenizer"),
+        tokenizing=telling(listener, "tokenizing the text"),
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )
