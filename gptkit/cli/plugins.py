@@ -195,7 +195,7 @@ def _options(cls: Any, given: list[str] | None, name: str) -> Any:
     from pydantic import ValidationError
 
     from gptkit.experiment import parse_override
-    from gptkit.experiment.loading import describe_all
+    from gptkit.experiment.problems import describe_all
 
     if not given:
         return None

@@ -18,6 +18,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 # Bounds that no honest experiment meets; they keep absurd numbers from becoming a crash much later.
 _MANY = 2**31 - 1
@@ -83,6 +84,13 @@ class DataSettings(Section):
     )
 
 
+def _near_divisors(wanted: int, number: int) -> str:
+    """The numbers on both sides of `wanted` that divide `number`."""
+    below = next(divisor for divisor in range(min(wanted, number), 0, -1) if number % divisor == 0)
+    above = next((divisor for divisor in range(wanted, number + 1) if number % divisor == 0), None)
+    return f"{below} or {above}" if above else str(below)
+
+
 class ModelSettings(Section):
     context_length: int = Field(
         default=64,
@@ -135,7 +143,16 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSettings:
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}")
+            raise PydanticCustomError(
+                "fields",  # the error names them, for the place in the file
+                "n_head = {n_head} does not divide n_embd = {n_embd}; {near} would",
+                {
+                    "fields": ("n_head", "n_embd"),
+                    "n_head": self.n_head,
+                    "n_embd": self.n_embd,
+                    "near": _near_divisors(self.n_head, self.n_embd),
+                },
+            )
         return self
 
 
@@ -177,7 +194,11 @@ class TrainingSettings(Section):
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSettings:
         if self.epochs is not None and self.minutes is not None:
-            raise ValueError("epochs and minutes both say how long it trains; keep one of them")
+            raise PydanticCustomError(
+                "fields",
+                "epochs and minutes both say how long it trains; keep one of them",
+                {"fields": ("minutes", "epochs")},
+            )
         return self
 
 
