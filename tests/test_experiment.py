@@ -209,7 +209,7 @@ def test_a_missing_plugin_is_reported_along_with_the_other_problems() -> None:
         ({"tokenizer": {"type": "char", "x": 1}}, "tokenizer.x: unknown key; it takes no options"),
         ({"model": 5}, "model = 5: should be a table"),
         ({"model": {"qk_norm": "yes"}}, 'model.qk_norm = "yes": should be a valid boolean'),
-        ({"model": {"n_head": 3}}, "model.n_head = 3 does not divide n_embd = 128; 2 or 4 would"),
+        ({"model": {"n_head": 3}}, "model.n_head = 3 does not divide n_embd = 128; n_head = 2 or 4 would"),
         ({"training": {"max_steps": 0}}, "training.max_steps = 0: should be greater than or equal to 1"),
         ({"training": {"max_steps": 1e3}}, "training.max_steps = 1000.0: should be a valid integer"),
         ({"training": {"max_steps": 10**5000}}, "training.max_steps = a number of thousands of digits: "),

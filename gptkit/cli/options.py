@@ -201,23 +201,44 @@ LoadFrom = Annotated[
 ]
 
 
+# The flags that errors name, by the field that they set
+_FLAGS = {
+    "training.max_steps": "--steps",
+    "training.epochs": "--epochs",
+    "training.minutes": "--minutes",
+    "training.batch_size": "--batch-size",
+    "optimizer.learning_rate": "--learning-rate",
+    "optimizer.weight_decay": "--l2-reg",
+    "evaluation.eval_interval": "--eval-interval",
+    "seed": "--seed",
+    "model.context_length": "--ctx",
+    "model.n_embd": "--emb",
+    "model.n_head": "--heads",
+    "model.n_layer": "--blocks",
+    "model.dropout": "--drop",
+    "data.dataset": "--dataset",
+    "training.backend": "--backend",
+    "name": "--name",
+    "checkpoints.save": "--no-save",
+}
+
+
 def overrides(pairs: list[str] | None, flags: dict[str, Any]) -> list[tuple[str, Any]]:
     """--set pairs, then flags by the dotted key that they stand for; those not given (None) left out.
 
     A dataset named here is meant: no fallback takes its place.
     """
-    from gptkit.experiment import parse_override
+    from gptkit.experiment import SaidKey, parse_override
 
     given = [parse_override(pair) for pair in pairs or []]
-    lengths = {
-        "--steps": "training.max_steps",
-        "--epochs": "training.epochs",
-        "--minutes": "training.minutes",
-    }
-    said = [flag for flag, field in lengths.items() if flags.get(field) is not None]
+    lengths = ("training.max_steps", "training.epochs", "training.minutes")
+    said = [_FLAGS[field] for field in lengths if flags.get(field) is not None]
     if len(said) > 1:
         raise UsageError(f"{said[0]} and {said[1]} say the same thing twice; give one of them.")
-    given += [(key, value) for key, value in flags.items() if value is not None]
+    for key, value in flags.items():
+        if value is not None:
+            words = _FLAGS[key] if isinstance(value, bool) else f"{_FLAGS[key]} {value}"
+            given.append((SaidKey(key, words), value))
     if flags.get("data.dataset") is not None:
         given.append(("data.fallback", None))
         # Options that --set gives are those of the dataset that is named here, not of the file's

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from gptkit.errors import PluginError, UsageError, nearest
 from gptkit.experiment.problems import Problem, Source, as_error, as_message, dotted, find_problems
 from gptkit.experiment.reading import read_toml
-from gptkit.experiment.schema import Experiment, Name, PluginTable
+from gptkit.experiment.schema import MAX_NAME, Experiment, Name, PluginTable
 from gptkit.plugins import registry
 
 MAX_DEPTH = 32  # tables in tables; the schema itself has three
@@ -180,6 +180,8 @@ def _fill_plugin_options(
     if not isinstance(choice, dict) or not isinstance(choice.get("type"), str):
         return []
     name = choice["type"]
+    if len(name) > MAX_NAME:
+        return []  # as above
     if texts and family == registry.DATASETS and name not in registry.names(family):
         table[last] = choice  # a text of one's own; the workflow looks for it
         return _check_text_options(choice, place) if len(choice) > 1 else []

@@ -161,7 +161,7 @@ def find(text: str, wanted: Iterable[Path]) -> dict[Path, Entry]:
     """The first entry of each of these paths; one with a value comes before one without."""
     asked, found = set(wanted), dict[Path, Entry]()
     for entry in entries(text) if asked else ():
-        if entry.path in asked and (entry.path not in found or not found[entry.path].value):
+        if entry.path in asked and (entry.path not in found or (entry.value and not found[entry.path].value)):
             found[entry.path] = entry
     return found
 

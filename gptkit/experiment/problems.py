@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from gptkit.experiment.schema import AdamWSettings, Experiment, MuonSettings, Op
 
 OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonSettings}
 SHOWN = 20  # problems that a message shows; a file with more has one cause
+MOST = 1000  # problems that are told apart
 LONGEST = 120  # characters of a dotted key or of words that are shown
 
 # What other scripts call a field
@@ -84,22 +86,22 @@ def as_message(source: Source, problems: Sequence[Problem]) -> str:
     shown = problems[:SHOWN]
     wanted = {path[:length] for one in shown for path in _paths(one) for length in range(1, len(path) + 1)}
     entries = find(source.text, wanted) if source.text is not None else {}
-    blocks, of_file = [], False
+    blocks: list[tuple[int, str]] = []
+    of_file = False
     for problem in shown:
         words, entry = _place(source, problem, entries)
-        if words:
-            blocks.append(f"{words}: {problem.text}")
-        elif entry and source.text is not None:
-            span = entry.key if problem.of_key or not entry.value else entry.value
-            blocks.append(mark(source.text, span).show(problem.text))
-        else:
-            blocks.append(problem.text)
         of_file |= not words
+        if entry and source.text is not None:
+            span = entry.key if problem.of_key or not entry.value else entry.value
+            blocks.append((span[0], mark(source.text, span).show(problem.text)))
+        else:  # after those of the file, which stand in its order
+            blocks.append((sys.maxsize, f"{words}: {problem.text}" if words else problem.text))
+    told = [text for _, text in sorted(blocks, key=lambda block: block[0])]
     if len(problems) == 1:
-        if "\n" in blocks[0]:
-            return f"{source.name} has a problem:\n{blocks[0]}"
-        return f"{source.name}: {blocks[0]}" if of_file else blocks[0]
-    lines = [block if block.startswith("  ") else f"  {block}" for block in blocks]
+        if entry:
+            return f"{source.name} has a problem:\n{told[0]}"
+        return f"{source.name}: {told[0]}" if of_file else told[0]
+    lines = [text if text.startswith("  ") else f"  {text}" for text in told]
     if len(problems) > len(shown):
         lines.append(f"  and {len(problems) - len(shown)} more")
     name = source.name if of_file else "the command line"
@@ -145,10 +147,15 @@ def describe_all(
 def find_problems(
     error: ValidationError, *, prefix: str = "", model: type[BaseModel] = Experiment
 ) -> list[Problem]:
-    """The problems that pydantic found, one for each field. `prefix`: the table that `model` is."""
+    """The problems that pydantic found, one for each field, and no more than MOST of them.
+
+    `prefix` is the table that `model` describes.
+    """
     begin = tuple(prefix.split(".")) if prefix else ()
     found: dict[str, _Described] = {}
     for detail in error.errors(include_url=False):
+        if len(found) == MOST:
+            break
         path = [str(part) for part in detail["loc"] if not _is_union_member(part)]
         if detail["type"] == "extra_forbidden" and _is_union_member(detail["loc"][-1]):
             path.append(str(detail["loc"][-1]))  # an unknown key of such a name

@@ -75,8 +75,8 @@ def _beside(path: Path) -> str:
         except (OSError, ValueError):  # a name that cannot be
             found = []
         if found:
-            near = closest(str(path), found) or closest(path.name, [Path(file).name for file in found])
-            meant = next((file for file in found if near and file.endswith(near)), None)
+            stems = {Path(file).stem: file for file in found}
+            meant = stems.get(closest(path.stem, stems) or "")
             guess = f"; did you mean {printable(meant)}?" if meant and path not in (folder, Path()) else "."
             return f"{guess} There are: {printable(', '.join(found[:12]))}"
     return ". Give the path of a TOML file, or copy one from gptkit's folder experiments/."
@@ -101,7 +101,7 @@ def _no_toml(path: Path, text: str, said: str) -> ExperimentError:
 def _offset(text: str, at: re.Match[str] | None) -> int:
     """Where in the text tomllib stopped; the end of what is written, where it says no place."""
     if at is None or at[1] is None:
-        return max(0, len(text.rstrip()) - 1)
+        return len(text.rstrip())
     begin = 0
     for _ in range(int(at[1]) - 1):
         begin = text.find("\n", begin) + 1
@@ -116,6 +116,8 @@ def _another_format(path: Path, text: str) -> str:
         return "this looks like JSON; in TOML a table is a line [model], and a field a line n_head = 4"
     if path.suffix.lower() in (".yaml", ".yml"):
         return "this is a YAML file; in TOML a table is a line [model], and a field a line n_head = 4"
+    if path.suffix.lower() in (".txt", ".jsonl", ".csv", ".gz", ".md"):
+        return f"it looks like a text; train on it with: gptkit train EXPERIMENT --dataset {path}"
     return ""
 
 

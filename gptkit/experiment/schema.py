@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 # Bounds that no honest experiment meets; they keep absurd numbers from becoming a crash much later.
 _MANY = 2**31 - 1
+MAX_NAME = 200  # characters of a plugin's name, or of a text's path
 
 
 def _no_device(name: str) -> str:
@@ -54,7 +55,7 @@ class PluginTable(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    type: str = Field(min_length=1, max_length=200, description="The plugin's name.")
+    type: str = Field(min_length=1, max_length=MAX_NAME, description="The plugin's name.")
 
     @model_validator(mode="before")
     @classmethod
@@ -145,7 +146,7 @@ class ModelSettings(Section):
         if self.n_embd % self.n_head:
             raise PydanticCustomError(
                 "fields",  # the error names them, for the place in the file
-                "n_head = {n_head} does not divide n_embd = {n_embd}; {near} would",
+                "n_head = {n_head} does not divide n_embd = {n_embd}; n_head = {near} would",
                 {
                     "fields": ("n_head", "n_embd"),
                     "n_head": self.n_head,
