@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptkit.cli import options
+from gptkit.cli import completion, options
 from gptkit.cli.datasets import datasets_app
 from gptkit.cli.help import command
 from gptkit.cli.plugins import plugins_app, schema_command
@@ -42,7 +42,8 @@ def run_command(arguments: Sequence[str]) -> int:
     """Runs a command line (without the program's name) and returns its exit code."""
     debug = "--debug" in arguments
     try:
-        result = app(args=list(arguments), prog_name="gptkit", standalone_mode=False)
+        with completion.as_bash_has_it(os.environ):
+            result = app(args=list(arguments), prog_name="gptkit", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except typer.Exit as end:
         return end.exit_code
@@ -117,7 +118,10 @@ def gptkit(
 
 @command(app, short_help="Train a GPT as an experiment file says.")
 def train(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A TOML file.")],
+    experiment: Annotated[
+        Path,
+        typer.Argument(metavar="EXPERIMENT", help="A TOML file.", autocompletion=completion.experiments),
+    ],
     set_: options.Set = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
@@ -248,7 +252,11 @@ def resume(
 def generate(
     run: Annotated[
         str,
-        typer.Argument(metavar="RUN", help="A run's folder, its id, a unique beginning of it, or 'latest'."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run's folder, its id, a unique beginning of it, or 'latest'.",
+            autocompletion=completion.runs,
+        ),
     ] = "latest",
     tokens: Annotated[
         int | None,
@@ -291,12 +299,21 @@ def generate(
         int | None, typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same text.")
     ] = None,
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", metavar="best|last|STEP", help="Which weights.")
+        str,
+        typer.Option(
+            "--checkpoint",
+            metavar="best|last|STEP",
+            help="Which weights.",
+            autocompletion=completion.checkpoints,
+        ),
     ] = "best",
     unknown: Annotated[
         str,
         typer.Option(
-            "--unknown", metavar="error|skip", help="Prompt characters that the model has never seen."
+            "--unknown",
+            metavar="error|skip",
+            help="Prompt characters that the model has never seen.",
+            autocompletion=completion.choice("error", "skip"),
         ),
     ] = "error",
     echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Write the prompt first.")] = True,
@@ -341,11 +358,22 @@ def generate(
 @command(app, short_help="How fast this machine trains and samples.")
 def bench(
     experiment: Annotated[
-        Path | None, typer.Argument(metavar="[EXPERIMENT]", help="A TOML file; without one, the defaults.")
+        Path | None,
+        typer.Argument(
+            metavar="[EXPERIMENT]",
+            help="A TOML file; without one, the defaults.",
+            autocompletion=completion.experiments,
+        ),
     ] = None,
     set_: options.Set = None,
     against: Annotated[
-        str, typer.Option("--against", metavar="NAME", help="transformers: the same shape there, in turn.")
+        str,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="transformers: the same shape there, in turn.",
+            autocompletion=completion.choice("transformers"),
+        ),
     ] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
     backend: options.Backend = None,

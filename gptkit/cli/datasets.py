@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from gptkit.cli import completion
 from gptkit.cli import render_datasets as render
 from gptkit.cli.help import command
 from gptkit.cli.options import Debug
@@ -60,7 +61,12 @@ def list_command(data_dir: DataDir = None, debug: Debug = False) -> None:
 @command(datasets_app, "show", short_help="Characters, tokens, hash and first lines of one.")
 def show_command(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A dataset, or a text: a file, folder or glob.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A dataset, or a text: a file, folder or glob.",
+            autocompletion=completion.datasets,
+        ),
     ],
     field: Field = None,
     data_dir: DataDir = None,
@@ -82,7 +88,12 @@ def show_command(
 
 @command(datasets_app, "fetch", short_help="Download one, verified.")
 def fetch_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset that can be downloaded.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A dataset that can be downloaded.", autocompletion=completion.datasets
+        ),
+    ],
     repair: Annotated[bool, typer.Option("--repair", help="Replace a file that is damaged.")] = False,
     data_dir: DataDir = None,
     debug: Debug = False,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gptkit.cli import completion
 from gptkit.errors import UsageError
 
 _MODEL, _DATA, _TRAINING = "Model", "Data", "Training"
@@ -17,8 +18,10 @@ def _field(help: str, field: str) -> str:
     return f"{help} \\[{field}]"
 
 
-def _flag(*names: str, metavar: str, help: str, field: str, panel: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=_field(help, field), rich_help_panel=panel)
+def _flag(*names: str, metavar: str, help: str, field: str, panel: str, complete: Any = None) -> Any:
+    return typer.Option(
+        *names, metavar=metavar, help=_field(help, field), rich_help_panel=panel, autocompletion=complete
+    )
 
 
 RunsDir = Annotated[
@@ -39,12 +42,20 @@ Quiet = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
 RunArgument = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run's folder, its id, a unique beginning of it, or 'latest'."),
+    typer.Argument(
+        metavar="RUN",
+        help="A run's folder, its id, a unique beginning of it, or 'latest'.",
+        autocompletion=completion.runs,
+    ),
 ]
 Backend = Annotated[
     str | None,
     typer.Option(
-        "--backend", "--device", metavar="NAME", help=_field("auto, cpu, cuda or mps.", "training.backend")
+        "--backend",
+        "--device",
+        metavar="NAME",
+        help=_field("auto, cpu, cuda or mps.", "training.backend"),
+        autocompletion=completion.backends,
     ),
 ]
 StopAt = Annotated[
@@ -59,7 +70,10 @@ StopAt = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override any field, as in training.max_steps=200. Repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override any field, as in training.max_steps=200. Repeatable.",
+        autocompletion=completion.settings,
     ),
 ]
 
@@ -180,6 +194,7 @@ DatasetName = Annotated[
         help="A dataset, or a text: a file, folder or glob, looked up as given and in the data folders.",
         field="data.dataset",
         panel=_DATA,
+        complete=completion.datasets,
     ),
 ]
 RunName = Annotated[
@@ -197,7 +212,12 @@ GenerateAfter = Annotated[
 ]
 LoadFrom = Annotated[
     str | None,
-    typer.Option("--load", metavar="RUN", help="Start from another run's weights and tokenizer."),
+    typer.Option(
+        "--load",
+        metavar="RUN",
+        help="Start from another run's weights and tokenizer.",
+        autocompletion=completion.runs,
+    ),
 ]
 
 

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gptkit.errors import PluginError, UsageError, nearest
 from gptkit.experiment.problems import Problem, Source, as_error, as_message, dotted, find_problems
-from gptkit.experiment.reading import read_toml
+from gptkit.experiment.reading import ESCAPE, read_toml
 from gptkit.experiment.schema import MAX_NAME, Experiment, Name, PluginTable
 from gptkit.plugins import registry
 
@@ -182,6 +182,9 @@ def _fill_plugin_options(
     name = choice["type"]
     if len(name) > MAX_NAME:
         return []  # as above
+    if texts and family == registry.DATASETS and any(sign in name for sign in "\a\b\t\n\f\r"):
+        said = f"{place} = {ascii(name)[:60]}: a name has no such characters; {ESCAPE}"
+        return [Problem(said, (*keys, "type"))]
     if texts and family == registry.DATASETS and name not in registry.names(family):
         table[last] = choice  # a text of one's own; the workflow looks for it
         return _check_text_options(choice, place) if len(choice) > 1 else []

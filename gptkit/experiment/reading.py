@@ -26,7 +26,7 @@ _DEEP_KEY = re.compile(
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
-_ESCAPE = (
+ESCAPE = (
     "between double quotes a backslash begins an escape; put a path between single quotes, or write / in it"
 )
 
@@ -151,10 +151,12 @@ def _of_ending(line: str, rest: str) -> str:
 
 
 _REMEDIES = {
-    "Unescaped '\\'": _ESCAPE,
-    "Invalid hex value": _ESCAPE,
-    "Escaped character is not": _ESCAPE,
+    "Unescaped '\\'": ESCAPE,
+    "Invalid hex value": ESCAPE,
+    "Escaped character is not": ESCAPE,
     "Illegal character '\\n'": "the text has no closing quote",
+    "Found invalid character '\\n'": "the text has no closing quote",
+    "Invalid statement": "a line is [table] or key = value",
     "Unterminated string": "the text has no closing quote",
     "Unclosed array": "a list ends with ]",
     "Expected ']": "a table's name ends with ]",
@@ -163,7 +165,7 @@ _REMEDIES = {
 
 def _of_value(rest: str) -> str:
     """What was meant by a value that is none."""
-    word = re.match(r"[A-Za-z_~/][\w./\\-]*", rest)
+    word = re.match(r"[A-Za-z_~/][\w./\\:-]*", rest)
     if not rest.strip() or rest.startswith("#"):
         return "write a value after ="
     if word and word[0].lower() in ("true", "false"):
@@ -193,6 +195,6 @@ def _twice(text: str, position: int) -> tuple[Span, str]:
         if entry.key[0] >= last.key[0]:
             break
         if entry.path == last.path or (entry.path in above and entry.value):
-            name, number = printable(".".join(last.path))[:80], text.count("\n", 0, entry.key[0]) + 1
+            name, number = printable(".".join(entry.path))[:80], text.count("\n", 0, entry.key[0]) + 1
             return last.key, f"{name!r} stands on line {number} already; keep one of them"
     return last.key, ""
