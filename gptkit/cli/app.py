@@ -42,7 +42,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """Runs a command line (without the program's name) and returns its exit code."""
     debug = "--debug" in arguments
     try:
-        with completion.as_bash_has_it(os.environ):
+        with completion.for_a_shell(os.environ):
             result = app(args=list(arguments), prog_name="gptkit", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except typer.Exit as end:

@@ -27,11 +27,10 @@ def _completer(words: Callable[[typer.Context, str], Iterable[str]]) -> Complete
     """Those of the words that begin as typed, and nothing where they cannot be had."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
-            try:
-                found = [word for word in words(context, incomplete) if word.startswith(incomplete)]
-            except (Exception, SystemExit):
-                return []
+        try:
+            found = [word for word in words(context, incomplete) if word.startswith(incomplete)]
+        except (Exception, SystemExit):
+            return []
         return list(dict.fromkeys(found))[:MOST]
 
     return complete
@@ -43,21 +42,26 @@ def choice(*words: str) -> Completer:
 
 
 @contextmanager
-def as_bash_has_it(environ: MutableMapping[str, str]) -> Iterator[None]:
-    """Around the reading of a command line: puts right how bash cuts one that is to be completed.
+def for_a_shell(environ: MutableMapping[str, str]) -> Iterator[None]:
+    """Around the reading of a command line. Where it is a shell that asks, whatever goes wrong is silent.
 
-    At '=' too: `--set model.position=ro` comes as four words, and what is offered replaces the last of them.
+    It puts right how bash cuts a line, at '=' too: `--set model.position=ro` comes as four words, and what is
+    offered replaces the last of them.
     """
-    before = _rejoin(environ) if environ.get(_VARIABLE) == "complete_bash" else ""
-    if not before:
+    asked = environ.get(_VARIABLE, "")
+    if not asked.startswith("complete_"):
         yield
         return
+    before = _rejoin(environ) if asked == "complete_bash" else ""
     offered = io.StringIO()
     try:
-        with redirect_stdout(offered):
+        with redirect_stdout(offered), open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
             yield
+    except Exception as error:
+        raise SystemExit(0) from error
     finally:
-        print("\n".join(line.removeprefix(before) for line in offered.getvalue().splitlines()))
+        for line in offered.getvalue().splitlines():
+            print(line.removeprefix(before))
 
 
 def _rejoin(environ: MutableMapping[str, str]) -> str:
@@ -139,7 +143,11 @@ def _settings(context: typer.Context, incomplete: str) -> Iterable[str]:
 
     key, said, _ = incomplete.partition("=")
     if not said:
-        return [f"{name}=" for name in keys()]
+        found = [name for name in keys() if name.startswith(incomplete)]
+        if len(found) != 1:
+            return [f"{name}=" for name in found]
+        key = found[0]  # with more than one word the shell adds no space behind the '='
+        return [f"{key}=", *(f"{key}={word}" for word in choices(key))]
     if key == "data.dataset":
         return [f"{key}={name}" for name in _datasets(context, "")]
     return [f"{key}={word}" for word in choices(key)]

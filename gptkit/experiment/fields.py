@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from gptkit.experiment.problems import OPTIMIZERS
 from gptkit.experiment.schema import Experiment, PluginTable
@@ -21,14 +22,21 @@ def keys() -> list[str]:
 
 
 def choices(key: str) -> list[str]:
-    """The words that a key may be set to, as far as there are such."""
+    """The words that a key may be set to; where it is a number, its default."""
     for dotted, family in _PLUGINS.items():
         if key in (dotted, f"{dotted}.type"):
             return registry.names(family)
     if key == "optimizer":
         return list(OPTIMIZERS)
-    found = [word for name, annotation in _fields() if name == key for word in _words(annotation)]
-    return list(dict.fromkeys(found))
+    fields = [field for name, field in _fields() if name == key]
+    words = [word for field in fields for word in _words(field.annotation)]
+    return list(dict.fromkeys(words)) or [
+        repr(field.default) for field in fields if _is_number(field.default)
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 _PLUGINS = {
@@ -39,7 +47,7 @@ _PLUGINS = {
 }
 
 
-def _fields(model: type[BaseModel] = Experiment, begin: str = "") -> Iterator[tuple[str, Any]]:
+def _fields(model: type[BaseModel] = Experiment, begin: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         key, annotation = f"{begin}{name}", field.annotation
         inner = isinstance(annotation, type) and issubclass(annotation, BaseModel)
@@ -49,7 +57,7 @@ def _fields(model: type[BaseModel] = Experiment, begin: str = "") -> Iterator[tu
             for member in OPTIMIZERS.values():
                 yield from _fields(member, "optimizer.")
         else:
-            yield key, annotation
+            yield key, field
 
 
 def _words(annotation: Any) -> Iterator[str]:
