@@ -19,6 +19,7 @@ from gptkit.cli.datasets import datasets_app
 from gptkit.cli.help import command
 from gptkit.cli.plugins import plugins_app, schema_command
 from gptkit.cli.runs import runs_app
+from gptkit.cli.usage import explain
 from gptkit.errors import GptkitError, OutOfMemoryError, PluginError, RunInterruptedError, UsageError
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ def run_command(arguments: Sequence[str]) -> int:
         if not error.format_message():  # no arguments: the help was shown instead
             return UsageError.exit_code
         command = getattr(getattr(error, "ctx", None), "command_path", "gptkit")
-        return _fail(f"{error.format_message()}\nSee '{command} --help'.", UsageError.exit_code)
+        return _fail(explain(error.format_message(), command, arguments), UsageError.exit_code)
     except Exception as error:
         return _fail(*_unexpected(error), debug)
 

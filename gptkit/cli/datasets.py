@@ -14,14 +14,20 @@ import typer
 
 from gptkit.cli import completion
 from gptkit.cli import render_datasets as render
-from gptkit.cli.help import command
+from gptkit.cli.help import command, paragraphs
 from gptkit.cli.options import Debug
 
 datasets_app = typer.Typer(
-    help="""Texts to train on: see, show, fetch and add them.
+    help=paragraphs("""Examples:
 
-    Example:  gptkit datasets list
-    """,
+    gptkit datasets list
+
+    gptkit datasets show shakespeare
+
+    gptkit datasets add my_text novel.txt
+
+    Texts to train on: see, show, fetch and add them.
+    """),
     short_help="Texts to train on: list, show, fetch, add.",
     no_args_is_help=True,
 )

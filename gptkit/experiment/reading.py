@@ -50,7 +50,7 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        advice = "save it as UTF-8, without a mark" if data.startswith(_UTF16) else "save it as UTF-8"
+        advice = "it is UTF-16: save it as UTF-8" if data.startswith(_UTF16) else "save it as UTF-8"
         problem = f"not UTF-8 at byte {error.start}, so not TOML; {advice}"
         raise ExperimentError(str(path), [problem]) from None
     try:
