@@ -38,13 +38,16 @@ class UsageError(GptkitError):
 class ExperimentError(UsageError):
     """Problems of an experiment file, all of them together.
 
-    `problems` holds one line each: the dotted key, what is wrong with it, what would be right.
+    `problems` holds one line each: the dotted key, what is wrong with it, what would be right. `message` is
+    what a person is told, where that is more: the lines of the file with the places marked.
     """
 
-    def __init__(self, source: str, problems: Sequence[str]) -> None:
+    def __init__(self, source: str, problems: Sequence[str], *, message: str = "") -> None:
         self.source = source
         self.problems = tuple(problems)
-        if len(self.problems) == 1:
+        if message:
+            text = message
+        elif len(self.problems) == 1:
             text = f"{source}: {self.problems[0]}"
         else:
             lines = "".join(f"\n  {problem}" for problem in self.problems)
@@ -102,7 +105,14 @@ class RunTerminatedError(StoppedError):
     exit_code = 143
 
 
+def closest(wanted: str, known: Iterable[str]) -> str | None:
+    """The closest of `known`, in whatever case it is written; None where none is close."""
+    names = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(wanted[:200].lower(), list(names), n=1, cutoff=0.6)
+    return names[match[0]] if match else None
+
+
 def nearest(wanted: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest of `known`, or nothing where none is close."""
-    match = difflib.get_close_matches(wanted, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    match = closest(wanted, known)
+    return f"; did you mean {match!r}?" if match else ""

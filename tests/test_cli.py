@@ -724,12 +724,12 @@ BAD: list[Any] = [
     (("train", "data"), 2, "data is a folder, not an experiment file"),
     (("train", "x" * 3000), 2, "cannot read xxx"),
     (("train", ""), 2, "is a folder, not an experiment file"),
-    (("train", "broken.toml"), 2, "broken.toml: not valid TOML: "),
+    (("train", "broken.toml"), 2, "^ not valid TOML: Invalid value; write a value after ="),
     (("train", "utf16.toml"), 2, "utf16.toml: not UTF-8 at byte 0"),
     (("train", "deep.toml"), 2, "deep.toml: not usable TOML: nested too deeply"),
     (("train", "dotted.toml"), 2, "dotted.toml: not usable TOML: nested too deeply"),
     (("train", "huge.toml"), 2, "huge.toml: larger than 1 MB"),
-    (("train", "digits.toml"), 2, "digits.toml: seed = a number of thousands of digits"),
+    (("train", "digits.toml"), 2, "^ seed = a number of thousands of digits"),
     (("train", "data/mine.txt"), 2, "data/mine.txt: not valid TOML"),
     (("train", "wrong.toml"), 2, "wrong.toml has 4 problems:\n"),
     # Its fields
@@ -754,7 +754,7 @@ BAD: list[Any] = [
     ((*TRAIN, "--set", "max_steps=3"), 2, "max_steps: unknown key; it belongs in [training]"),
     ((*TRAIN, "--set", "training.max_steps"), 2, "expected KEY=VALUE"),
     ((*TRAIN, "--set", "model.position.bse=3"), 2, "model.position.bse: unknown key; did you mean 'base'?"),
-    ((*TRAIN, "--set", "optimizer.type=adam"), 2, "optimizer.type = 'adam': should be 'adamw' or 'muon'"),
+    ((*TRAIN, "--set", "optimizer.type=adam"), 2, 'optimizer.type = "adam": should be '),
     (
         (*TRAIN, "--set", "sampling.prompt=Ω"),
         2,
@@ -853,7 +853,7 @@ def test_a_bad_invocation_says_what_is_wrong_in_a_few_lines_and_leaves_nothing_b
     lines = [line for line in done.err.splitlines() if not line.startswith("downloading ")]
     assert lines[0].startswith("gptkit: ")
     problems = re.search(r"has (\d+) problems:\n", done.err)
-    assert len(lines) <= (int(problems[1]) + 1 if problems else 3)
+    assert len(lines) <= (2 * int(problems[1]) + 1 if problems else 3)
 
 
 @pytest.mark.usefixtures("in_bad_workspace")

@@ -172,13 +172,13 @@ def test_every_problem_is_reported_at_once_with_its_dotted_key(tmp_path: Path) -
     said = problems_of_file(path)
     for beginning in (
         "seeed: unknown key; did you mean 'seed'?",
-        "seed = -1: should be 'random' or should be greater than or equal to 0",
+        "seed = -1: should be 'random' or greater than or equal to 0",
         'model.n_layer = "4": should be a valid integer',
         "model.dropout = 1.0: should be less than 1",
         "model.position.bse: unknown key; did you mean 'base'?",
         "training.batch_size = nan: should be",
         "training.max_steps = true: should be a valid integer",
-        "optimizer.type = 'sgd': should be 'adamw' or 'muon'",
+        "optimizer.type = \"sgd\": should be 'adamw' or 'muon'",
         "data.val_fraction = inf: should be a finite number",
     ):
         assert [line for line in said if line.startswith(beginning)], (beginning, said)
@@ -202,11 +202,14 @@ def test_a_missing_plugin_is_reported_along_with_the_other_problems() -> None:
         ({"bool": 1}, "bool: unknown key; known here: checkpoints, data,"),  # so pydantic calls a type
         ({"optimizer": {"muon": 1}}, "optimizer.muon: unknown key; known here: adamw_learning_rate,"),
         ({"training": {"zzz": 1}}, "training.zzz: unknown key; known here: backend, batch_size,"),
-        ({"optimizer": {"type": "adamw", "momentum": 0.9}}, "optimizer.momentum: unknown key; known here:"),
+        (
+            {"optimizer": {"type": "adamw", "momentum": 0.9}},
+            "optimizer.momentum: unknown key; only type 'muon'",
+        ),
         ({"tokenizer": {"type": "char", "x": 1}}, "tokenizer.x: unknown key; it takes no options"),
         ({"model": 5}, "model = 5: should be a table"),
         ({"model": {"qk_norm": "yes"}}, 'model.qk_norm = "yes": should be a valid boolean'),
-        ({"model": {"n_head": 3}}, "model: n_head = 3 does not divide n_embd = 128"),
+        ({"model": {"n_head": 3}}, "model.n_head = 3 does not divide n_embd = 128; n_head = 2 or 4 would"),
         ({"training": {"max_steps": 0}}, "training.max_steps = 0: should be greater than or equal to 1"),
         ({"training": {"max_steps": 1e3}}, "training.max_steps = 1000.0: should be a valid integer"),
         ({"training": {"max_steps": 10**5000}}, "training.max_steps = a number of thousands of digits: "),
@@ -254,7 +257,7 @@ def test_a_problem_names_the_key_and_what_would_be_right(data: dict[str, Any], s
         (b"model." + b"'a'. " * 100_000 + b"a = 1", "not usable TOML: nested too deeply"),
         (b"[" + b"a." * 40_000 + b"a]", "not usable TOML: nested too deeply"),
         (b"x = { " + b"a." * 40_000 + b"a = 1 }", "not usable TOML: nested too deeply"),
-        (b"seed = " + b"9" * 6000, "not usable TOML: Exceeds the limit"),
+        (b"seed = " + b"9" * 6000, "not usable TOML: a number in it has thousands of digits"),
         (b"seed = 0x" + b"f" * 6000, "seed = a number of thousands of digits: "),
         (b"model.n_layer = 2020-01-01", "model.n_layer = datetime.date(2020, 1, 1): should be a valid"),
     ],
@@ -281,10 +284,10 @@ def test_a_missing_file_lists_those_there_are(tmp_path: Path, monkeypatch: pytes
     Path("experiments/good.toml").write_text("")
     Path("pyproject.toml").write_text("")  # beside it, but no experiment
     with pytest.raises(
-        UsageError, match=r"no experiment file goood\.toml\. There are: experiments/good\.toml"
+        UsageError, match=r"no experiment file goood\.toml; did you mean experiments/good\.toml\?"
     ):
         load_experiment("goood.toml")
-    with pytest.raises(UsageError, match=r"no experiment file experiments/goood\.toml\. There are: exper"):
+    with pytest.raises(UsageError, match=r"no experiment file experiments/goood\.toml; did you mean exper"):
         load_experiment("experiments/goood.toml")
 
 

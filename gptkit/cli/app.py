@@ -14,11 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
-from gptkit.cli import options
+from gptkit.cli import completion, options
+from gptkit.cli.bench import bench_command
 from gptkit.cli.datasets import datasets_app
 from gptkit.cli.help import command
 from gptkit.cli.plugins import plugins_app, schema_command
 from gptkit.cli.runs import rerun_command, runs_app
+from gptkit.cli.usage import explain
 from gptkit.errors import GptkitError, OutOfMemoryError, PluginError, RunInterruptedError, UsageError
 
 app = typer.Typer(
@@ -42,7 +44,8 @@ def run_command(arguments: Sequence[str]) -> int:
     """Runs a command line (without the program's name) and returns its exit code."""
     debug = "--debug" in arguments
     try:
-        result = app(args=list(arguments), prog_name="gptkit", standalone_mode=False)
+        with completion.for_a_shell(os.environ):
+            result = app(args=list(arguments), prog_name="gptkit", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except typer.Exit as end:
         return end.exit_code
@@ -57,7 +60,7 @@ def run_command(arguments: Sequence[str]) -> int:
         if not error.format_message():  # no arguments: the help was shown instead
             return UsageError.exit_code
         command = getattr(getattr(error, "ctx", None), "command_path", "gptkit")
-        return _fail(f"{error.format_message()}\nSee '{command} --help'.", UsageError.exit_code)
+        return _fail(explain(error.format_message(), command, arguments), UsageError.exit_code)
     except Exception as error:
         return _fail(*_unexpected(error), debug)
 
@@ -117,7 +120,10 @@ def gptkit(
 
 @command(app, short_help="Train a GPT as an experiment file says.")
 def train(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A TOML file.")],
+    experiment: Annotated[
+        Path,
+        typer.Argument(metavar="EXPERIMENT", help="A TOML file.", autocompletion=completion.experiments),
+    ],
     set_: options.Set = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
@@ -265,7 +271,11 @@ command(app, "rerun", short_help="Train a run again: does it come out the same?"
 def generate(
     run: Annotated[
         str,
-        typer.Argument(metavar="RUN", help="A run's folder, its id, a unique beginning of it, or 'latest'."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run's folder, its id, a unique beginning of it, or 'latest'.",
+            autocompletion=completion.runs,
+        ),
     ] = "latest",
     tokens: Annotated[
         int | None,
@@ -308,12 +318,21 @@ def generate(
         int | None, typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same text.")
     ] = None,
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", metavar="best|last|STEP", help="Which weights.")
+        str,
+        typer.Option(
+            "--checkpoint",
+            metavar="best|last|STEP",
+            help="Which weights.",
+            autocompletion=completion.checkpoints,
+        ),
     ] = "best",
     unknown: Annotated[
         str,
         typer.Option(
-            "--unknown", metavar="error|skip", help="Prompt characters that the model has never seen."
+            "--unknown",
+            metavar="error|skip",
+            help="Prompt characters that the model has never seen.",
+            autocompletion=completion.choice("error", "skip"),
         ),
     ] = "error",
     echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Write the prompt first.")] = True,
@@ -355,31 +374,5 @@ def generate(
     )
 
 
-@command(app, short_help="How fast this machine trains and samples.")
-def bench(
-    experiment: Annotated[
-        Path | None, typer.Argument(metavar="[EXPERIMENT]", help="A TOML file; without one, the defaults.")
-    ] = None,
-    set_: options.Set = None,
-    against: Annotated[
-        str, typer.Option("--against", metavar="NAME", help="transformers: the same shape there, in turn.")
-    ] = "",
-    json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
-    backend: options.Backend = None,
-    debug: options.Debug = False,
-) -> None:
-    """Examples:
-
-      gptkit bench experiments/shakespeare.toml
-
-      gptkit bench experiments/baseline.toml --against transformers
-
-    Measures tokens a second of training and of sampling, the share of the machine's peak that training
-    reaches, and what the whole experiment will take. Needs no text and records nothing.
-    """
-    from gptkit.cli import commands
-
-    commands.bench(experiment, options.overrides(set_, {"training.backend": backend}), against, as_json=json)
-
-
+command(app, "bench", short_help="How fast this machine trains and samples.")(bench_command)
 command(app, "schema", short_help="The JSON schema of experiment files, for editors.")(schema_command)

@@ -12,15 +12,22 @@ from typing import Annotated
 
 import typer
 
+from gptkit.cli import completion
 from gptkit.cli import render_datasets as render
-from gptkit.cli.help import command
+from gptkit.cli.help import command, paragraphs
 from gptkit.cli.options import Debug
 
 datasets_app = typer.Typer(
-    help="""Texts to train on: see, show, fetch and add them.
+    help=paragraphs("""Examples:
 
-    Example:  gptkit datasets list
-    """,
+    gptkit datasets list
+
+    gptkit datasets show shakespeare
+
+    gptkit datasets add my_text novel.txt
+
+    Texts to train on: see, show, fetch and add them.
+    """),
     short_help="Texts to train on: list, show, fetch, add.",
     no_args_is_help=True,
 )
@@ -60,7 +67,12 @@ def list_command(data_dir: DataDir = None, debug: Debug = False) -> None:
 @command(datasets_app, "show", short_help="Characters, tokens, hash and first lines of one.")
 def show_command(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A dataset, or a text: a file, folder or glob.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A dataset, or a text: a file, folder or glob.",
+            autocompletion=completion.datasets,
+        ),
     ],
     field: Field = None,
     data_dir: DataDir = None,
@@ -82,7 +94,12 @@ def show_command(
 
 @command(datasets_app, "fetch", short_help="Download one, verified.")
 def fetch_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset that can be downloaded.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A dataset that can be downloaded.", autocompletion=completion.datasets
+        ),
+    ],
     repair: Annotated[bool, typer.Option("--repair", help="Replace a file that is damaged.")] = False,
     data_dir: DataDir = None,
     debug: Debug = False,

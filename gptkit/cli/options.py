@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gptkit.cli import completion
 from gptkit.errors import UsageError
 
 _MODEL, _DATA, _TRAINING = "Model", "Data", "Training"
@@ -17,8 +18,10 @@ def _field(help: str, field: str) -> str:
     return f"{help} \\[{field}]"
 
 
-def _flag(*names: str, metavar: str, help: str, field: str, panel: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=_field(help, field), rich_help_panel=panel)
+def _flag(*names: str, metavar: str, help: str, field: str, panel: str, complete: Any = None) -> Any:
+    return typer.Option(
+        *names, metavar=metavar, help=_field(help, field), rich_help_panel=panel, autocompletion=complete
+    )
 
 
 RunsDir = Annotated[
@@ -46,12 +49,20 @@ Json = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
 RunArgument = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run's folder, its id, a unique beginning of it, or 'latest'."),
+    typer.Argument(
+        metavar="RUN",
+        help="A run's folder, its id, a unique beginning of it, or 'latest'.",
+        autocompletion=completion.runs,
+    ),
 ]
 Backend = Annotated[
     str | None,
     typer.Option(
-        "--backend", "--device", metavar="NAME", help=_field("auto, cpu, cuda or mps.", "training.backend")
+        "--backend",
+        "--device",
+        metavar="NAME",
+        help=_field("auto, cpu, cuda or mps.", "training.backend"),
+        autocompletion=completion.backends,
     ),
 ]
 StopAt = Annotated[
@@ -66,7 +77,10 @@ StopAt = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override any field, as in training.max_steps=200. Repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override any field, as in training.max_steps=200. Repeatable.",
+        autocompletion=completion.settings,
     ),
 ]
 
@@ -187,6 +201,7 @@ DatasetName = Annotated[
         help="A dataset, or a text: a file, folder or glob, looked up as given and in the data folders.",
         field="data.dataset",
         panel=_DATA,
+        complete=completion.datasets,
     ),
 ]
 RunName = Annotated[
@@ -204,7 +219,12 @@ GenerateAfter = Annotated[
 ]
 LoadFrom = Annotated[
     str | None,
-    typer.Option("--load", metavar="RUN", help="Start from another run's weights and tokenizer."),
+    typer.Option(
+        "--load",
+        metavar="RUN",
+        help="Start from another run's weights and tokenizer.",
+        autocompletion=completion.runs,
+    ),
 ]
 
 
@@ -215,23 +235,44 @@ def check_json(as_json: bool, others: dict[str, bool]) -> None:
             raise UsageError(f"--json and {flag} both say what goes to standard output; give one of them.")
 
 
+# The flags that errors name, by the field that they set
+_FLAGS = {
+    "training.max_steps": "--steps",
+    "training.epochs": "--epochs",
+    "training.minutes": "--minutes",
+    "training.batch_size": "--batch-size",
+    "optimizer.learning_rate": "--learning-rate",
+    "optimizer.weight_decay": "--l2-reg",
+    "evaluation.eval_interval": "--eval-interval",
+    "seed": "--seed",
+    "model.context_length": "--ctx",
+    "model.n_embd": "--emb",
+    "model.n_head": "--heads",
+    "model.n_layer": "--blocks",
+    "model.dropout": "--drop",
+    "data.dataset": "--dataset",
+    "training.backend": "--backend",
+    "name": "--name",
+    "checkpoints.save": "--no-save",
+}
+
+
 def overrides(pairs: list[str] | None, flags: dict[str, Any]) -> list[tuple[str, Any]]:
     """--set pairs, then flags by the dotted key that they stand for; those not given (None) left out.
 
     A dataset named here is meant: no fallback takes its place.
     """
-    from gptkit.experiment import parse_override
+    from gptkit.experiment import SaidKey, parse_override
 
     given = [parse_override(pair) for pair in pairs or []]
-    lengths = {
-        "--steps": "training.max_steps",
-        "--epochs": "training.epochs",
-        "--minutes": "training.minutes",
-    }
-    said = [flag for flag, field in lengths.items() if flags.get(field) is not None]
+    lengths = ("training.max_steps", "training.epochs", "training.minutes")
+    said = [_FLAGS[field] for field in lengths if flags.get(field) is not None]
     if len(said) > 1:
         raise UsageError(f"{said[0]} and {said[1]} say the same thing twice; give one of them.")
-    given += [(key, value) for key, value in flags.items() if value is not None]
+    for key, value in flags.items():
+        if value is not None:
+            words = _FLAGS[key] if isinstance(value, bool) else f"{_FLAGS[key]} {value}"
+            given.append((SaidKey(key, words), value))
     if flags.get("data.dataset") is not None:
         given.append(("data.fallback", None))
         # Options that --set gives are those of the dataset that is named here, not of the file's

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptkit.cli import options
+from gptkit.cli import completion, options
 from gptkit.cli.help import command, paragraphs
 from gptkit.errors import PluginError, UsageError
 
@@ -34,10 +34,23 @@ that it comes from, and what it is, or why it cannot be used. Piped, it is plain
 plugins_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
 _FAMILIES = "tokenizer|position|dataset|tracker"
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="A plugin's name, as an experiment file has it.")]
+_complete_family = completion.choice(*_FAMILIES.split("|"))
+_Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A plugin's name, as an experiment file has it.",
+        autocompletion=completion.plugins,
+    ),
+]
 _Family = Annotated[
     str | None,
-    typer.Option("--family", metavar=_FAMILIES, help="Where more than one family has that name."),
+    typer.Option(
+        "--family",
+        metavar=_FAMILIES,
+        help="Where more than one family has that name.",
+        autocompletion=_complete_family,
+    ),
 ]
 
 
@@ -88,7 +101,11 @@ def show_command(name: _Name, family: _Family = None, debug: options.Debug = Fal
 def check_command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Which; without one, all that are installed."),
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Which; without one, all that are installed.",
+            autocompletion=completion.plugins,
+        ),
     ] = None,
     family: _Family = None,
     set_: Annotated[
@@ -136,7 +153,10 @@ def check_command(
 
 @command(plugins_app, "new", short_help="A package with a plugin that works, to begin from.")
 def new_command(
-    family: Annotated[str, typer.Argument(metavar=_FAMILIES, help="What it is to be.")],
+    family: Annotated[
+        str,
+        typer.Argument(metavar=_FAMILIES, help="What it is to be.", autocompletion=_complete_family),
+    ],
     name: Annotated[
         str,
         typer.Argument(
@@ -195,7 +215,7 @@ def _options(cls: Any, given: list[str] | None, name: str) -> Any:
     from pydantic import ValidationError
 
     from gptkit.experiment import parse_override
-    from gptkit.experiment.loading import describe_all
+    from gptkit.experiment.problems import describe_all
 
     if not given:
         return None

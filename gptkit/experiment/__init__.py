@@ -1,6 +1,15 @@
-"""An experiment is a file: what it may say (`schema`), and how it is read and written (`loading`)."""
+"""An experiment is a file: what it may say (`schema`), and how it is read and written (`loading`).
 
-from gptkit.experiment.loading import experiment_from_dict, load_experiment, parse_override, to_toml
+`reading` has the TOML of it, `problems` what is said of a bad one, `places` the lines that are shown then.
+"""
+
+from gptkit.experiment.loading import (
+    SaidKey,
+    experiment_from_dict,
+    load_experiment,
+    parse_override,
+    to_toml,
+)
 from gptkit.experiment.schema import (
     AdamWSettings,
     CheckpointSettings,
@@ -26,6 +35,7 @@ __all__ = [
     "MuonSettings",
     "OptimizerSettings",
     "PluginTable",
+    "SaidKey",
     "SamplingSettings",
     "ScheduleSettings",
     "TrainingSettings",

@@ -18,9 +18,11 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 # Bounds that no honest experiment meets; they keep absurd numbers from becoming a crash much later.
 _MANY = 2**31 - 1
+MAX_NAME = 200  # characters of a plugin's name, or of a text's path
 
 
 def _no_device(name: str) -> str:
@@ -53,7 +55,7 @@ class PluginTable(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    type: str = Field(min_length=1, max_length=200, description="The plugin's name.")
+    type: str = Field(min_length=1, max_length=MAX_NAME, description="The plugin's name.")
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +83,13 @@ class DataSettings(Section):
         lt=1,
         description="The last part of the text, as a fraction of its characters, kept for evaluation.",
     )
+
+
+def _near_divisors(wanted: int, number: int) -> str:
+    """The numbers on both sides of `wanted` that divide `number`."""
+    below = next(divisor for divisor in range(min(wanted, number), 0, -1) if number % divisor == 0)
+    above = next((divisor for divisor in range(wanted, number + 1) if number % divisor == 0), None)
+    return f"{below} or {above}" if above else str(below)
 
 
 class ModelSettings(Section):
@@ -135,7 +144,16 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSettings:
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}")
+            raise PydanticCustomError(
+                "fields",  # the error names them, for the place in the file
+                "n_head = {n_head} does not divide n_embd = {n_embd}; n_head = {near} would",
+                {
+                    "fields": ("n_head", "n_embd"),
+                    "n_head": self.n_head,
+                    "n_embd": self.n_embd,
+                    "near": _near_divisors(self.n_head, self.n_embd),
+                },
+            )
         return self
 
 
@@ -177,7 +195,11 @@ class TrainingSettings(Section):
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSettings:
         if self.epochs is not None and self.minutes is not None:
-            raise ValueError("epochs and minutes both say how long it trains; keep one of them")
+            raise PydanticCustomError(
+                "fields",
+                "epochs and minutes both say how long it trains; keep one of them",
+                {"fields": ("minutes", "epochs")},
+            )
         return self
 
 

@@ -16,7 +16,9 @@ from pydantic import BaseModel
 
 from gptkit.errors import GptkitError, PluginError
 from gptkit.experiment import Experiment, PluginTable
-from gptkit.experiment.loading import OPTIMIZERS, PLUGIN_KEYS, read_tables
+from gptkit.experiment.loading import PLUGIN_KEYS
+from gptkit.experiment.problems import OPTIMIZERS
+from gptkit.experiment.reading import read_toml
 from gptkit.plugins import registry
 from gptkit.runs import RunFolder
 
@@ -47,7 +49,7 @@ def read_settings(run: RunFolder) -> tuple[list[Setting], str]:
     if run.experiment_file.is_symlink():
         return [], f"{run.experiment_file.name} is a symbolic link, which is not followed."
     try:
-        tables = read_tables(run.experiment_file)
+        _, tables = read_toml(run.experiment_file)
     except GptkitError as error:
         return [], str(error)
     flat = flatten(tables)
@@ -59,7 +61,7 @@ def read_settings(run: RunFolder) -> tuple[list[Setting], str]:
 
 
 def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys. They are as deep as `read_tables` lets them be."""
+    """Nested tables as dotted keys. They are as deep as `read_toml` lets them be."""
     flat: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, Mapping):

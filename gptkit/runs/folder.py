@@ -19,7 +19,7 @@ from typing import Any
 
 import filelock
 
-from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError, nearest
+from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError, closest, nearest
 from gptkit.files import disk, disk_errors, make_folder, parse_json, replace_file, to_json
 
 EXPERIMENT, RECORD, METRICS, TOKENIZER = "experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json"
@@ -164,11 +164,16 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> RunFolder:
     if len(matches) == 1:
         return RunFolder(runs_folder / matches[0])
     if matches:
-        raise UsageError(f"{wanted!r} is the beginning of {len(matches)} runs: {', '.join(matches[:8])}.")
+        raise UsageError(
+            f"{wanted!r} is the beginning of {len(matches)} runs: {', '.join(matches[:8])}. "
+            "Give more of the id, or 'latest'."
+        )
     if os.path.isdir(path):
         raise UsageError(f"{wanted} is no run folder: it has no {EXPERIMENT}.")
     shown = wanted if len(wanted) <= 200 else wanted[:200] + "…"
-    raise UsageError(f"no run {shown!r} in {runs_folder}{nearest(wanted, ids) or '.'} See 'gptkit runs'.")
+    beginnings = {name[: len(wanted)]: name for name in ids}
+    near = nearest(wanted, ids) or nearest(beginnings.get(closest(wanted, beginnings) or "", ""), ids)
+    raise UsageError(f"no run {shown!r} in {runs_folder}{near or '.'} See 'gptkit runs'.")
 
 
 def refuse_links(run: RunFolder) -> None:

@@ -144,7 +144,9 @@ def resume_run(
         check_tokenizer(run, checkpoint, taken.tokenizer)
         final = _final_step(taken, checkpoint.step, steps)
         if stop_at is not None and stop_at < checkpoint.step:
-            raise UsageError(f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}.")
+            raise UsageError(
+                f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}; give more."
+            )
         around.listener(events.ResumeChecked(checkpoint.step, inexact))
         trackers = trackers_again(
             experiment, taken.record, lambda message: around.listener(events.Warned(message))
@@ -268,7 +270,7 @@ def _final_step(taken: TakenUp, at: int, steps: int | None) -> int:
             f"To train its model further, start a new run: gptkit train EXPERIMENT --load {run.id}"
         )
     if steps < at:
-        raise UsageError(f"run {run.id} is at step {at} already, past --steps {steps}.")
+        raise UsageError(f"run {run.id} is at step {at} already, past --steps {steps}; give more.")
     if steps < scheduled:
         raise UsageError(
             f"--steps {steps} is before step {scheduled}, where the schedule of run {run.id} ends. "

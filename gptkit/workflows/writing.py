@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from gptkit.backend import choose_device
 from gptkit.errors import ExperimentError
 from gptkit.experiment import SamplingSettings
-from gptkit.experiment.loading import describe_all
+from gptkit.experiment.problems import describe_all
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
 from gptkit.plugins import Tokenizer

@@ -1,0 +1,47 @@
+"""`gptkit bench`: how fast this machine trains and samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptkit.cli import completion, options
+
+
+def bench_command(
+    experiment: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[EXPERIMENT]",
+            help="A TOML file; without one, the defaults.",
+            autocompletion=completion.experiments,
+        ),
+    ] = None,
+    set_: options.Set = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="transformers: the same shape there, in turn.",
+            autocompletion=completion.choice("transformers"),
+        ),
+    ] = "",
+    json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    backend: options.Backend = None,
+    debug: options.Debug = False,
+) -> None:
+    """Examples:
+
+      gptkit bench experiments/shakespeare.toml
+
+      gptkit bench experiments/baseline.toml --against transformers
+
+    Measures tokens a second of training and of sampling, the share of the machine's peak that training
+    reaches, and what the whole experiment will take. Needs no text and records nothing.
+    """
+    from gptkit.cli import commands
+
+    commands.bench(experiment, options.overrides(set_, {"training.backend": backend}), against, as_json=json)
