@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from conftest import Command
 
 from gptkit.report.comparison_page import MAX_GROUPS, comparison_page
 from tests.test_report import EVIL, Page
@@ -151,3 +153,19 @@ def test_of_very_many_runs_the_first_are_shown() -> None:
     page = Page(comparison_page(compared))
     assert f"the first {MAX_GROUPS} of {MAX_GROUPS + 6} are shown" in page.words
     assert len(charts(page)["val-by-step"]) == MAX_GROUPS
+
+
+def test_the_command_writes_the_page(tiny_experiment: Path, gptkit_command: Command) -> None:
+    for seed in (1, 2):
+        trained = gptkit_command(
+            *("train", tiny_experiment, "--steps", 4, "--eval-interval", 2, "--seed", seed, "--quiet")
+        )
+        assert trained.code == 0, trained.err
+    done = gptkit_command("runs", "compare", "--where", "step=4", "--html", "page.html")
+    assert done.code == 0, done.err
+    assert done.out.endswith("The page: page.html\n")
+    page = Path("page.html").read_text()
+    assert "<svg" in page
+    assert "Content-Security-Policy" in page
+    nowhere = gptkit_command("runs", "compare", "--where", "step=4", "--html", "no/such/page.html")
+    assert nowhere.code == 6, nowhere.err

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from gptkit.cli import render_runs
+from gptkit.cli.render_tables import printable
 from gptkit.errors import CheckpointError, RunInUseError, UsageError
 from gptkit.runs import RunFolder, find_run
 
@@ -22,7 +23,9 @@ def show(run: str, runs_dir: Path, *, as_json: bool) -> None:
         render_runs.show_details(details)
 
 
-def compare(wanted: Sequence[str], where: Sequence[str], runs_dir: Path, *, as_json: bool) -> None:
+def compare(
+    wanted: Sequence[str], where: Sequence[str], runs_dir: Path, *, html: Path | None, as_json: bool
+) -> None:
     """With `where`, of the runs that are named, or of all. Raises UsageError for fewer than two."""
     from gptkit.cli import render_comparison
     from gptkit.runs.comparison import compare_runs
@@ -43,10 +46,17 @@ def compare(wanted: Sequence[str], where: Sequence[str], runs_dir: Path, *, as_j
             "Name them, or choose them with --where, as in --where data.dataset=shakespeare"
         )
     comparison = compare_runs(runs)
+    if html is not None:
+        from gptkit.report.comparison_page import comparison_page
+        from gptkit.report.pages import write_page
+
+        write_page(html, comparison_page(comparison))
     if as_json:
         render_runs.print_json(render_comparison.as_json(comparison))
     else:
         render_comparison.show_comparison(comparison)
+        if html is not None:
+            print(f"\nThe page: {printable(str(html))}")
 
 
 def delete(wanted: Sequence[str], runs_dir: Path, *, yes: bool) -> None:

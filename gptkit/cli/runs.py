@@ -134,6 +134,10 @@ def compare_command(
         typer.Argument(metavar="[RUN...]", help="Two or more; or those that --where finds."),
     ] = None,
     where: _Where = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Also as a page: one HTML file that opens offline."),
+    ] = None,
     json: _Json = False,
     runs_dir: _RunsDir = None,
     debug: options.Debug = False,
@@ -142,14 +146,14 @@ def compare_command(
 
       gptkit runs compare shakespeare.c64 shakespeare.c128
 
-      gptkit runs compare --where name=shakespeare --where status=finished
+      gptkit runs compare --where name=shakespeare --where status=finished --html comparison.html
 
     The settings that differ, the losses (also in bits a byte), a chart of them, and what each writes. Runs
     that differ by their seed alone are one column, with the mean and the spread of their best losses.
     """
     from gptkit.cli import run_commands
 
-    run_commands.compare(run or (), where or (), runs_dir or context.obj, as_json=json)
+    run_commands.compare(run or (), where or (), runs_dir or context.obj, html=html, as_json=json)
 
 
 @command(runs_app, "delete", short_help="Remove runs, after asking.")

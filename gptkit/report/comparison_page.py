@@ -1,6 +1,6 @@
 """The page of several runs: their curves over one another, what differs, what each writes.
 
-In: runs that were held against one another, as the protocols below say. Out: a page as that of one run.
+In: runs that were held against one another (gptkit.runs.comparison). Out: a page as that of one run.
 Runs that differ by their seed alone are one line, their mean, in a band from the lowest to the highest.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from gptkit.report.facts import text_of
 from gptkit.report.pages import render
 from gptkit.report.samples import MAX_CHARACTERS
 from gptkit.report.settings import toml_text
+from gptkit.runs.comparison import ComparedRun, Comparison, Curve, Group
 
 AXES = (("step", "steps"), ("tokens", "tokens"), ("seconds", "time"))
 """What a curve may be drawn over: the label of its axis, and the word for it."""
@@ -26,78 +26,6 @@ MAX_GROUPS, MAX_SAMPLES, MAX_DIFFERENCES = 24, 12, 100  # that are shown
 _GRID = 400  # places at which the mean of several runs is taken
 
 Value = str | int | float | bool
-
-
-class Losses(Protocol):
-    """A loss of a run, by increasing step; sequences of one length."""
-
-    @property
-    def steps(self) -> Sequence[float]: ...
-    @property
-    def tokens(self) -> Sequence[float]: ...
-    @property
-    def seconds(self) -> Sequence[float]: ...
-    @property
-    def losses(self) -> Sequence[float]: ...  # mean nats a token
-    @property
-    def bits_per_byte(self) -> Sequence[float | None]: ...
-
-
-class Result(Protocol):
-    """A run in short."""
-
-    @property
-    def status(self) -> str: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def best_val_loss(self) -> float | None: ...
-    @property
-    def best_bits_per_byte(self) -> float | None: ...
-
-
-class OneRun(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def summary(self) -> Result: ...
-    @property
-    def train(self) -> Losses: ...
-    @property
-    def val(self) -> Losses: ...
-    @property
-    def sample(self) -> str: ...
-    @property
-    def sample_step(self) -> int | None: ...
-
-
-class OneGroup(Protocol):
-    """Runs that differ by nothing but their seed."""
-
-    @property
-    def title(self) -> str: ...
-    @property
-    def members(self) -> Sequence[int]: ...  # positions among the runs
-
-
-class OneDifference(Protocol):
-    @property
-    def key(self) -> str: ...
-    @property
-    def values(self) -> Sequence[Value | None]: ...  # of each group
-
-
-class Compared(Protocol):
-    @property
-    def runs(self) -> Sequence[OneRun]: ...
-    @property
-    def groups(self) -> Sequence[OneGroup]: ...
-    @property
-    def differences(self) -> Sequence[OneDifference]: ...
-    @property
-    def notes(self) -> Sequence[str]: ...
-    @property
-    def in_bits(self) -> bool: ...  # the tokenizers differ, so that only bits per byte compare
 
 
 @dataclass(frozen=True)
@@ -110,7 +38,7 @@ class _Row:
     bits: str
 
 
-def comparison_page(compared: Compared) -> bytes:
+def comparison_page(compared: Comparison) -> bytes:
     """The page, in UTF-8."""
     groups = list(compared.groups)[:MAX_GROUPS]
     notes = list(compared.notes)
@@ -139,7 +67,7 @@ def _shown(value: Value | None) -> str:
     return "" if value is None else toml_text(value)
 
 
-def _row(runs: Sequence[OneRun], group: OneGroup) -> _Row:
+def _row(runs: Sequence[ComparedRun], group: Group) -> _Row:
     ours = [runs[member] for member in group.members]
     return _Row(
         group.title,
@@ -158,7 +86,7 @@ def _spread(values: Sequence[float | None]) -> str:
     return mean if len(known) == 1 else f"{mean} ({number_text(min(known))} to {number_text(max(known))})"
 
 
-def _charts(compared: Compared, groups: Sequence[OneGroup], axis: str) -> list[Drawn]:
+def _charts(compared: Comparison, groups: Sequence[Group], axis: str) -> list[Drawn]:
     """Val and train loss over an axis; in bits per byte where only those compare."""
     charts = []
     titles = (
@@ -177,7 +105,7 @@ def _charts(compared: Compared, groups: Sequence[OneGroup], axis: str) -> list[D
     return charts
 
 
-def _series(compared: Compared, group: OneGroup, which: str, axis: str, colour: int) -> Series | None:
+def _series(compared: Comparison, group: Group, which: str, axis: str, colour: int) -> Series | None:
     """The group's line: the run's own, or the mean of its runs where all have values, in their band."""
     lines = []
     for member in group.members:
@@ -201,7 +129,7 @@ def _series(compared: Compared, group: OneGroup, which: str, axis: str, colour: 
     )
 
 
-def _points(losses: Losses, axis: str, *, in_bits: bool) -> tuple[Floats, Floats]:
+def _points(losses: Curve, axis: str, *, in_bits: bool) -> tuple[Floats, Floats]:
     places = {"step": losses.steps, "tokens": losses.tokens, "seconds": losses.seconds}[axis]
     values = losses.bits_per_byte if in_bits else losses.losses
     x = np.array(places, dtype=np.float64)
