@@ -155,7 +155,9 @@ def check_command(
 def new_command(
     family: Annotated[
         str,
-        typer.Argument(metavar=_FAMILIES, help="What it is to be.", autocompletion=_complete_family),
+        typer.Argument(
+            metavar="FAMILY", help=f"What it is to be: {_FAMILIES}.", autocompletion=_complete_family
+        ),
     ],
     name: Annotated[
         str,
