@@ -26,7 +26,7 @@ from gptkit.runs import (
     find_run,
     is_locked,
     lock_run,
-    refuse_links,
+    refuse_special_files,
     run_ids,
     summarise_runs,
 )
@@ -205,12 +205,22 @@ def test_only_folders_with_an_experiment_are_runs(tmp_path: Path) -> None:
 )
 def test_a_run_with_a_link_in_it_is_refused(name: str, tmp_path: Path) -> None:
     run = make(tmp_path, "mine-1")
-    refuse_links(run)
+    refuse_special_files(run)
     (run.path / name).unlink(missing_ok=True)
     (run.path / name).symlink_to(tmp_path)
     with pytest.raises(CheckpointError, match=f"{name} is a symbolic link") as caught:
-        refuse_links(run)
+        refuse_special_files(run)
     assert caught.value.exit_code == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes in folders are of POSIX")
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json", ".lock", "anything"])
+def test_a_run_with_a_pipe_in_it_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    run = make(tmp_path, "mine-1")
+    (run.path / name).unlink(missing_ok=True)
+    os.mkfifo(run.path / name)
+    with pytest.raises(CheckpointError, match=f"{name} is a pipe or a device"):
+        refuse_special_files(run)
 
 
 # Metrics

@@ -17,7 +17,7 @@ from gptkit.runs.folder import (
     is_locked,
     lock_run,
     metric_row,
-    refuse_links,
+    refuse_special_files,
     run_ids,
     this_process,
 )
@@ -43,7 +43,7 @@ __all__ = [
     "is_locked",
     "lock_run",
     "metric_row",
-    "refuse_links",
+    "refuse_special_files",
     "run_ids",
     "summarise_runs",
     "this_process",

@@ -176,11 +176,16 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> RunFolder:
     raise UsageError(f"no run {shown!r} in {runs_folder}{near or '.'} See 'gptkit runs'.")
 
 
-def refuse_links(run: RunFolder) -> None:
-    """Raises CheckpointError where something in a run's folder is a symbolic link: it may lead anywhere."""
+def refuse_special_files(run: RunFolder) -> None:
+    """Raises CheckpointError where something in a run's folder is neither a file nor a folder.
+
+    A symbolic link may lead anywhere, and who opens a pipe waits for ever.
+    """
     for entry in run.path.iterdir():
         if entry.is_symlink():
             raise CheckpointError(f"{entry} is a symbolic link, which gptkit does not follow in a run.")
+        if not entry.is_file() and not entry.is_dir():
+            raise CheckpointError(f"{entry} is a pipe or a device, which has no place in a run; remove it.")
 
 
 def run_ids(runs_folder: Path) -> list[str]:

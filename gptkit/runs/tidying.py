@@ -24,7 +24,7 @@ from gptkit.runs.folder import (
     find_run,
     is_locked,
     lock_run,
-    refuse_links,
+    refuse_special_files,
     run_ids,
 )
 from gptkit.runs.summaries import record_of, summarise
@@ -53,7 +53,7 @@ def run_to_delete(wanted: str, runs_folder: Path) -> RunFolder:
             f"{run.path} is no run folder: it has no {RECORD}, but {', '.join(strange[:3])}. "
             "Nothing was deleted."
         )
-    refuse_links(run)
+    refuse_special_files(run)
     return run
 
 

@@ -13,7 +13,7 @@ from gptkit.experiment import Experiment, load_experiment
 from gptkit.files import sha256, to_json
 from gptkit.model import GPT
 from gptkit.plugins import Tokenizer, registry
-from gptkit.runs import DEFAULT_RUNS_FOLDER, RunFolder, refuse_links
+from gptkit.runs import DEFAULT_RUNS_FOLDER, RunFolder, refuse_special_files
 from gptkit.workflows.building import build_model_for, load_weights
 from gptkit.workflows.provenance import changed_plugins, model_plugins, what_to_install
 
@@ -105,7 +105,7 @@ def run_experiment(run: RunFolder) -> Experiment:
 
     Raises CheckpointError where its file is damaged, PluginError, which says what to install.
     """
-    refuse_links(run)
+    refuse_special_files(run)
     try:
         return load_experiment(run.experiment_file, texts=False)
     except PluginError as error:

@@ -18,7 +18,7 @@ from gptkit.checkpoint import Checkpoint, list_steps, load_checkpoint
 from gptkit.errors import CheckpointError, RunInterruptedError, RunTerminatedError
 from gptkit.experiment import Experiment
 from gptkit.files import disk, disk_errors, sha256
-from gptkit.runs import RunFolder, lock_run, refuse_links
+from gptkit.runs import RunFolder, lock_run, refuse_special_files
 from gptkit.training.pace import FOREVER, Pace
 from gptkit.workflows.building import build_model_for, build_new_model, out_of_memory
 from gptkit.workflows.origin import TakenUp, take_up
@@ -51,7 +51,7 @@ def replay_run(run: RunFolder, around: Surroundings = HERE) -> Replay:
     Raises CheckpointError where no checkpoint verifies, or the initial weights were another run's; DataError,
     PluginError; StoppedError where a signal asked to stop.
     """
-    refuse_links(run)
+    refuse_special_files(run)
     with lock_run(run):
         taken = take_up(run, around.folders, around.listener)
         before, last = _stretch(taken, around.listener)

@@ -13,7 +13,7 @@ from gptkit.checkpoint import Checkpoint, list_steps, load_checkpoint
 from gptkit.errors import CheckpointError, UsageError
 from gptkit.events import Warned
 from gptkit.experiment import Experiment
-from gptkit.runs import RunFolder, lock_run, refuse_links, run_ids
+from gptkit.runs import RunFolder, lock_run, refuse_special_files, run_ids
 from gptkit.text.corpus import measure_text
 from gptkit.training.pace import FOREVER, last_step
 from gptkit.workflows.data import obtain_text
@@ -55,7 +55,7 @@ def rerun_run(run: RunFolder, around: Surroundings = HERE) -> Rerun:
     Raises UsageError where it cannot come out the same, as the clock ended it; CheckpointError where there is
     nothing to compare with, or the run that it began from is not here; DataError, PluginError.
     """
-    refuse_links(run)
+    refuse_special_files(run)
     with lock_run(run):
         experiment, record = run_experiment(run), run.record()
         _refuse_clock(run, experiment)

@@ -20,7 +20,7 @@ from gptkit.errors import CheckpointError, ExperimentError, PluginError, UsageEr
 from gptkit.experiment import Experiment, ModelSettings, to_toml
 from gptkit.files import disk_errors
 from gptkit.plugins import Tokenizer, registry
-from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, refuse_links, this_process
+from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, refuse_special_files, this_process
 from gptkit.text.corpus import Corpus, build_corpus, quote_characters
 from gptkit.tracking import ChosenTracker
 from gptkit.training.pace import FOREVER, last_step
@@ -123,7 +123,7 @@ def resume_run(
     Raises CheckpointError where no checkpoint verifies, DataError where the text is not the run's any more,
     PluginError where it would not come out the same, bit for bit, and `require_exact` asks for that.
     """
-    refuse_links(run)
+    refuse_special_files(run)
     with lock_run(run):
         taken = take_up(run, around.folders, around.listener)
         experiment = taken.experiment

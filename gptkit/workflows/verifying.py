@@ -29,7 +29,7 @@ from gptkit.runs import (
     RunFolder,
     is_locked,
     metric_row,
-    refuse_links,
+    refuse_special_files,
 )
 from gptkit.training.optim import Optimizer, weights_for
 from gptkit.training.weights import Weights
@@ -64,7 +64,7 @@ class Finding:
 
 def verify_run(run: RunFolder) -> Iterator[Finding]:
     """Every file of a run, one after another. Raises CheckpointError for a folder that has links in it."""
-    refuse_links(run)
+    refuse_special_files(run)
     if is_locked(run):
         yield Finding("note", run.id, "is being trained now; what changes meanwhile may be found wrong")
     experiment: Experiment | None = None
