@@ -312,7 +312,7 @@ def ready(workspace: Path) -> Iterator[Fuzzer]:
     yield Fuzzer(workspace, Guard(workspace))
 
 
-def fuzz(fuzzer: Fuzzer, cases: int, first_seed: int) -> None:
+def fuzz(fuzzer: Fuzzer, cases: int, first_seed: int, skip: int = 0) -> None:
     kinds = [kind for kind, (share, _) in KINDS.items() for _ in range(share)]
     strategy = st.builds(
         Drawn,
@@ -321,7 +321,7 @@ def fuzz(fuzzer: Fuzzer, cases: int, first_seed: int) -> None:
         JSON,
         st.text(max_size=20),
     )
-    for number in range((cases + AT_ONCE - 1) // AT_ONCE):
+    for number in range(skip // AT_ONCE, (cases + AT_ONCE - 1) // AT_ONCE):
         asked = min(AT_ONCE, cases - number * AT_ONCE)
 
         @seed(first_seed * 1_000_003 + number)
@@ -355,6 +355,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument(
+        "--skip", type=int, default=0, metavar="N", help="Go on with a seed after its first N cases."
+    )
     wanted = parser.parse_args()
     first_seed = random.SystemRandom().randrange(2**31) if wanted.seed is None else wanted.seed
     print(f"seed {first_seed}", flush=True)
@@ -364,7 +367,7 @@ def main() -> int:
         with ready(workspace) as fuzzer:
             before, began = peak_memory(), time.monotonic()
             limit_memory(MEMORY)
-            fuzz(fuzzer, wanted.cases, first_seed)
+            fuzz(fuzzer, wanted.cases, first_seed, wanted.skip)
         os.chdir("/")
     memory = peak_memory() - before
     report(fuzzer.figures, time.monotonic() - began, memory)
