@@ -13,7 +13,7 @@ Importing gptkit imports no torch; the first use of one of these does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # typing's own takes a while to import, in which Ctrl-C would show a traceback
 
 if TYPE_CHECKING:
     from gptkit.api import Run, check_plugin, open_run, train
