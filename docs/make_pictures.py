@@ -112,10 +112,15 @@ def page_pictures(workspace: Path) -> None:
             )
 
 
+def shown(output: str) -> str:
+    """Without what the runs write, which is long."""
+    return output.split("\nA writes, at step")[0].rstrip("\n") + "\n"
+
+
 def outputs(workspace: Path) -> None:
     readme = ROOT / "README.md"
     text = OUTPUT.sub(
-        lambda found: found[1] + run_gptkit(found[2].removeprefix("gptkit "), workspace) + found[3],
+        lambda found: found[1] + shown(run_gptkit(found[2].removeprefix("gptkit "), workspace)) + found[3],
         readme.read_text(),
     )
     readme.write_text(text)
