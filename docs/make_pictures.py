@@ -114,7 +114,7 @@ def page_pictures(workspace: Path) -> None:
 
 def shown(output: str) -> str:
     """Without what the runs write, which is long."""
-    return output.split("\nA writes, at step")[0].rstrip("\n") + "\n"
+    return output.split("\nA writes, at step", maxsplit=1)[0].rstrip("\n") + "\n"
 
 
 def outputs(workspace: Path) -> None:
