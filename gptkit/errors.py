@@ -116,3 +116,12 @@ def nearest(wanted: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest of `known`, or nothing where none is close."""
     match = closest(wanted, known)
     return f"; did you mean {match!r}?" if match else ""
+
+
+def printable(text: str) -> str:
+    """Line ends, control characters and halves of characters as escapes, all else as it is."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )

@@ -9,7 +9,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from gptkit.cli.render_runs import cell, listed
-from gptkit.cli.render_tables import duration, printable, show_table
+from gptkit.cli.render_tables import duration, show_table
+from gptkit.errors import printable
 from gptkit.runs.comparison import ComparedRun, Comparison, Curve, Group, Spread
 from gptkit.runs.selecting import Selected
 

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptkit.cli.render_tables import printable, show_table, size_text
+from gptkit.cli.render_tables import show_table, size_text
+from gptkit.errors import printable
 
 if TYPE_CHECKING:
     from gptkit.text.catalogue import DatasetDescription, DatasetRow, FetchedDataset, TokenCount

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from gptkit import events
 from gptkit.cli.render_curve import ASCII_MARKS, MARKS, TRAIN, VAL, History, curve
-from gptkit.cli.render_tables import printable
+from gptkit.errors import printable
 
 _CELL = 20  # columns that a number takes with its name
 _BESIDE = 84  # columns from which the sample stands beside the curve, not below it

@@ -11,7 +11,8 @@ import shlex
 import sys
 
 from gptkit import events
-from gptkit.cli.render_tables import duration, printable
+from gptkit.cli.render_tables import duration
+from gptkit.errors import printable
 
 
 def warn(message: str) -> None:

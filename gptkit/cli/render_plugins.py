@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptkit.cli.render_tables import printable, show_table
+from gptkit.cli.render_tables import show_table
+from gptkit.errors import printable
 from gptkit.plugins import registry
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptkit.cli.render_tables import duration, printable, show_table, size_text
+from gptkit.cli.render_tables import duration, show_table, size_text
+from gptkit.errors import printable
 from gptkit.runs import RunFolder, RunSummary
 from gptkit.runs.contents import size_of, strange_entries
 from gptkit.runs.selecting import Selected

@@ -34,13 +34,6 @@ def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
     Console().print(table)
 
 
-def printable(text: str) -> str:
-    """Line ends, control characters and halves of characters as escapes, all else as it is."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
-
-
 def duration(seconds: float) -> str:
     """Seconds for people: 52.3 s, 4:07, 1:02:03."""
     if seconds < 60:

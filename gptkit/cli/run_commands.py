@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from gptkit.cli import render_runs
-from gptkit.cli.render_tables import printable
-from gptkit.errors import CheckpointError, RunInUseError, UsageError
+from gptkit.errors import CheckpointError, RunInUseError, UsageError, printable
 from gptkit.runs import RunFolder, find_run
 
 

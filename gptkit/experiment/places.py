@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
+from gptkit.errors import printable
+
 MAX_PARTS = 8  # of a path; no key of an experiment is deeper
 WIDEST = 72  # characters of a line that are shown
 
@@ -193,20 +195,10 @@ def mark(text: str, span: Span) -> Mark:
     if stop - begin > WIDEST:
         first = begin if min(end, stop) - begin <= WIDEST - 8 else max(begin, start - WIDEST // 3)
         last = min(stop, first + WIDEST)
-    before = ("…" if first > begin else "") + printable(text[first:start])
-    marked = printable(text[start : max(start, min(end, last))])
-    after = printable(text[max(start, min(end, last)) : last].rstrip()) + ("…" if last < stop else "")
+    before = ("…" if first > begin else "") + in_line(text[first:start])
+    marked = in_line(text[start : max(start, min(end, last))])
+    after = in_line(text[max(start, min(end, last)) : last].rstrip()) + ("…" if last < stop else "")
     return Mark(number, before + marked + after, _cells(before), max(1, _cells(marked)))
-
-
-def printable(text: str) -> str:
-    """The text with every character that a terminal would act on written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else " " if character == "\t" else ascii(character)[1:-1]
-        for character in text
-    )
 
 
 def _cells(text: str) -> int:
@@ -217,3 +209,8 @@ def _cells(text: str) -> int:
         0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
         for character in text
     )
+
+
+def in_line(text: str) -> str:
+    """The text as it stands in one line of a terminal: a tab as a space, else as `printable` has it."""
+    return printable(text.replace("\t", " "))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gptkit.errors import ExperimentError, closest, nearest
-from gptkit.experiment.places import Entry, Path, find, mark, printable
+from gptkit.experiment.places import Entry, Path, find, in_line, mark
 from gptkit.experiment.schema import AdamWSettings, Experiment, MuonSettings, OptimizerSettings
 
 OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonSettings}
@@ -193,7 +193,7 @@ class _Described:
 
 def dotted(path: Iterable[str]) -> str:
     """A path as a file writes it, short enough for a line and harmless to a terminal."""
-    text = printable(".".join(path))
+    text = in_line(".".join(path))
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.errors import ExperimentError, UsageError, closest
-from gptkit.experiment.places import Entry, Span, entries, mark, printable
+from gptkit.experiment.places import Entry, Span, entries, in_line, mark
 from gptkit.files import parse_toml
 
 MAX_BYTES = 1_000_000  # an experiment file larger than this is something else
@@ -69,8 +69,8 @@ def _beside(path: Path) -> str:
         if found:
             stems = {Path(file).stem: file for file in found}
             meant = stems.get(closest(path.stem, stems) or "")
-            guess = f"; did you mean {printable(meant)}?" if meant and path not in (folder, Path()) else "."
-            return f"{guess} There are: {printable(', '.join(found[:12]))}"
+            guess = f"; did you mean {in_line(meant)}?" if meant and path not in (folder, Path()) else "."
+            return f"{guess} There are: {in_line(', '.join(found[:12]))}"
     return ". Give the path of a TOML file, or copy one from gptkit's folder experiments/."
 
 
@@ -187,6 +187,6 @@ def _twice(text: str, position: int) -> tuple[Span, str]:
         if entry.key[0] >= last.key[0]:
             break
         if entry.path == last.path or (entry.path in above and entry.value):
-            name, number = printable(".".join(entry.path))[:80], text.count("\n", 0, entry.key[0]) + 1
+            name, number = in_line(".".join(entry.path))[:80], text.count("\n", 0, entry.key[0]) + 1
             return last.key, f"{name!r} stands on line {number} already; keep one of them"
     return last.key, ""
