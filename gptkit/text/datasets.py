@@ -87,11 +87,12 @@ def _try_download(
     began = time.monotonic()
     thread.start()
     try:
-        while thread.is_alive():
+        alive = True
+        while alive:
             thread.join(0.1)
-            done, now = len(received.data), time.monotonic()
+            alive, done, now = thread.is_alive(), len(received.data), time.monotonic()
             progress(done, max(length, done))
-            if thread.is_alive() and (now > deadline or done < SLOWEST * (now - began - TIMEOUT)):
+            if alive and (now > deadline or done < SLOWEST * (now - began - TIMEOUT)):
                 return received, TimeoutError(f"too slow, {done} bytes in {now - began:.0f} seconds")
     finally:
         received.abandoned = True
