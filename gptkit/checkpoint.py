@@ -159,14 +159,17 @@ def set_aside(folder: Path, step: int) -> Path:
 
 
 def clear_temporaries(folder: Path) -> int:
-    """Removes what an interrupted save or prune has left, and says how much; the caller holds the lock."""
-    leftovers = (
-        [entry for entry in folder.iterdir() if entry.name.startswith((".tmp-", ".trash-"))]
-        if folder.is_dir()
-        else []
-    )
-    for entry in leftovers:
-        disk.remove_folder(entry) if entry.is_dir() and not entry.is_symlink() else disk.remove_file(entry)
+    """Removes what a save or a removal that was cut off has left in a folder, and says how much.
+
+    The caller holds the lock.
+    """
+    with disk_errors(f"clearing what was cut off in {folder}"):
+        entries = folder.iterdir() if folder.is_dir() else ()
+        leftovers = [entry for entry in entries if entry.name.startswith((".tmp-", ".trash-"))]
+        for entry in leftovers:
+            disk.remove_folder(entry) if entry.is_dir() and not entry.is_symlink() else disk.remove_file(
+                entry
+            )
     return len(leftovers)
 
 

@@ -141,6 +141,7 @@ def prepare_resume(workspace: Path) -> None:
         assert run is not None
         (run.checkpoints / ".tmp-4-abcd").mkdir()
         (run.checkpoints / ".tmp-4-abcd" / MODEL).write_bytes(b"half of it")
+        (run.path / ".tmp-report.html-abcd").write_bytes(b"half of it")
         (run.checkpoints / ".trash-step-000000000001-ab").mkdir()
         with (run.path / "metrics.jsonl").open("ab") as file:
             file.write(b'{"step": 4, "train_lo')

@@ -170,16 +170,24 @@ def test_what_is_damaged_is_named_with_what_to_do(what: str, run: RunFolder, gpt
 def test_what_an_interruption_left_is_named_and_no_damage(run: RunFolder, gptkit_command: Command) -> None:
     for name in (".tmp-3-abc", ".trash-step-000000000003-abc", ".bad-step-000000000003-abc"):
         (run.checkpoints / name).mkdir()
+    (run.path / ".tmp-report.html-abc").write_text("<html>")
+    (run.samples / ".tmp-step-000000000010.txt-abc").write_text("ROM")
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 21, "tra')
     done = gptkit_command("runs", "verify", run.id)
     assert (done.code, done.err) == (0, "")
     notes = [line for line in done.out.splitlines() if line.startswith("note ")]
-    assert len(notes) == 4
+    assert len(notes) == 6
     assert "its last line was cut off" in notes[0]
-    assert [note.split()[1].split("/")[1][:5] for note in notes[1:]] == [".bad-", ".tmp-", ".tras"]
+    assert [note.split()[1].split("/")[-1][:5] for note in notes[1:]] == [
+        *(".tmp-", ".bad-", ".tmp-", ".tras", ".tmp-"),
+    ]
     with lock_run(run):
         assert "is being trained now" in gptkit_command("runs", "verify", run.id).out
+    assert gptkit_command("resume", run.id).code == 0
+    assert [path.name[:5] for path in run.path.rglob(".*") if path.is_dir() or path.name != ".lock"] == [
+        ".bad-"
+    ]
 
 
 # A stretch trained again

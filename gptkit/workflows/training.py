@@ -6,7 +6,9 @@ of command lines or terminals.
 
 from __future__ import annotations
 
+import json
 import random
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from gptkit import events
 from gptkit.backend import Backend, choose_backend, computing
 from gptkit.checkpoint import Checkpoint, clear_temporaries, newest_checkpoint, set_aside
 from gptkit.errors import CheckpointError, ExperimentError, PluginError, UsageError
-from gptkit.experiment import Experiment, ModelSettings, to_toml
+from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
 from gptkit.files import disk_errors
 from gptkit.plugins import Tokenizer, registry
 from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, refuse_special_files, this_process
@@ -135,7 +137,8 @@ def resume_run(
                 f"run {run.id} would not come out the same, bit for bit: {', '.join(inexact)}. "
                 "Without --require-exact it goes on all the same."
             )
-        clear_temporaries(run.checkpoints)
+        for folder in (run.path, run.checkpoints, run.samples):
+            clear_temporaries(folder)
         drop_torn_line(run)
         check_saved(run, experiment)
         checkpoint = newest_checkpoint(
@@ -183,18 +186,30 @@ class Source:
     checkpoint: Checkpoint
 
 
+_MAY_DIFFER = ("dropout", "attention_dropout", "init")
+
+
 def source_of(run: RunFolder, experiment: Experiment, which: str = "best") -> Source:
     """The checkpoint of `run` to start from. Raises UsageError where it does not fit `experiment`'s model."""
     theirs = run_experiment(run)
-    different = [
-        f"model.{name} is {getattr(theirs.model, name)!r} there, {getattr(experiment.model, name)!r} here"
-        for name in ModelSettings.model_fields
-        if name not in ("dropout", "attention_dropout", "init")
-        and getattr(theirs.model, name) != getattr(experiment.model, name)
-    ]
-    if different:
-        raise UsageError(f"the weights of {run.id} do not fit: {'; '.join(different)}. Set the same here.")
+    names = [name for name in ModelSettings.model_fields if name not in _MAY_DIFFER]
+    said = [(name, _as_set(theirs.model, name), _as_set(experiment.model, name)) for name in names]
+    if different := [(name, there, here) for name, there, here in said if there != here]:
+        differences = "; ".join(
+            f"model.{name} is {there} there, {here} here" for name, there, here in different
+        )
+        flags = " ".join("--set " + shlex.quote(f"model.{name}={there}") for name, there, _ in different)
+        raise UsageError(f"the weights of {run.id} do not fit: {differences}.\nTo set the same here: {flags}")
     return Source(run, theirs, run_tokenizer(run, theirs), read_checkpoint(run, which))
+
+
+def _as_set(settings: ModelSettings, name: str) -> str:
+    """A field as --set takes it."""
+    value = getattr(settings, name)
+    if not isinstance(value, PluginTable):
+        return value if isinstance(value, str) else json.dumps(value)
+    options = [f"{key} = {json.dumps(option)}" for key, option in value.options.items()]
+    return f"{{ {', '.join([f'type = {json.dumps(value.type)}', *options])} }}" if options else value.type
 
 
 def corpus_of(experiment: Experiment, text: str, source: Source | None, listener: events.Listener) -> Corpus:
@@ -225,10 +240,9 @@ def _resolve(experiment: Experiment, obtained: Obtained, corpus: Corpus, source:
     sampling = experiment.sampling
     if unknown := corpus.tokenizer.unknown_characters(sampling.prompt):
         if "prompt" in sampling.model_fields_set:
-            raise ExperimentError(
-                "the experiment",
-                [f"sampling.prompt has characters that are not in the text: {quote_characters(unknown)}"],
-            )
+            unknown = quote_characters(unknown)
+            problem = f"sampling.prompt has characters that are not in the text: {unknown}; leave them out"
+            raise ExperimentError("the experiment", [problem]).about("sampling.prompt")
         sampling = sampling.model_copy(update={"prompt": obtained.text[0]})
     return experiment.model_copy(
         update={
@@ -270,7 +284,7 @@ def _final_step(taken: TakenUp, at: int, steps: int | None) -> int:
             f"To train its model further, start a new run: gptkit train EXPERIMENT --load {run.id}"
         )
     if steps < at:
-        raise UsageError(f"run {run.id} is at step {at} already, past --steps {steps}; give more.")
+        raise UsageError(f"run {run.id} is at step {at} already, past --steps {steps}; give more than {at}.")
     if steps < scheduled:
         raise UsageError(
             f"--steps {steps} is before step {scheduled}, where the schedule of run {run.id} ends. "
