@@ -20,6 +20,7 @@ from gptkit.text.catalogue import data_folders
 from gptkit.workflows.reading import read_model, run_experiment
 from gptkit.workflows.session import Surroundings
 from gptkit.workflows.training import train_run
+from gptkit.workflows.writing import sampling_of
 
 
 class Run:
@@ -65,11 +66,11 @@ class Run:
         """The prompt and what the model writes after it.
 
         `sampling` takes the fields of the [sampling] table: max_new_tokens, temperature, top_k, top_p,
-        min_p, stop. What is not given is as the experiment has it.
+        min_p, stop. What is not given is as the experiment has it. Raises ExperimentError for one that
+        cannot be, UsageError for a prompt with characters that the model has never seen.
         """
+        settings = sampling_of(self._folder, sampling)
         model, tokenizer = self.load(checkpoint)
-        settings = self.experiment().sampling
-        settings = type(settings).model_validate({**settings.model_dump(), **sampling})
         text, ids = encode_prompt(tokenizer, settings.prompt if prompt is None else prompt)
         return text + "".join(piece for _, piece in generate(model, tokenizer, ids, settings, seed=seed))
 

@@ -23,12 +23,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 
 class GptkitError(Exception):
     """An error meant for a person to read; `exit_code` is the process's answer to it."""
 
     exit_code = 1
+    field = ""  # the dotted field of the experiment that it is about, where it is about one
+
+    def about(self, field: str) -> Self:
+        self.field = field
+        return self
 
 
 class UsageError(GptkitError):

@@ -83,6 +83,23 @@ TURNS = [
     turn("train config.json", 2, "JSON", "n_head = 4", config__json='{"model": {"n_head": 4}}'),
     turn("train config.yaml", 2, "YAML", "n_head = 4", config__yaml="model:\n  n_head: 4\n"),
     turn("train novel.txt", 2, "gptkit train EXPERIMENT --dataset novel.txt", novel__txt="Call me Ishmael."),
+    experiment(
+        TRAIN, 4, "[data]\ndataset = 'shakespaere'\n", "line 2: dataset", "did you mean 'shakespeare'?"
+    ),
+    experiment(
+        TRAIN,
+        4,
+        "[model]\ncontext_length = 4000\n[data]\ndataset = 'data/mine.txt'\n",
+        "line 2: context_length = 4000",
+        "the largest model.context_length that fits is",
+    ),
+    experiment(
+        TRAIN,
+        2,
+        "[sampling]\nprompt = 'Ω'\n[data]\ndataset = 'data/mine.txt'\n",
+        "line 2: prompt = 'Ω'",
+        "leave them out",
+    ),
     turn("train data/mine.txt", 2, "it looks like a text", "--dataset data/mine.txt"),
     # What it says
     experiment(TRAIN, 2, "[model]\nn_hed = 4\n", "line 2: n_hed = 4", "^^^^^ model.n_hed", "'n_head'"),
@@ -130,7 +147,7 @@ TURNS = [
     turn("generate goof", 2, "no run 'goof' in runs", "did you mean 'good", "gptkit runs"),
     turn("generate go", 2, "is the beginning of 2 runs", "Give more of the id"),
     turn("generate good- --prompt Ω", 2, "has never seen: 'Ω'", "--unknown skip"),
-    turn("generate good- --top-p 0", 2, "top_p = 0.0: should be greater than 0"),
+    turn("generate good- --top-p 0", 2, "--top-p 0.0: top_p = 0.0: should be greater than 0"),
     turn("generate good- --temperature hot", 2, "'--temperature'", "should be a number"),
     turn("generate good- --checkpoint 7", 5, "there is no checkpoint of step 7"),
     turn("generate good- --checkpoint newest", 2, "expected best, last or a step"),
@@ -138,7 +155,12 @@ TURNS = [
     turn("generate data", 2, "data is no run folder"),
     turn("resume", 2, "Missing argument 'RUN'; as in: gptkit resume latest"),
     turn("resume good- --steps 5", 2, "is at step 20 already", "give more"),
-    turn("train tiny.toml --load good- --emb 64", 2, "model.n_embd is 32 there, 64 here"),
+    turn(
+        "train tiny.toml --load good- --emb 64",
+        2,
+        "model.n_embd is 32 there, 64 here",
+        "--set model.n_embd=32",
+    ),
     turn("train tiny.toml --runs-dir tiny.toml", 6, "tiny.toml is a file", "--runs-dir"),
     turn("runs verify nosuch", 2, "no run 'nosuch' in runs"),
     # Plugins

@@ -353,17 +353,17 @@ def generate(
     from gptkit.cli import commands
 
     sampling = {
-        "max_new_tokens": tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "stop": stop or None,
+        "max_new_tokens": ("--tokens", tokens),
+        "temperature": ("--temperature", temperature),
+        "top_k": ("--top-k", top_k),
+        "top_p": ("--top-p", top_p),
+        "min_p": ("--min-p", min_p),
+        "stop": ("--stop", stop or None),
     }
     commands.generate(
         run,
         prompt=prompt,
-        sampling={key: value for key, value in sampling.items() if value is not None},
+        sampling=sampling,
         num_samples=num_samples,
         seed=seed,
         checkpoint=checkpoint,

@@ -6,7 +6,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,22 @@ def train(
 ) -> None:
     """`overrides` imports, so it is called when signals raise no more: pydantic swallows what is raised."""
     with stop_signals() as stop:
-        from gptkit.experiment import load_experiment
+        from gptkit.experiment import in_its_place, load_experiment
         from gptkit.workflows.training import train_run
 
-        experiment = load_experiment(experiment_file, overrides())
+        said = overrides()
+        experiment = load_experiment(experiment_file, said)
         source = find_run(load, runs_dir) if load else None
-        _session(
-            lambda around: train_run(experiment, around, stop_at=stop_at, load_from=source),
-            stop=stop,
-            runs_dir=runs_dir,
-            data_dir=data_dir,
-            quiet=quiet,
-            as_json=as_json,
-            then_generate=generate,
-        )
+        with in_its_place(experiment_file, said):
+            _session(
+                lambda around: train_run(experiment, around, stop_at=stop_at, load_from=source),
+                stop=stop,
+                runs_dir=runs_dir,
+                data_dir=data_dir,
+                quiet=quiet,
+                as_json=as_json,
+                then_generate=generate,
+            )
 
 
 def resume(
@@ -176,7 +178,7 @@ def generate(
     run: str,
     *,
     prompt: str | None,
-    sampling: dict[str, Any],
+    sampling: Mapping[str, tuple[str, Any]],
     num_samples: int,
     seed: int | None,
     checkpoint: str,
@@ -185,18 +187,25 @@ def generate(
     backend: str | None,
     runs_dir: Path,
 ) -> None:
+    """`sampling` has the flag and the value, None where it is not given, of each field."""
     if unknown not in ("error", "skip"):
         raise UsageError(f"--unknown {unknown!r}: expected error or skip.")
     text = _prompt_text(prompt)
     folder = find_run(run, runs_dir)
+    from gptkit.experiment import SaidKey
     from gptkit.workflows.writing import open_writer
 
+    given: dict[str, Any] = {
+        SaidKey(field, _as_typed(flag, value)): value
+        for field, (flag, value) in sampling.items()
+        if value is not None
+    }
     writer = open_writer(
         folder,
         checkpoint=checkpoint,
         backend=backend or "auto",
         prompt=text,
-        sampling=sampling,
+        sampling=given,
         skip_unknown=unknown == "skip",
         warn=_note,
     )
@@ -220,6 +229,10 @@ def generate(
     seconds = time.monotonic() - started
     speed = writer.tokens_written / max(seconds, 1e-9)
     _note(f"{writer.tokens_written} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
+
+
+def _as_typed(flag: str, value: Any) -> str:
+    return " ".join([flag, *map(repr, value)]) if isinstance(value, list) else f"{flag} {value}"
 
 
 def _prompt_text(prompt: str | None) -> str | None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptkit.conformance.lines import Line, failed, run_checks
+from gptkit.conformance.lines import Line, run_checks
 from gptkit.conformance.subject import COMMON
 from gptkit.plugins import DataFolders, PluginOptions
 from gptkit.plugins.registry import POSITIONS, TOKENIZERS, TRACKERS
 
-__all__ = ["Line", "check_plugin", "failed"]
+__all__ = ["Line", "check_plugin"]
 
 
 def check_plugin(

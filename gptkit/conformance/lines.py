@@ -59,11 +59,6 @@ class _TimeUpError(BaseException):
     """Not an Exception, so that a plugin that swallows those is stopped too."""
 
 
-def failed(lines: Iterable[Line]) -> bool:
-    """Whether any of the lines is bad."""
-    return any(line.verdict == "bad" for line in lines)
-
-
 def run_checks(checks: Iterable[Check[Subject]], subject: Subject) -> Iterator[Line]:
     """A line for each check, in order."""
     stopped: dict[str, str] = {}  # check that came to nothing -> why those that need it are skipped

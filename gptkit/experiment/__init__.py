@@ -6,8 +6,10 @@
 from gptkit.experiment.loading import (
     SaidKey,
     experiment_from_dict,
+    in_its_place,
     load_experiment,
     parse_override,
+    said_of,
     to_toml,
 )
 from gptkit.experiment.schema import (
@@ -40,7 +42,9 @@ __all__ = [
     "ScheduleSettings",
     "TrainingSettings",
     "experiment_from_dict",
+    "in_its_place",
     "load_experiment",
     "parse_override",
+    "said_of",
     "to_toml",
 ]

@@ -8,15 +8,15 @@ their options; whether their data is here is not asked.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from gptkit.errors import PluginError, UsageError, nearest
+from gptkit.errors import ExperimentError, GptkitError, PluginError, UsageError, nearest
 from gptkit.experiment.problems import Problem, Source, as_error, as_message, dotted, find_problems
 from gptkit.experiment.reading import ESCAPE, read_toml
 from gptkit.experiment.schema import MAX_NAME, Experiment, Name, PluginTable
@@ -61,7 +61,22 @@ def load_experiment(
     text, data = read_toml(path)
     with suppress(ValidationError):  # a file may be called what a run may not
         data.setdefault("name", _NAME.validate_python(path.stem))
-    return _build(data, overrides, Source(str(path), text, _said(overrides)), texts=texts)
+    return _build(data, overrides, Source(str(path), text, said_of(key for key, _ in overrides)), texts=texts)
+
+
+@contextmanager
+def in_its_place(path: Path | str, overrides: Sequence[Override] = ()) -> Iterator[None]:
+    """Has an error that is about a field show where the field is set: the line of the file, or the flag."""
+    try:
+        yield
+    except GptkitError as error:
+        if error.field:
+            said = error.problems if isinstance(error, ExperimentError) else [str(error)]
+            problems = [Problem(problem, tuple(error.field.split("."))) for problem in said]
+            with suppress(UsageError):  # the file has been changed since it was read, or is gone
+                source = Source(str(path), read_toml(Path(path))[0], said_of(key for key, _ in overrides))
+                error.args = (as_message(source, problems),)
+        raise
 
 
 def experiment_from_dict(
@@ -75,12 +90,12 @@ def experiment_from_dict(
 
     Raises ExperimentError, PluginError.
     """
-    return _build(data, overrides, Source(source, said=_said(overrides)), texts=texts)
+    return _build(data, overrides, Source(source, said=said_of(key for key, _ in overrides)), texts=texts)
 
 
-def _said(overrides: Sequence[Override]) -> dict[str, str]:
+def said_of(keys: Iterable[str]) -> dict[str, str]:
     """The words of the command line, by the dotted key that they set."""
-    return {str(key): key.words for key, _ in overrides if isinstance(key, SaidKey)}
+    return {str(key): key.words for key in keys if isinstance(key, SaidKey)}
 
 
 def _build(

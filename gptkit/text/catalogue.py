@@ -220,7 +220,7 @@ def _unregistered(name: str, options: dict[str, Any], folders: DataFolders) -> t
     raise DataError(
         f"there is no dataset or text file {name!r}{close or '.'} "
         f"Looked for {places_looked_at(name, folders)}.\n"
-        f"Registered: {', '.join(registry.names(registry.DATASETS))}.\n"
+        f"Registered: {', '.join(registry.names(registry.DATASETS))}. "
         "To bring a text of your own: gptkit datasets add NAME FILE"
     )
 

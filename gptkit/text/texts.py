@@ -107,8 +107,11 @@ def places_looked_at(path: str, folders: DataFolders) -> str:
     given = Path(path)
     if not _is_relative(given):
         return path
-    shown = [given, *(folder / f"{path}{ending}" for folder in folders.search for ending in ("", ".txt"))]
-    return f"{', '.join(map(str, dict.fromkeys(shown)))} (or .md, .jsonl, .csv, .gz)"
+    endings, other = (
+        (("",), "") if path.endswith(tuple(FOUND)) else (("", ".txt"), " (or .md, .jsonl, .csv, .gz)")
+    )
+    shown = [given, *(folder / f"{path}{ending}" for folder in folders.search for ending in endings)]
+    return f"{', '.join(map(str, dict.fromkeys(shown)))}{other}"
 
 
 def _is_relative(path: Path) -> bool:

@@ -33,7 +33,8 @@ def build_model(experiment: Experiment, vocab_size: int) -> GPT:
     try:
         position = plugin(plugin.Options.model_validate(settings.position.options), shape)
     except ValueError as error:
-        raise ExperimentError("the experiment", [f"model.position: {error}"]) from error
+        problem = f"model.position: {error}"
+        raise ExperimentError("the experiment", [problem]).about("model.position") from error
     except (TypeError, AttributeError, RuntimeError) as error:
         raise PluginError(f"positional encoding {settings.position.type!r} failed: {error}") from error
     return GPT(settings, vocab_size, position)

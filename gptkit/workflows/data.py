@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gptkit.errors import DataError, NetworkError
+from gptkit.errors import DataError, GptkitError, NetworkError
 from gptkit.events import Listener, Warned, Working
 from gptkit.experiment import DataSettings, PluginTable
 from gptkit.plugins import DataFolders, Dataset
@@ -39,11 +39,11 @@ def obtain_text(data: DataSettings, folders: DataFolders, listener: Listener) ->
     """The text to train on. Raises DataError or NetworkError where there is none and no fallback."""
     coming, reading = _watched(folders, listener)
     try:
-        dataset, used = _bring(data.dataset, coming)
+        dataset, used = _bring(data.dataset, coming, "data.dataset")
     except (DataError, NetworkError) as error:
         if data.fallback is None:
             raise
-        dataset, used = _bring(data.fallback, coming)
+        dataset, used = _bring(data.fallback, coming, "data.fallback")
         listener(Warned(f"{error}\nTraining on the fallback {used.type!r} instead, until the text is here."))
     return Obtained(read_dataset(used.type, dataset, reading), data.dataset, used, dataset.facts())
 
@@ -51,7 +51,7 @@ def obtain_text(data: DataSettings, folders: DataFolders, listener: Listener) ->
 def recorded_text(data: DataSettings, folders: DataFolders, listener: Listener) -> str:
     """The text of a run that goes on: the one it has, never a fallback."""
     coming, reading = _watched(folders, listener)
-    dataset, used = _bring(data.dataset, coming)
+    dataset, used = _bring(data.dataset, coming, "data.dataset")
     return read_dataset(used.type, dataset, reading)
 
 
@@ -72,9 +72,13 @@ def _watched(folders: DataFolders, listener: Listener) -> tuple[DataFolders, Dat
     return coming, replace(folders, progress=telling(listener, "reading the text"))
 
 
-def _bring(table: PluginTable, folders: DataFolders) -> tuple[Dataset, PluginTable]:
+def _bring(table: PluginTable, folders: DataFolders, field: str) -> tuple[Dataset, PluginTable]:
     """The dataset, here. A fallback may take its place where this raises DataError or NetworkError."""
-    dataset, used = resolve_dataset(table, folders)
+    try:
+        dataset, used = resolve_dataset(table, folders)
+    except GptkitError as error:
+        error.about(field)
+        raise
     if not dataset.is_here(folders):
         dataset.fetch(folders)
     return dataset, used

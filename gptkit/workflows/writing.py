@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from gptkit.backend import choose_device
-from gptkit.errors import ExperimentError
-from gptkit.experiment import SamplingSettings
-from gptkit.experiment.problems import describe_all
+from gptkit.experiment import SamplingSettings, said_of
+from gptkit.experiment.problems import Source, as_error, find_problems
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
 from gptkit.plugins import Tokenizer
@@ -57,11 +56,7 @@ def open_writer(
 
     Raises UsageError for a prompt or sampling that cannot be used, CheckpointError, PluginError.
     """
-    settings = run_experiment(run).sampling
-    try:
-        settings = SamplingSettings.model_validate({**settings.model_dump(), **(sampling or {})})
-    except ValidationError as error:
-        raise ExperimentError("the command line", describe_all(error, model=SamplingSettings)) from error
+    settings = sampling_of(run, sampling or {})
     model, tokenizer, read = read_model(run, checkpoint, warn=warn)
     prepared = encode_prompt(
         tokenizer, settings.prompt if prompt is None else prompt, skip_unknown=skip_unknown
@@ -70,6 +65,16 @@ def open_writer(
     loss = progress.get("val_loss") if isinstance(progress, dict) else None
     title = f"{run.id}, step {read.step}" + (f", val loss {loss:.4f}" if isinstance(loss, float) else "")
     return Writer(model.to(choose_device(backend)), tokenizer, prepared, settings, title)
+
+
+def sampling_of(run: RunFolder, given: Mapping[str, Any]) -> SamplingSettings:
+    """The sampling of a run's experiment, but for what is given. Raises ExperimentError."""
+    recorded = run_experiment(run).sampling
+    try:
+        return SamplingSettings.model_validate({**recorded.model_dump(), **given})
+    except ValidationError as error:
+        source = Source("the sampling", said=said_of(given))
+        raise as_error(source, find_problems(error, model=SamplingSettings)) from error
 
 
 def write_after(trained: Trained, tokens: int) -> str:
