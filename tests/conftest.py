@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -46,6 +47,15 @@ threads = 1
 [sampling]
 sample_interval = 0
 """
+
+
+def answer_interrupts() -> None:
+    """SIGINT as in a terminal, also where a shell began this in the background and had it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+answer_interrupts()
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from gptkit.checkpoint import MODEL, OPTIMIZER, list_steps, step_folder, verify_
 from gptkit.errors import GptkitError
 from gptkit.runs import RunFolder, run_ids
 from tests import processes
-from tests.conftest import small_text
+from tests.conftest import answer_interrupts, small_text
 from tests.processes import EVALUATING, PRUNING, SAVING, STARTING, Child
 
 STEPS = 60
@@ -345,6 +345,7 @@ def main() -> int:
     settings = parser.parse_args()
     seed = random.SystemRandom().randrange(2**31) if settings.seed is None else settings.seed
     print(f"seed {seed}")
+    answer_interrupts()
     processes.warm_up()
     processes.mark_phases()
     violations = 0

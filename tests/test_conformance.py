@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptkit.conformance import Line, check_plugin, failed, lines, nasty
+from gptkit.conformance import Line, check_plugin, lines, nasty
 from gptkit.conformance.subject import COMMON
 from gptkit.errors import PluginError
 from gptkit.plugins import DataFolders, PluginOptions, registry
@@ -78,7 +78,6 @@ def test_what_comes_with_gptkit_keeps_its_contract(family: str, name: str) -> No
     options = cls.Options(length=20_000) if cls is MarkovDataset else None
     found = checked(family, cls, options, folders=data_folders(None))
     assert bad(found) == {}
-    assert not failed(found.values())
     skipped = {line.said for line in found.values() if line.verdict == "skipped"}
     assert skipped <= {f"not here: gptkit datasets fetch {name}"}
 
@@ -89,7 +88,6 @@ def test_what_comes_with_gptkit_keeps_its_contract(family: str, name: str) -> No
 def test_a_defect_is_found_by_its_own_check_alone(family: str, cls: type, check: str) -> None:
     found = checked(family, cls)
     assert list(bad(found)) == [check], bad(found)
-    assert failed(found.values())
 
 
 @pytest.mark.parametrize(("family", "cls"), RIGHT, ids=lambda value: getattr(value, "__name__", None))
@@ -108,7 +106,9 @@ def test_every_check_has_a_plugin_that_it_finds_wrong(family: str) -> None:
     assert found.keys() - notes - optional <= caught
 
 
-@pytest.mark.parametrize("what", [None, "a string", 5, lambda: None, dict, object()], ids=str)
+@pytest.mark.parametrize(
+    "what", [None, "a string", 5, lambda: None, dict, object()], ids=lambda what: type(what).__name__
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_no_plugin_at_all_is_one_bad_line(family: str, what: Any) -> None:
     found = checked(family, what)

@@ -18,7 +18,7 @@ import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,9 @@ class Environment:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     place = tmp_path_factory.mktemp("packages")
     home = place / "environment"
-    venv.create(home, symlinks=os.name != "nt", with_pip=find_spec("pip") is None)
+    # Not find_spec("pip"): it has setuptools, which torch.compile needs, take this process for pip's own
+    has_pip = any(installed.name == "pip" for installed in distributions())
+    venv.create(home, symlinks=os.name != "nt", with_pip=not has_pip)
     bases = {"base": str(home), "platbase": str(home)}
     paths = {key: Path(sysconfig.get_path(key, "venv", bases)) for key in ("purelib", "scripts")}
     # What is installed for this Python is there too: its .pth files are heeded, and none of it is copied
