@@ -16,7 +16,7 @@ import torch
 
 import gptkit
 from gptkit import events
-from gptkit.errors import DataError, DivergedError
+from gptkit.errors import DataError, DivergedError, ExperimentError
 from gptkit.native import build_key, switched, usable
 from gptkit.runs import RunFolder
 from gptkit.workflows.session import Surroundings
@@ -215,6 +215,8 @@ def test_a_run_can_be_trained_watched_and_read_from_python(around: Surroundings,
     assert run.metrics()[-1]["step"] == 12
     assert run.generate("12 ", max_new_tokens=9, seed=1) == run.generate("12 ", max_new_tokens=9, seed=1)
     assert len(run.generate("12 ", max_new_tokens=9)) == 12
+    with pytest.raises(ExperimentError, match=r"the sampling: top_p = 0: should be greater than 0"):
+        run.generate("12 ", top_p=0)
 
 
 def test_training_leaves_torch_as_it_was(around: Surroundings) -> None:
