@@ -35,11 +35,36 @@ def seeds(workspace: Path) -> None:
 # Groups and differences
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "titles"),
+    [
+        ({"name": "one"}, {"name": "two", "model": {**MODEL, "n_embd": 64}}, ("one", "two")),
+        ({"model": {**MODEL, "dropout": 0.1}}, {}, ("dropout 0.1", "dropout -")),
+        (
+            {"model": {**MODEL, "position": {"type": "rope", "base": 10.0}, "bias": True}},
+            {"model": {**MODEL, "position": {"type": "none"}, "bias": False}},
+            ("bias true, position rope", "bias false, position none"),
+        ),
+        ({"seed": 1, "training": {"max_steps": 5}}, {"seed": 1, "training": {"max_steps": 5}}, ("a", "b")),
+        ({"a": 1, "b": 1, "c": 1}, {"a": 2, "b": 2, "c": 2}, ("a", "b")),  # more than a title can say
+        ({"name": "</script>"}, {"name": "two"}, ("a", "b")),
+        ({"name": "x" * 50}, {"name": "two"}, ("a", "b")),
+    ],
+    ids=["names", "not set", "two settings", "nothing", "too many", "a stranger's", "long"],
+)
+def test_a_group_is_called_by_what_tells_it_apart(
+    workspace: Path, first: dict[str, Any], second: dict[str, Any], titles: tuple[str, str]
+) -> None:
+    make("a", {}, first)
+    make("b", {"step": 7, "status": "stopped"}, second)
+    assert tuple(group.title for group in compare("a", "b").groups) == titles
+
+
 def test_runs_that_differ_by_their_seed_alone_are_a_group_with_its_spread(seeds: None) -> None:
     comparison = compare("a1", "wide", "a2", "a3")
     group, wide = comparison.groups
     assert (group.members, wide.members) == ((0, 2, 3), (1,))
-    assert (group.title, wide.title) == ("a1 and 2 more", "wide")
+    assert (group.title, wide.title) == ("n_embd 32 (3 runs)", "n_embd 64")
     spread = group.best_val_loss
     assert spread is not None
     assert (spread.count, spread.lowest, spread.highest) == (3, 1.5, 1.7)

@@ -7,9 +7,10 @@ each run, in bounded memory; loads no plugin and no weights.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,6 +24,11 @@ _MOST_SAMPLE = 100_000  # bytes
 
 # What does not change what is trained, so that runs of one group may differ in it
 _NOT_TRAINED = ("seed", "name")
+# What a run began from, of run.json
+_ORIGIN = ("dataset.sha256", "loaded_from.run", "loaded_from.step")
+
+_MOST_TOLD = 2  # settings in the title of a group
+_LABEL = re.compile(r"[\w .,+-]{1,40}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Spread:
 class Group:
     """Runs that differ by nothing but their seed (and name); a run that has no such sisters is one alone."""
 
-    title: str  # "a-1", or "a-1 and 2 more"
+    title: str  # what tells it from the others: "rope (3 runs)", "n_embd 64"; else "a-1", "a-1 and 2 more"
     members: tuple[int, ...]  # positions in Comparison.runs
     best_val_loss: Spread | None  # of those members that have one
     best_bits_per_byte: Spread | None
@@ -113,8 +119,9 @@ def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
     """The runs in the order given. One whose files are damaged is there with what can be read of it."""
     compared = tuple(_read(run) for run in runs)
     groups = _groups(compared)
+    differences = _differences(compared, groups)
     in_bits = len({run.facts.get("tokenizer.sha256") for run in compared}) > 1
-    return Comparison(compared, groups, _differences(compared, groups), _notes(compared, in_bits), in_bits)
+    return Comparison(compared, _titled(groups, differences), differences, _notes(compared, in_bits), in_bits)
 
 
 def _read(run: RunFolder) -> ComparedRun:
@@ -150,7 +157,7 @@ def _trained_as(run: ComparedRun, position: int) -> object:
     settings = frozenset(  # with the type, as true is 1 for Python
         (key, type(value), value) for key, value in run.settings.items() if key not in _NOT_TRAINED
     )
-    origin = tuple(run.facts.get(key) for key in ("dataset.sha256", "loaded_from.run", "loaded_from.step"))
+    origin = tuple(run.facts.get(key) for key in _ORIGIN)
     came_to = run.summary.status if run.summary.status == "finished" else run.summary.step
     return settings, origin, came_to
 
@@ -164,6 +171,37 @@ def _group(runs: Sequence[ComparedRun], members: Sequence[int]) -> Group:
         best_val_loss=_spread([run.summary.best_val_loss for run in ours]),
         best_bits_per_byte=_spread([run.summary.best_bits_per_byte for run in ours]),
     )
+
+
+def _titled(groups: Sequence[Group], differences: Sequence[Difference]) -> tuple[Group, ...]:
+    """The groups under what tells them apart: their names, else the values of a setting or two."""
+    keys = [one.key for one in differences]
+    names = [one for one in differences if one.key == "name"]
+    settings = [
+        one
+        for one in differences
+        if one.key not in (*_NOT_TRAINED, *_ORIGIN) and one.key.rpartition(".")[0] not in keys
+    ]
+    for chosen in (names, settings if len(settings) <= _MOST_TOLD else []):
+        labels = [
+            ", ".join(_told(one.key, one.values[position]) for one in chosen)
+            for position in range(len(groups))
+        ]
+        if len(set(labels)) == len(groups) and all(map(_LABEL.fullmatch, labels)):
+            counts = [len(group.members) for group in groups]
+            return tuple(
+                replace(group, title=f"{label} ({count} runs)" if count > 1 else label)
+                for group, label, count in zip(groups, labels, counts, strict=True)
+            )
+    return tuple(groups)
+
+
+def _told(key: str, value: Value | None) -> str:
+    """A setting's value in a few words."""
+    if key == "name":
+        return str(value)
+    word = key.rpartition(".")[2]
+    return f"{word} {str(value).lower() if isinstance(value, bool) else '-' if value is None else value}"
 
 
 def _spread(values: Sequence[float | None]) -> Spread | None:
@@ -181,7 +219,7 @@ def _differences(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> tuple[
         values = [run.settings.get(key) for run in runs]
         if any(_other(value, values[0]) for value in values):
             told.append(Difference(key, tuple(_of_group(values, group) for group in groups)))
-    for key in ("dataset.sha256", "loaded_from.run", "loaded_from.step"):
+    for key in _ORIGIN:
         values = [run.facts.get(key) for run in runs]
         if any(_other(value, values[0]) for value in values):
             told.append(Difference(key, tuple(_of_group(values, group) for group in groups)))
