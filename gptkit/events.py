@@ -105,6 +105,7 @@ class ResumeChecked:
 
     step: int  # that it goes on from
     differences: tuple[str, ...]  # from the recorded environment, such as "threads 2 -> 4"; none: exact
+    replayed: int = 0  # steps after it that were recorded before, and are trained again
 
 
 @dataclass(frozen=True, slots=True)

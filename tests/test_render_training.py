@@ -393,7 +393,7 @@ def test_a_resumed_run_tells_its_story_too(tiny_experiment: Path, gptkit_command
     assert gptkit_command("train", tiny_experiment, "--stop-at", 10, "--quiet").code == 0
     done = gptkit_command("resume", "latest", "--json")
     told = [json.loads(line) for line in done.out.splitlines()]
-    assert told[0] == {"event": "resume_checked", "step": 10, "differences": []}
+    assert told[0] == {"event": "resume_checked", "step": 10, "differences": [], "replayed": 0}
     assert told[-1]["event"] == "run_finished"
 
 

@@ -25,6 +25,7 @@ from gptkit.runs import (
     drop_torn_line,
     find_run,
     is_locked,
+    last_recorded_step,
     lock_run,
     refuse_special_files,
     run_ids,
@@ -237,6 +238,23 @@ def test_lines_of_one_step_are_merged_and_the_later_value_counts(tmp_path: Path)
         {"step": 10, "train_loss": 3.0},
         {"step": 20, "train_loss": 2.25, "val_loss": 2.0},
     ]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "step"),
+    [
+        ('{"step": 9}\n{"step": 4}\n', 4),  # resumed from before, and cut off again
+        ("", 0),
+        ('{"step": 9}\n{"loss": 1}\n', 0),
+        ('{"step": 9}\n[9]\n', 0),
+        ('{"step": "9"}\n', 0),
+        ('{"step": %s}\n' % ("9" * 30), 0),
+    ],
+)
+def test_the_last_recorded_step_is_that_of_the_last_line(tmp_path: Path, metrics: str, step: int) -> None:
+    run = make(tmp_path, "one")
+    (run.path / "metrics.jsonl").write_text(metrics)
+    assert last_recorded_step(run) == step
 
 
 def test_a_torn_last_line_is_left_out_and_cut_before_more_is_written(tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def describe_start(event: events.RunStarted) -> list[str]:
 
 def describe_resume(event: events.ResumeChecked) -> str:
     verdict = f"valid, not bit-identical ({', '.join(event.differences)})" if event.differences else "exact"
-    return f"resume: {verdict}, from step {event.step}"
+    more = {0: "", 1: "; the step recorded after it is trained again"}
+    again = more.get(event.replayed, f"; the {event.replayed} steps recorded after it are trained again")
+    return f"resume: {verdict}, from step {event.step}{again}"
 
 
 def describe_replayed(event: events.ReplayStarted) -> str:

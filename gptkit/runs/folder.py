@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -116,6 +117,14 @@ def metric_row(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def last_recorded_step(run: RunFolder) -> int:
+    """The step of the last line of metrics.jsonl; 0 where none can be told."""
+    row = None
+    for line in deque(run.metric_lines(), maxlen=1):
+        row = metric_row(line)
+    return row["step"] if row and row["step"] < 2**63 else 0
 
 
 def create_run(runs_folder: Path, *, stem: str, experiment_toml: str) -> RunFolder:

@@ -22,7 +22,15 @@ from gptkit.errors import CheckpointError, ExperimentError, PluginError, UsageEr
 from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
 from gptkit.files import disk_errors
 from gptkit.plugins import Tokenizer, registry
-from gptkit.runs import RunFolder, create_run, drop_torn_line, lock_run, refuse_special_files, this_process
+from gptkit.runs import (
+    RunFolder,
+    create_run,
+    drop_torn_line,
+    last_recorded_step,
+    lock_run,
+    refuse_special_files,
+    this_process,
+)
 from gptkit.text.corpus import Corpus, build_corpus, quote_characters
 from gptkit.tracking import ChosenTracker
 from gptkit.training.pace import FOREVER, last_step
@@ -150,7 +158,8 @@ def resume_run(
             raise UsageError(
                 f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}; give more."
             )
-        around.listener(events.ResumeChecked(checkpoint.step, inexact))
+        replayed = max(0, last_recorded_step(run) - checkpoint.step)
+        around.listener(events.ResumeChecked(checkpoint.step, inexact, replayed))
         trackers = trackers_again(
             experiment, taken.record, lambda message: around.listener(events.Warned(message))
         )
