@@ -348,6 +348,12 @@ def test_a_field_of_a_csv_may_be_of_any_length(here: Path) -> None:
     assert csv.field_size_limit() == before
 
 
+@pytest.mark.parametrize("count", [4_999, 5_000, 5_001, 12_345])
+def test_documents_are_joined_in_order_however_many(here: Path, count: int) -> None:
+    put("a.jsonl", "".join(f'{{"text": "{number}"}}\n' for number in range(count)))
+    assert text_of("a.jsonl", separator="|") == "|".join(map(str, range(count)))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 @pytest.mark.parametrize("kind", ["one.txt.gz", "one.jsonl.gz", "many.jsonl.gz", "many.csv.gz", "two"])
 def test_reading_takes_about_twice_the_text(here: Path, kind: str) -> None:

@@ -77,17 +77,40 @@ def read_files(
     allowance = _Allowance()
     if len(paths) == 1 and is_plain(paths[0]):  # no second copy of what may be a gigabyte
         return decode(content if content is not None else read_bytes(paths[0]), paths[0])
-    joined, first = io.StringIO(newline="\n"), True  # newline: what is written stays as it is
+    joined, first = _Joined(), True
     for path in paths:
         empty = True
         for document in _documents(path, field, allowance, content):
             if not first:
-                joined.write(separator)
-            joined.write(document)
+                joined.add(separator)
+            joined.add(document)
             empty, first = empty and not document, False
         if empty:
             raise DataError(f"{path} is empty; a dataset needs text.")
-    return joined.getvalue()
+    return joined.text()
+
+
+class _Joined:
+    """Texts, one after another, in memory for them and one copy: many short ones are put together early.
+
+    io.StringIO would take a copy more, from Python 3.12 on.
+    """
+
+    def __init__(self) -> None:
+        self._long, self._short = list[str](), list[str]()
+
+    def add(self, text: str) -> None:
+        self._short.append(text)
+        if len(self._short) == 10_000:
+            self._put_together()
+
+    def _put_together(self) -> None:
+        self._long.append("".join(self._short))
+        self._short.clear()
+
+    def text(self) -> str:
+        self._put_together()
+        return "".join(self._long)
 
 
 def _documents(path: Path, field: str, allowance: _Allowance, content: bytes | None) -> Iterator[str]:
