@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -150,9 +151,11 @@ def to_json(value: object) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """JSON as gptkit reads it: no duplicate keys, no NaN. Raises ValueError, whatever the input."""
+    """JSON as gptkit reads it: no duplicate keys, finite numbers. Raises ValueError, whatever the input."""
     try:
-        return json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        return json.loads(
+            data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -169,6 +172,14 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key occurs twice")
     return result
+
+
+def _finite(digits: str) -> float:
+    """`1e999` is JSON, and infinity for Python: what cannot be written again is not read."""
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:20]} is out of range")
+    return number
 
 
 def _no_constant(name: str) -> Any:

@@ -450,12 +450,25 @@ def test_a_command_line_with_bytes_that_are_no_text_is_recorded(tmp_path: Path) 
         b"[]",
         b"{",
         b'{"a": NaN}',
+        b'{"a": 1e999}',
+        b'{"a": [-1.5e999]}',
         b'{"a": 1, "a": 2}',
         b"\xff",
         b"[" * 100_000,
         b'{"a": ' + b"9" * 6000 + b"}",
     ],
-    ids=["empty", "a list", "torn", "NaN", "a key twice", "no text", "nested", "huge number"],
+    ids=[
+        "empty",
+        "a list",
+        "torn",
+        "NaN",
+        "infinite",
+        "infinite below",
+        "a key twice",
+        "no text",
+        "nested",
+        "huge number",
+    ],
 )
 def test_a_record_that_is_no_json_object_is_a_checkpoint_error(content: bytes, tmp_path: Path) -> None:
     run = make(tmp_path, "mine-1")
