@@ -167,9 +167,8 @@ def clear_temporaries(folder: Path) -> int:
         entries = folder.iterdir() if folder.is_dir() else ()
         leftovers = [entry for entry in entries if entry.name.startswith((".tmp-", ".trash-"))]
         for entry in leftovers:
-            disk.remove_folder(entry) if entry.is_dir() and not entry.is_symlink() else disk.remove_file(
-                entry
-            )
+            is_folder = entry.is_dir() and not entry.is_symlink()
+            disk.remove_folder(entry) if is_folder else disk.remove_file(entry)
     return len(leftovers)
 
 
