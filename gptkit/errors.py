@@ -16,7 +16,7 @@ A message is one to three lines that say what, where, and what to do.
     ├── NetworkError           10   a download was tried and failed
     └── StoppedError                a signal asked to stop; the run was saved
         ├── RunInterruptedError 130   SIGINT
-        └── RunTerminatedError  143   SIGTERM
+        └── RunTerminatedError  143   SIGTERM, SIGHUP
 """
 
 from __future__ import annotations

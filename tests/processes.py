@@ -24,7 +24,7 @@ from gptkit.cli.app import run_command
 from gptkit.workflows import session, training
 
 ROOT = Path(__file__).parent.parent
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STARTING, TRAINING, EVALUATING, SAVING, PRUNING, ENDED = (
     "starting",
     "training",
@@ -123,6 +123,7 @@ def _be_gptkit(arguments: list[str], workspace: Path, log: Path, *, forked: bool
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
         if not forked:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -30,7 +30,7 @@ from gptkit.errors import GptkitError
 from gptkit.runs import RunFolder, run_ids
 from tests import processes
 from tests.conftest import answer_interrupts, small_text
-from tests.processes import EVALUATING, PRUNING, SAVING, STARTING, Child
+from tests.processes import EVALUATING, PRUNING, SAVING, SIGNALS, STARTING, Child
 
 STEPS = 60
 # Intervals that do not divide one another, so that kills fall between a log and its checkpoint as well
@@ -101,7 +101,7 @@ def outcome(run: RunFolder) -> Outcome:
 
 
 class Soak:
-    """Runs in a workspace of their own, struck by SIGKILL or, with `signals`, by SIGINT and SIGTERM."""
+    """Runs in a workspace of their own, struck by SIGKILL or, with `signals`, by such as can be answered."""
 
     def __init__(self, workspace: Path, rng: random.Random, *, signals: bool, real_share: float) -> None:
         self.workspace, self.rng, self.signals, self.real_share = workspace, rng, signals, real_share
@@ -195,7 +195,7 @@ class Soak:
             self.count(child, self.was_in(child, runs))
             return True
         before = self.last_step(runs)
-        number = self.rng.choice((signal.SIGINT, signal.SIGTERM))
+        number = self.rng.choice(SIGNALS)
         if child.poll() is not None:
             return False
         was_in = self.was_in(child, runs)
@@ -285,7 +285,7 @@ class Soak:
 
         `steps`: the last recorded step just before the signal and just after it.
         """
-        codes = {130, -signal.SIGINT} if number == signal.SIGINT else {143, -signal.SIGTERM}
+        codes = {130, -signal.SIGINT} if number == signal.SIGINT else {143, -number}
         what = f"signal {number} ({moment}, {'fork' if child.forked else 'python'}) gave {child.code}"
         said = self.log.read_text()
         if not child.forked and ("import runpy" in said or ("Traceback" in said and "gptkit" not in said)):
@@ -339,7 +339,7 @@ def main() -> int:
         prog="python -m tests.soak", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--kills", type=int, default=0, help="SIGKILLs")
-    parser.add_argument("--signals", type=int, default=0, help="SIGINTs and SIGTERMs")
+    parser.add_argument("--signals", type=int, default=0, help="SIGINTs, SIGTERMs and SIGHUPs")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--real", type=float, default=None, help="share of new Pythons; else of 0.1 and 0.3")
     settings = parser.parse_args()

@@ -250,7 +250,7 @@ def test_the_page_can_be_read_aloud(tmp_path: Path) -> None:
     ("status", "said"),
     [
         ("interrupted", "interrupted It was interrupted (Ctrl-C, or SIGINT)"),
-        ("terminated", "(SIGTERM)"),
+        ("terminated", "(SIGTERM, or its terminal was closed)"),
         ("diverged", "not finite"),
         ("running", "cut off It ended without a word"),  # nobody holds its lock
         ("odd", "odd Its record does not say how it ended"),

@@ -20,8 +20,16 @@ from gptkit.cli.datasets import datasets_app
 from gptkit.cli.help import command
 from gptkit.cli.plugins import plugins_app, schema_command
 from gptkit.cli.runs import rerun_command, runs_app
+from gptkit.cli.streams import lead_nowhere, tell, unwritable
 from gptkit.cli.usage import explain
-from gptkit.errors import GptkitError, OutOfMemoryError, PluginError, RunInterruptedError, UsageError
+from gptkit.errors import (
+    DiskError,
+    GptkitError,
+    OutOfMemoryError,
+    PluginError,
+    RunInterruptedError,
+    UsageError,
+)
 
 app = typer.Typer(
     name="gptkit",
@@ -46,6 +54,7 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         with completion.for_a_shell(os.environ):
             result = app(args=list(arguments), prog_name="gptkit", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except typer.Exit as end:
         return end.exit_code
@@ -54,7 +63,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except GptkitError as error:
         return _fail(str(error), error.exit_code, debug)
     except BrokenPipeError:  # `gptkit generate | head`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lead_nowhere(sys.stdout)
         return 0
     except _ClickException as error:
         if not error.format_message():  # no arguments: the help was shown instead
@@ -75,6 +84,9 @@ def _unexpected(error: Exception) -> tuple[str, int]:
             f"{registry.KINDS[plugin.family]} {plugin.name!r} failed: {type(error).__name__}: {error}\n"
             f"It comes from {plugin.distribution} {plugin.version}: tell its author, with what --debug shows."
         ), PluginError.exit_code
+    if reason := unwritable(error):
+        lead_nowhere(sys.stdout)
+        return f"cannot write standard output: {reason}.", DiskError.exit_code
     advice = "This is a defect of gptkit. Please report it, with what --debug shows."
     return f"{type(error).__name__}: {error}\n{advice}", GptkitError.exit_code
 
@@ -82,8 +94,8 @@ def _unexpected(error: Exception) -> tuple[str, int]:
 def _fail(message: str, code: int, debug: bool = False) -> int:
     """Says what went wrong, after the traceback of the error at hand where `debug` is set."""
     if debug:
-        traceback.print_exc()
-    print(f"gptkit: {message}", file=sys.stderr)
+        tell(traceback.format_exc())
+    tell(f"gptkit: {message}")
     return code
 
 
@@ -116,6 +128,10 @@ def gptkit(
     ] = False,
 ) -> None:
     """What stands before the command."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise DiskError("the folder that it was started in is gone: change to one that is there.") from None
 
 
 @command(app, short_help="Train a GPT as an experiment file says.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.cli.signals import StopFlag, stop_signals
+from gptkit.cli.streams import tell
 from gptkit.errors import CheckpointError, RunInterruptedError, RunTerminatedError, StoppedError, UsageError
 from gptkit.runs import find_run
 
@@ -225,7 +226,7 @@ def generate(
             _note(f"sample {number + 1} of {num_samples}")
             _write_out(text if text.endswith("\n") else text + "\n")
     if sys.stdout.isatty():
-        print(file=sys.stderr)
+        tell("")
     seconds = time.monotonic() - started
     speed = writer.tokens_written / max(seconds, 1e-9)
     _note(f"{writer.tokens_written} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
@@ -265,7 +266,7 @@ def _write_path(path: Path) -> None:
 
 
 def _note(message: str) -> None:
-    print(message, file=sys.stderr)
+    tell(message)
 
 
 def list_runs(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptkit.cli.render_tables import show_table, size_text
+from gptkit.cli.streams import tell
 from gptkit.errors import printable
 
 if TYPE_CHECKING:
@@ -115,6 +116,6 @@ def _one_line(what: str) -> Callable[[int, int], None]:
     def call(done: int, total: int) -> None:
         if not said:
             said.append(what)
-            print(f"{printable(what)} ({size_text(total)})" if total else printable(what), file=sys.stderr)
+            tell(f"{printable(what)} ({size_text(total)})" if total else printable(what))
 
     return call

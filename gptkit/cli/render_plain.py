@@ -6,26 +6,29 @@ live display's too. Knows nothing of rich.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 
 from gptkit import events
 from gptkit.cli.render_tables import duration
+from gptkit.cli.streams import lead_nowhere, tell
 from gptkit.errors import printable
 
 
 def warn(message: str) -> None:
-    print(f"gptkit: warning: {message}", file=sys.stderr)
+    tell(f"gptkit: warning: {message}")
 
 
 def say(text: str) -> None:
-    """A line on standard output, at once. A reader that has gone away is no reason to stop training."""
+    """A line on standard output, at once. That nobody can have it is no reason to stop training."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:  # `gptkit train | head`: the reader has had enough, the training has not
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lead_nowhere(sys.stdout)
+    except OSError as error:  # the log's disk is full, or its terminal was closed
+        lead_nowhere(sys.stdout)
+        warn(f"cannot write standard output: {error.strerror}; training goes on without it.")
 
 
 def describe_start(event: events.RunStarted) -> list[str]:

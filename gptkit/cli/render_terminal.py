@@ -64,14 +64,18 @@ class Screen:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """What is drawn within it is shown at once, over the region as the terminal has it now.
-
-        A terminal that has gone away is no reason to stop training: from then on nothing is shown.
-        """
-        try:
+        """What is drawn within it is shown at once, over the region as the terminal has it now."""
+        with self._unless_gone():
             self._write(_BEGIN + self._rewrapped())
+        with self._unless_gone():
             yield
             self._write(_END)
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        """A terminal that has gone away is no reason to stop training: from then on nothing is shown."""
+        try:
+            yield
         except OSError:
             self._console.file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
@@ -90,11 +94,13 @@ class Screen:
 
     def leave(self) -> None:
         """For the time that someone else has the terminal."""
-        self._write(_SHOW + "\n")
+        with self._unless_gone():
+            self._write(_SHOW + "\n")
 
     def come_back(self) -> None:
         """Below whatever they have written."""
-        self._write(_HIDE + self._below())
+        with self._unless_gone():
+            self._write(_HIDE + self._below())
 
     def _write(self, controls: str) -> None:
         self._console.file.write(controls)

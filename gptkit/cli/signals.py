@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the end at once while nothing is to be tidied up; while training, a flag.
+"""Ctrl-C, SIGTERM and a terminal that is closed: the end at once, or a flag while a run is being trained.
 
 The flag is what the loop asks for between steps.
 """
@@ -45,9 +45,12 @@ class StopFlag:
 
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Within it, SIGINT and SIGTERM only set the flag."""
+    """Within it, SIGINT, SIGTERM and SIGHUP only set the flag; SIGHUP not where nohup had it ignored."""
     flag = StopFlag()
-    before = {number: signal.signal(number, flag.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, flag.handle) for number in numbers}
     try:
         yield flag
     finally:

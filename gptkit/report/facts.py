@@ -23,7 +23,7 @@ _ENDINGS = {
     "finished": "It reached its last step.",
     "stopped": "It was asked to stop before its last step, and was saved.",
     "interrupted": "It was interrupted (Ctrl-C, or SIGINT).",
-    "terminated": "It was asked to end by the system (SIGTERM).",
+    "terminated": "It was asked to end by the system (SIGTERM, or its terminal was closed).",
     "diverged": "The loss or a gradient was not finite; the state of that step was not saved.",
     "failed": "An error ended it.",
     "running": "It is being trained now; this page shows it as far as it has come.",
