@@ -6,7 +6,7 @@ import os
 import sys
 
 from gptkit.cli.signals import interrupts_end
-from gptkit.cli.streams import open_closed
+from gptkit.cli.streams import prepare
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     # slower. On a quiet machine this is as fast.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     interrupts_end()
-    open_closed()
+    prepare()
     from gptkit.cli.app import run_command
 
     sys.exit(run_command(sys.argv[1:]))

@@ -230,6 +230,12 @@ class Fuzzer:
         write_folder(folder, files)
         if rng.random() < 0.1:
             names.append(disturb_folder(folder, self.workspace.parent / "outside", rng))
+        if rng.random() < 0.1:
+            closed = rng.choice(
+                [*folder.rglob("*"), folder, Path("runs"), Path("data/mine.txt"), Path("base.toml")]
+            )
+            self.guard.make_unreadable(closed)
+            names.append(f"{closed.name} is not ours to read")
         commands = [
             ["runs"],
             ["runs", "verify", folder.name],

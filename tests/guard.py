@@ -7,6 +7,7 @@ of the rest may happen at all.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import sys
@@ -30,6 +31,7 @@ _CHANGES: dict[str, tuple[int, int | None]] = {
     "os.chown": (1, 3),
     "os.utime": (1, 3),
 }
+_READS = ("open", "os.listdir", "os.scandir")
 _NEVER = (
     *(
         "pickle.find_class",
@@ -56,6 +58,7 @@ class Guard:
         self._root = os.path.realpath(workspace)
         self._armed = False
         self._escaped = ""
+        self._unreadable = ""
         sys.addaudithook(self._hear)
 
     @contextmanager
@@ -65,13 +68,21 @@ class Guard:
         try:
             yield
         finally:
-            self._armed = False
+            self._armed, self._unreadable = False, ""
         if self._escaped:
             raise EscapedError(self._escaped)
+
+    def make_unreadable(self, path: Path) -> None:
+        """Until the end of the next `armed` this file or folder is not to be opened or listed by us."""
+        self._unreadable = os.path.abspath(path)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._armed:
             return
+        if self._unreadable and event in _READS and not isinstance(arguments[0], int):
+            path = os.fsdecode(arguments[0] or ".")
+            if os.path.abspath(path) == self._unreadable:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         if event == "open":
             path, _, flags = arguments
             if isinstance(flags, int) and flags & _WRITING and not isinstance(path, int):

@@ -77,6 +77,22 @@ def test_a_closed_standard_input_is_an_empty_prompt(tiny_experiment: Path, gptki
     assert done.stderr.startswith("gptkit: the prompt has no tokens")
 
 
+@pytest.mark.parametrize("command", ["runs", "runs show latest", "runs compare latest", "datasets list"])
+def test_a_locale_without_a_character_shows_its_escape(command: str, tiny_experiment: Path) -> None:
+    assert gptkit("", "train", tiny_experiment, "--quiet", "--steps", 2).returncode == 0
+    run = find_run("latest")
+    run.write_record({**run.record(), "dataset": {"name": "caf\N{LATIN SMALL LETTER E WITH ACUTE}…"}})
+    done = subprocess.run(
+        [sys.executable, "-m", "gptkit", *command.split()],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode in (0, 2)
+    assert done.stdout.isascii()
+    assert b"defect" not in done.stderr
+
+
 def test_a_folder_that_is_gone_is_said(workspace: Path) -> None:
     (workspace / "gone").mkdir()
     done = subprocess.run(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,16 +16,15 @@ import typer
 from gptkit.cli import completion, options
 from gptkit.cli.bench import bench_command
 from gptkit.cli.datasets import datasets_app
+from gptkit.cli.failures import fail, unexpected
 from gptkit.cli.help import command
 from gptkit.cli.plugins import plugins_app, schema_command
 from gptkit.cli.runs import rerun_command, runs_app
-from gptkit.cli.streams import lead_nowhere, tell, unwritable
+from gptkit.cli.streams import lead_nowhere
 from gptkit.cli.usage import explain
 from gptkit.errors import (
     DiskError,
     GptkitError,
-    OutOfMemoryError,
-    PluginError,
     RunInterruptedError,
     UsageError,
 )
@@ -59,9 +57,9 @@ def run_command(arguments: Sequence[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", RunInterruptedError.exit_code, debug)
+        return fail("interrupted", RunInterruptedError.exit_code, debug=debug)
     except GptkitError as error:
-        return _fail(str(error), error.exit_code, debug)
+        return fail(str(error), error.exit_code, debug=debug)
     except BrokenPipeError:  # `gptkit generate | head`: the reader has had enough
         lead_nowhere(sys.stdout)
         return 0
@@ -69,34 +67,9 @@ def run_command(arguments: Sequence[str]) -> int:
         if not error.format_message():  # no arguments: the help was shown instead
             return UsageError.exit_code
         command = getattr(getattr(error, "ctx", None), "command_path", "gptkit")
-        return _fail(explain(error.format_message(), command, arguments), UsageError.exit_code)
+        return fail(explain(error.format_message(), command, arguments), UsageError.exit_code)
     except Exception as error:
-        return _fail(*_unexpected(error), debug)
-
-
-def _unexpected(error: Exception) -> tuple[str, int]:
-    if isinstance(error, MemoryError):
-        return "out of memory; give it less at a time.", OutOfMemoryError.exit_code
-    from gptkit.plugins import registry
-
-    if plugin := registry.culprit(error):
-        return (
-            f"{registry.KINDS[plugin.family]} {plugin.name!r} failed: {type(error).__name__}: {error}\n"
-            f"It comes from {plugin.distribution} {plugin.version}: tell its author, with what --debug shows."
-        ), PluginError.exit_code
-    if reason := unwritable(error):
-        lead_nowhere(sys.stdout)
-        return f"cannot write standard output: {reason}.", DiskError.exit_code
-    advice = "This is a defect of gptkit. Please report it, with what --debug shows."
-    return f"{type(error).__name__}: {error}\n{advice}", GptkitError.exit_code
-
-
-def _fail(message: str, code: int, debug: bool = False) -> int:
-    """Says what went wrong, after the traceback of the error at hand where `debug` is set."""
-    if debug:
-        tell(traceback.format_exc())
-    tell(f"gptkit: {message}")
-    return code
+        return fail(*unexpected(error), debug=debug)
 
 
 def _version(wanted: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.cli.signals import StopFlag, stop_signals
-from gptkit.cli.streams import tell
+from gptkit.cli.streams import tell, warn
 from gptkit.errors import CheckpointError, RunInterruptedError, RunTerminatedError, StoppedError, UsageError
 from gptkit.runs import find_run
 
@@ -208,7 +208,7 @@ def generate(
         prompt=text,
         sampling=given,
         skip_unknown=unknown == "skip",
-        warn=_note,
+        warn=warn,
     )
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
     _note(f"{writer.title}; seed {seed}")

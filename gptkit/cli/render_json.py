@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gptkit import events
-from gptkit.cli.render_plain import say, warn
+from gptkit.cli.render_plain import say
+from gptkit.cli.streams import warn
 
 _WORKING_EVERY = 1.0  # seconds: how often it is told how far some work has come
 

@@ -11,19 +11,14 @@ import sys
 
 from gptkit import events
 from gptkit.cli.render_tables import duration
-from gptkit.cli.streams import lead_nowhere, tell
+from gptkit.cli.streams import lead_nowhere, warn
 from gptkit.errors import printable
-
-
-def warn(message: str) -> None:
-    tell(f"gptkit: warning: {message}")
 
 
 def say(text: str) -> None:
     """A line on standard output, at once. That nobody can have it is no reason to stop training."""
-    encoding = sys.stdout.encoding or "utf-8"
     try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:  # `gptkit train | head`: the reader has had enough, the training has not
         lead_nowhere(sys.stdout)
     except OSError as error:  # the log's disk is full, or its terminal was closed

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gptkit import events
-from gptkit.cli.render_plain import PlainView, warn
+from gptkit.cli.render_plain import PlainView
+from gptkit.cli.streams import warn
 
 
 @contextmanager

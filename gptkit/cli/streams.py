@@ -1,4 +1,4 @@
-"""Standard output and standard error that are closed, full, or a terminal that has gone away.
+"""Standard output and standard error that are closed, full, ASCII, or a terminal that has gone away.
 
 Whatever they are: a command whose output is lost ends with a word and an exit code of the table, and a
 training is stopped by none of it.
@@ -6,23 +6,24 @@ training is stopped by none of it.
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import sys
 from typing import TextIO
 
-_UNWRITABLE = (errno.EIO, errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.ENXIO)
 
+def prepare() -> None:
+    """Has every stream be there, and standard output take every character.
 
-def open_closed() -> None:
-    """A stream that the caller closed (`>&-`) leads nowhere, for Python has none in its place.
-
-    Opened in this order each gets its own number back, which the first file of a run would get otherwise,
-    and with it whatever a library prints.
+    One that the caller closed (`>&-`) leads nowhere: Python has None in its place. Opened in this order each
+    gets its own number back, which the first file of a run would get otherwise, and with it whatever a
+    library prints. A character that the locale does not have is written as its escape.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def lead_nowhere(stream: TextIO) -> None:
@@ -40,8 +41,5 @@ def tell(text: str) -> None:
         lead_nowhere(sys.stderr)
 
 
-def unwritable(error: Exception) -> str:
-    """Why a stream could not be written, or "" where it is not that. Of a file we would know the name."""
-    if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
-        return error.strerror or str(error)
-    return ""
+def warn(message: str) -> None:
+    tell(f"gptkit: warning: {message}")

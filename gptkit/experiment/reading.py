@@ -69,7 +69,11 @@ def _beside(path: Path) -> str:
         if found:
             stems = {Path(file).stem: file for file in found}
             meant = stems.get(closest(path.stem, stems) or "")
-            guess = f"; did you mean {in_line(meant)}?" if meant and path not in (folder, Path()) else "."
+            guess = (
+                f"; did you mean {in_line(meant)}?"
+                if meant and Path(meant) != path not in (folder, Path())
+                else "."
+            )
             return f"{guess} There are: {in_line(', '.join(found[:12]))}"
     return ". Give the path of a TOML file, or copy one from gptkit's folder experiments/."
 

@@ -31,7 +31,7 @@ class SavedStep:
 def saved_steps(run: RunFolder) -> list[SavedStep]:
     """The run's checkpoints, oldest first."""
     found = []
-    for path in _entries(run.checkpoints):
+    for path in entries(run.checkpoints):
         match = _STEP.fullmatch(path.name)
         if match and path.is_dir() and not path.is_symlink():
             found.append(SavedStep(int(match[1]), path, size_of(path)))
@@ -44,7 +44,7 @@ def leftovers(run: RunFolder) -> list[Path]:
     return [
         path
         for folder in folders
-        for path in sorted(_entries(folder))
+        for path in sorted(entries(folder))
         if path.name.startswith(LEFTOVERS) and not path.is_symlink()
     ]
 
@@ -53,7 +53,7 @@ def strange_entries(run: RunFolder) -> list[str]:
     """Names in the run's folder that are none of gptkit's."""
     return sorted(
         path.name
-        for path in _entries(run.path)
+        for path in entries(run.path)
         if path.name not in OWN and not path.name.startswith(LEFTOVERS)
     )
 
@@ -79,7 +79,7 @@ def size_of(path: Path) -> int:
     return total
 
 
-def _entries(folder: Path) -> Iterator[Path]:
+def entries(folder: Path) -> Iterator[Path]:
     """What is in a folder that is no link; nothing where it cannot be read."""
     try:
         if not folder.is_symlink() and folder.is_dir():

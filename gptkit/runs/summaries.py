@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def summarise(run: RunFolder, record: dict[str, Any] | None = None) -> RunSummar
 def _reached(run: RunFolder) -> tuple[int, float | None, float | None]:
     """The last step, best val loss and bits a byte of metrics.jsonl, where the record does not have them."""
     last, best = 0, dict.fromkeys(("val_loss", "bits_per_byte"), float("inf"))
-    for line in run.metric_lines():
+    for line in _readable_lines(run):
         if row := metric_row(line):
             last = max(last, _whole(row["step"]))
             for key, lowest in best.items():
@@ -94,12 +96,18 @@ def _reached(run: RunFolder) -> tuple[int, float | None, float | None]:
 def last_losses(run: RunFolder) -> tuple[float | None, float | None, float | None]:
     """The last train loss, val loss and bits a byte that metrics.jsonl has."""
     last: dict[str, float | None] = dict.fromkeys(("train_loss", "val_loss", "bits_per_byte"))
-    for line in run.metric_lines():
+    for line in _readable_lines(run):
         if row := metric_row(line):
             for key, before in last.items():
                 loss = number(row.get(key))
                 last[key] = before if loss is None else loss
     return last["train_loss"], last["val_loss"], last["bits_per_byte"]
+
+
+def _readable_lines(run: RunFolder) -> Iterator[bytes]:
+    """Those of metrics.jsonl, up to where it cannot be read."""
+    with suppress(OSError):
+        yield from run.metric_lines()
 
 
 def _hyperparameters(numbers: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ from gptkit.runs import (
     metric_row,
     refuse_special_files,
 )
+from gptkit.runs.contents import entries
 from gptkit.training.optim import Optimizer, weights_for
 from gptkit.training.weights import Weights
 from gptkit.workflows.building import build_model_for
@@ -86,7 +87,7 @@ def verify_run(run: RunFolder) -> Iterator[Finding]:
     yield from _samples(run)
     yield from _tracked(run, experiment)
     for folder in (run.path, run.checkpoints, run.samples):
-        for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        for entry in sorted(entries(folder)):
             for beginning, said in _LEFT.items():
                 if entry.name.startswith(beginning):
                     yield Finding("note", str(entry.relative_to(run.path)), said)
@@ -114,12 +115,15 @@ def _metrics(run: RunFolder) -> Finding:
         return Finding("note", METRICS, "there is none: no step was logged")
     if not path.is_file():
         return Finding("bad", METRICS, "it is not a file")
-    for number, line in enumerate(run.metric_lines(), start=1):
-        torn = not line.endswith(b"\n")
-        if metric_row(line):
-            rows += 1
-        elif not torn or len(line) > _MAX_TORN:
-            wrong.append(number)
+    try:
+        for number, line in enumerate(run.metric_lines(), start=1):
+            torn = not line.endswith(b"\n")
+            if metric_row(line):
+                rows += 1
+            elif not torn or len(line) > _MAX_TORN:
+                wrong.append(number)
+    except OSError as error:
+        return Finding("bad", METRICS, f"it cannot be read: {error.strerror}")
     if wrong:
         shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
         return Finding("bad", METRICS, f"no JSON object with a step in line {shown}; such lines are left out")
@@ -130,7 +134,12 @@ def _metrics(run: RunFolder) -> Finding:
 
 def _samples(run: RunFolder) -> Iterator[Finding]:
     read = 0
-    for path in sorted(run.samples.iterdir()) if run.samples.is_dir() else ():
+    try:
+        paths = sorted(run.samples.iterdir()) if run.samples.is_dir() else []
+    except OSError as error:
+        yield Finding("bad", SAMPLES, f"the folder cannot be read: {error.strerror}")
+        return
+    for path in paths:
         if _SAMPLE.fullmatch(path.name):
             try:
                 if path.is_symlink():
@@ -150,7 +159,7 @@ def _tracked(run: RunFolder, experiment: Experiment | None) -> Iterator[Finding]
     for name in experiment.tracking if experiment else ():
         if set(name) & set("/\\\0.") or not os.path.isdir(run.path / name):
             continue  # unlike Path.is_dir, no error for a name that cannot be
-        files = sum(path.is_file() for path in (run.path / name).iterdir())
+        files = sum(path.is_file() for path in entries(run.path / name))
         said = f"{files} file{'' if files == 1 else 's'} of the tracker of that name, which has no hashes"
         yield Finding("ok", name, said)
 
@@ -158,7 +167,11 @@ def _tracked(run: RunFolder, experiment: Experiment | None) -> Iterator[Finding]
 def _checkpoints(
     run: RunFolder, experiment: Experiment | None, tokenizer: Tokenizer | None, record: dict[str, Any]
 ) -> Iterator[Finding]:
-    steps = list_steps(run.checkpoints)
+    try:
+        steps = list_steps(run.checkpoints)
+    except OSError as error:
+        yield Finding("bad", CHECKPOINTS, f"the folder cannot be read: {error.strerror}")
+        return
     if not steps:
         try:
             check_saved(run, experiment)
