@@ -16,8 +16,12 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     interrupts_end()
     prepare()
-    from gptkit.cli.app import run_command
+    try:
+        from gptkit.cli.app import run_command
+    except Exception as error:  # a package that gptkit needs is not as it should be
+        from gptkit.cli.failures import fail, unexpected
 
+        sys.exit(fail(*unexpected(error), debug="--debug" in sys.argv))
     sys.exit(run_command(sys.argv[1:]))
 
 

@@ -268,7 +268,7 @@ def test_what_a_run_says_of_its_packages_is_shown_only_where_it_is_a_package(
         written = gptkit_command("generate", run.id, "-n", 3)
         assert written.code == 0
         said = f"'char' is of gptkit {here} here, but was of an unknown package in training: "
-        assert written.err.startswith(f"{said}the model may write worse.\n")
+        assert written.err.startswith(f"gptkit: warning: {said}the model may write worse.\n")
         assert "pip" not in written.err
         refused = gptkit_command("resume", run.id, "--require-exact")
         assert f"char of an unknown package -> gptkit {here}" in refused.err

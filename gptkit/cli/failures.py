@@ -29,9 +29,14 @@ def fail(message: str, code: int, *, debug: bool = False) -> int:
 
 
 def unexpected(error: Exception) -> tuple[str, int]:
-    """Whose doing it is: memory's, a plugin's, a stream's, the disk's, and only then gptkit's own."""
+    """Whose doing it is: memory's, a package's, a plugin's, the disk's, and only then gptkit's own."""
     if isinstance(error, MemoryError):
         return "out of memory; give it less at a time.", OutOfMemoryError.exit_code
+    if package := _not_importable(error):
+        return (
+            f"the package {package} cannot be imported: {type(error).__name__}: {error}\n"
+            f"Install it again, or another version of it, until python -c 'import {package}' works."
+        ), PluginError.exit_code
     from gptkit.plugins import registry
 
     if plugin := registry.culprit(error):
@@ -47,3 +52,15 @@ def unexpected(error: Exception) -> tuple[str, int]:
         return f"cannot {what}: {error.strerror}.", DiskError.exit_code
     advice = "This is a defect of gptkit. Please report it, with what --debug shows."
     return f"{type(error).__name__}: {error}\n{advice}", GptkitError.exit_code
+
+
+def _not_importable(error: Exception) -> str:
+    """The package, none of gptkit's own, that failed while it was being imported; "" where it is not that."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package == "gptkit":
+            break
+        if frame.f_code.co_name == "<module>" and package != "importlib":
+            return package
+    name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    return "" if name == "gptkit" else name
