@@ -130,7 +130,10 @@ DAMAGE = {
         "bad   checkpoint 20: .*unexpected more",
     ),
     "other weights": (forged_shape, "bad   checkpoint 20: the weights of step 20 are not of this model"),
-    "another optimizer state": (forged_optimizer, "bad   checkpoint 20: it does not fit the run: "),
+    "another optimizer state": (
+        forged_optimizer,
+        "bad   checkpoint 20: it does not fit the run: .*; its files are as saved",
+    ),
     "another step": (forged_progress, "bad   checkpoint 20: it does not fit the run: .*that of step 19"),
     "another text": (other_text, "bad   checkpoint 18: it was trained on another text"),
     "the experiment": (no_experiment, "bad   experiment.toml: .*did you mean 'n_layer'"),

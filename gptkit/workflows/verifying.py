@@ -180,14 +180,18 @@ def _checkpoints(
             yield Finding("note" if saved_none else "bad", CHECKPOINTS, str(error))
     good: list[int] = []
     bad: list[tuple[int, str]] = []
+    strange: list[tuple[int, str]] = []  # whole, but of something else
     fits = _Fitting(run, experiment, tokenizer, record)
     for step in steps:
+        found = bad
         try:
-            fits.check(load_checkpoint(run.checkpoints, step, run_id=recorded_id(run)))
+            checkpoint = load_checkpoint(run.checkpoints, step, run_id=recorded_id(run))
+            found = strange
+            fits.check(checkpoint)
             good.append(step)
         except GptkitError as error:
             if step in list_steps(run.checkpoints):  # not pruned meanwhile by a process that trains
-                bad.append((step, str(error)))
+                found.append((step, str(error)))
     for step in good:
         yield Finding("ok", f"checkpoint {step}", "" if fits.known else "whole; not held against the model")
     instead = (
@@ -196,6 +200,9 @@ def _checkpoints(
     for step, said in bad:
         newer = "; a newer one is whole" if good and step < good[-1] else f"; {instead}"
         yield Finding("bad", f"checkpoint {step}", f"{said}{newer}")
+    for step, said in strange:
+        advice = "its files are as saved, and 'gptkit resume' does not pass over it: move it away"
+        yield Finding("bad", f"checkpoint {step}", f"{said}; {advice}")
 
 
 class _Fitting:
