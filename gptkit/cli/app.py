@@ -22,12 +22,7 @@ from gptkit.cli.plugins import plugins_app, schema_command
 from gptkit.cli.runs import rerun_command, runs_app
 from gptkit.cli.streams import lead_nowhere
 from gptkit.cli.usage import explain
-from gptkit.errors import (
-    DiskError,
-    GptkitError,
-    RunInterruptedError,
-    UsageError,
-)
+from gptkit.errors import DiskError, GptkitError, RunInterruptedError, UsageError
 
 app = typer.Typer(
     name="gptkit",

@@ -211,7 +211,7 @@ def generate(
         warn=warn,
     )
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
-    _note(f"{writer.title}; seed {seed}")
+    tell(f"{writer.title}; seed {seed}")
     started = time.monotonic()
     begin = writer.prompt if echo else ""
     if num_samples == 1:
@@ -223,13 +223,13 @@ def generate(
         for number, piece in writer.write(seed=seed, num_samples=num_samples):
             texts[number] += piece
         for number, text in enumerate(texts):
-            _note(f"sample {number + 1} of {num_samples}")
+            tell(f"sample {number + 1} of {num_samples}")
             _write_out(text if text.endswith("\n") else text + "\n")
     if sys.stdout.isatty():
         tell("")
     seconds = time.monotonic() - started
     speed = writer.tokens_written / max(seconds, 1e-9)
-    _note(f"{writer.tokens_written} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
+    tell(f"{writer.tokens_written} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
 
 
 def _as_typed(flag: str, value: Any) -> str:
@@ -263,10 +263,6 @@ def _write_path(path: Path) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(os.fsencode(path) + os.linesep.encode())
     sys.stdout.buffer.flush()
-
-
-def _note(message: str) -> None:
-    tell(message)
 
 
 def list_runs(

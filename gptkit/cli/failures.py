@@ -23,7 +23,7 @@ _REFUSED = (
 def fail(message: str, code: int, *, debug: bool = False) -> int:
     """Says what went wrong, after the traceback of the error at hand where `debug` is set."""
     if debug:
-        tell(traceback.format_exc())
+        tell(traceback.format_exc().rstrip())
     tell(f"gptkit: {message}")
     return code
 

@@ -19,11 +19,10 @@ def say(text: str) -> None:
     """A line on standard output, at once. That nobody can have it is no reason to stop training."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # `gptkit train | head`: the reader has had enough, the training has not
-        lead_nowhere(sys.stdout)
     except OSError as error:  # the log's disk is full, or its terminal was closed
         lead_nowhere(sys.stdout)
-        warn(f"cannot write standard output: {error.strerror}; training goes on without it.")
+        if not isinstance(error, BrokenPipeError):  # `gptkit train | head`: the reader has had enough
+            warn(f"cannot write standard output: {error.strerror}; training goes on without it.")
 
 
 def describe_start(event: events.RunStarted) -> list[str]:

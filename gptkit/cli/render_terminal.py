@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from gptkit.cli.streams import lead_nowhere
+
 # Nothing is wrapped while we draw: a letter wider than we believe is to cost its line's end, not the count
 # of lines. And the terminal, where it knows how to, shows all of it at once.
 _BEGIN, _END = "\x1b[?2026h\x1b[?7l", "\x1b[?7h\x1b[?2026l"
@@ -77,7 +79,7 @@ class Screen:
         try:
             yield
         except OSError:
-            self._console.file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            lead_nowhere(self._console.file)
 
     def _rewrapped(self) -> str:
         """A terminal that became narrower has wrapped our lines: the region is taken away, the cursor put

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TextIO
+from typing import IO
 
 
 def prepare() -> None:
@@ -26,7 +26,7 @@ def prepare() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def lead_nowhere(stream: TextIO) -> None:
+def lead_nowhere(stream: IO[str]) -> None:
     """What waits in it to be written is lost, and all that follows."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())

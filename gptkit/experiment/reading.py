@@ -63,17 +63,17 @@ def _beside(path: Path) -> str:
     """What there is instead: the nearest name, and the files beside it or in experiments/."""
     for folder in (path, path.parent, Path("experiments")):
         try:
-            found = [str(file) for file in sorted(folder.glob("*.toml")) if file.name != "pyproject.toml"]
+            found = [
+                str(file)
+                for file in sorted(folder.glob("*.toml"))
+                if file.name != "pyproject.toml" and file != path
+            ]
         except (OSError, ValueError):  # a name that cannot be
             found = []
         if found:
             stems = {Path(file).stem: file for file in found}
             meant = stems.get(closest(path.stem, stems) or "")
-            guess = (
-                f"; did you mean {in_line(meant)}?"
-                if meant and Path(meant) != path not in (folder, Path())
-                else "."
-            )
+            guess = f"; did you mean {in_line(meant)}?" if meant and path not in (folder, Path()) else "."
             return f"{guess} There are: {in_line(', '.join(found[:12]))}"
     return ". Give the path of a TOML file, or copy one from gptkit's folder experiments/."
 
