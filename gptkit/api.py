@@ -7,26 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptkit import conformance, events
-from gptkit.conformance import Line
+from gptkit import events, testing
+from gptkit.data.catalog import data_folders
 from gptkit.errors import PluginError
 from gptkit.experiment import Experiment, experiment_from_dict, load_experiment
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
 from gptkit.plugins import PluginOptions, Tokenizer, registry
 from gptkit.plugins.listing import families_of
-from gptkit.runs import DEFAULT_RUNS_FOLDER, RunFolder, find_run
-from gptkit.text.catalogue import data_folders
-from gptkit.workflows.reading import read_model, run_experiment
-from gptkit.workflows.session import Surroundings
-from gptkit.workflows.training import train_run
-from gptkit.workflows.writing import sampling_of
+from gptkit.runs import DEFAULT_RUNS_FOLDER, find_run
+from gptkit.runs import Run as _RunFolder
+from gptkit.runs.load import read_model, run_experiment
+from gptkit.testing.runner import Line
+from gptkit.training.session import RunContext
+from gptkit.training.start import train_run
+from gptkit.training.writing import sampling_of
 
 
 class Run:
     """A recorded run: its folder, and all that can be read from it."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: _RunFolder) -> None:
         self._folder = folder
 
     @property
@@ -97,7 +98,7 @@ def train(
         experiment = load_experiment(experiment)
     elif isinstance(experiment, Mapping):
         experiment = experiment_from_dict(experiment)
-    around = Surroundings(
+    around = RunContext(
         runs_folder=Path(runs_folder),
         folders=data_folders(Path(data_dir) if data_dir is not None else None),
         listener=listener,
@@ -123,7 +124,7 @@ def check_plugin(plugin: type | str, options: PluginOptions | None = None) -> li
         return [
             line
             for family, cls in found
-            for line in conformance.check_plugin(
+            for line in testing.check_plugin(
                 family, cls, options, folder=Path(folder), folders=data_folders(None)
             )
         ]

@@ -5,77 +5,22 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gptkit.cli.app import run_command
+from gptkit.data.catalog import data_folders
 from gptkit.native import switched, usable
 from gptkit.plugins import registry
-from gptkit.text.catalogue import data_folders
-from gptkit.workflows.session import Surroundings
-from tests.sums import TEXT
-
-SENTENCES = (
-    "the old lamp hummed while rain fell over every narrow street and someone quietly read aloud "
-    "about ships, storms and far harbours. Nobody asked why; it was enough to listen"
-)
-
-TINY = """\
-seed = 7
-
-[data]
-dataset = "data/mine.txt"
-
-[model]
-context_length = 16
-n_embd = 32
-n_layer = 2
-n_head = 2
-
-[training]
-max_steps = 20
-batch_size = 4
-backend = "cpu"
-threads = 1
-
-[sampling]
-sample_interval = 0
-"""
-
-
-def answer_interrupts() -> None:
-    """SIGINT as in a terminal, also where a shell began this in the background and had it ignored."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
+from gptkit.training.session import RunContext
+from tests.support import TINY, Command, Install, Result, answer_interrupts, small_text
+from tests.support.sums import TEXT
 
 answer_interrupts()
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command line came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-Install = Callable[..., None]
-
-
-def small_text(words: int = 3600) -> str:
-    """About 20 kB of words and punctuation in an order that is always the same."""
-    known = SENTENCES.split()
-    drawn = [known[(number * number + 7 * (number // 5)) % len(known)] for number in range(words)]
-    return "".join(" ".join(drawn[start : start + 11]) + "\n" for start in range(0, words, 11))
 
 
 @pytest.fixture
@@ -141,10 +86,10 @@ def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def around(tmp_path: Path) -> Surroundings:
+def around(tmp_path: Path) -> RunContext:
     """A place for runs, with the text of tests/sums.py."""
     (tmp_path / "sums.txt").write_text(TEXT)
-    return Surroundings(runs_folder=tmp_path / "runs", folders=data_folders(tmp_path))
+    return RunContext(runs_folder=tmp_path / "runs", folders=data_folders(tmp_path))
 
 
 @pytest.fixture

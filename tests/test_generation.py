@@ -25,8 +25,10 @@ from gptkit.generation import (
 )
 from gptkit.model import GPT
 from gptkit.plugins import Tokenizer, registry
-from gptkit.text.tokenizers import BigramTokenizer, ByteTokenizer, CharTokenizer
-from gptkit.workflows.building import build_model, build_new_model
+from gptkit.tokenizers.bigram import BigramTokenizer
+from gptkit.tokenizers.byte import ByteTokenizer
+from gptkit.tokenizers.char import CharTokenizer
+from gptkit.training.setup import build_model, build_new_model
 
 LETTERS = "abcdefghijk"
 CHAR = CharTokenizer(LETTERS)

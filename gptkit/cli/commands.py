@@ -36,7 +36,7 @@ def train(
     """`overrides` imports, so it is called when signals raise no more: pydantic swallows what is raised."""
     with stop_signals() as stop:
         from gptkit.experiment import in_its_place, load_experiment
-        from gptkit.workflows.training import train_run
+        from gptkit.training.start import train_run
 
         said = overrides()
         experiment = load_experiment(experiment_file, said)
@@ -65,7 +65,7 @@ def resume(
     as_json: bool = False,
 ) -> None:
     with stop_signals() as stop:
-        from gptkit.workflows.training import resume_run
+        from gptkit.training.start import resume_run
 
         folder = find_run(run, runs_dir)
         _session(
@@ -83,15 +83,15 @@ def resume(
 def replay(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> None:
     """`resume --verify`."""
     with stop_signals() as stop:
-        from gptkit.cli.render_runs import describe_replay
-        from gptkit.cli.render_training import training_view
-        from gptkit.text.catalogue import data_folders
-        from gptkit.workflows.replaying import replay_run
-        from gptkit.workflows.session import Surroundings
+        from gptkit.cli.display.runs import describe_replay
+        from gptkit.cli.display.training import training_view
+        from gptkit.data.catalog import data_folders
+        from gptkit.reproduce.replay import replay_run
+        from gptkit.training.session import RunContext
 
         folder = find_run(run, runs_dir)
         with training_view(quiet=quiet, stop_requested=stop) as view:
-            around = Surroundings(folders=data_folders(data_dir), listener=view, stop_requested=stop)
+            around = RunContext(folders=data_folders(data_dir), listener=view, stop_requested=stop)
             replayed = replay_run(folder, around)
         if not replayed.identical:
             raise CheckpointError(describe_replay(replayed))
@@ -101,8 +101,8 @@ def replay(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> N
 
 def rerun(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> None:
     with stop_signals() as stop:
-        from gptkit.cli.render_runs import describe_rerun
-        from gptkit.workflows.rerunning import Rerun, rerun_run
+        from gptkit.cli.display.runs import describe_rerun
+        from gptkit.reproduce.rerun import Rerun, rerun_run
 
         folder, done = find_run(run, runs_dir), list[Rerun]()
 
@@ -119,8 +119,8 @@ def rerun(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> No
 
 
 def verify(run: str, *, runs_dir: Path) -> None:
-    from gptkit.cli.render_runs import show_finding
-    from gptkit.workflows.verifying import verify_run
+    from gptkit.cli.display.runs import show_finding
+    from gptkit.reproduce.verify import verify_run
 
     folder, bad, things = find_run(run, runs_dir), 0, 0
     for finding in verify_run(folder):
@@ -151,20 +151,20 @@ def _session(
     then_generate: int | None = None,
 ) -> None:
     """Trains with a view of it, prints where the run is, and ends as the signal asked, if one came."""
-    from gptkit.cli.render_training import training_view
-    from gptkit.text.catalogue import data_folders
-    from gptkit.workflows.session import Surroundings, Trained
-    from gptkit.workflows.writing import write_after
+    from gptkit.cli.display.training import training_view
+    from gptkit.data.catalog import data_folders
+    from gptkit.training.session import RunContext, TrainingResult
+    from gptkit.training.writing import write_after
 
     with training_view(quiet=quiet, as_json=as_json, stop_requested=stop) as view:
-        around = Surroundings(
+        around = RunContext(
             runs_folder=runs_dir,
             folders=data_folders(data_dir),
             listener=view,
             stop_requested=stop,
             command=("gptkit", *sys.argv[1:]),
         )
-        trained: Trained = work(around)
+        trained: TrainingResult = work(around)
     if then_generate is not None and not stop():
         text = write_after(trained, then_generate)
         if not quiet:
@@ -193,11 +193,11 @@ def generate(
         raise UsageError(f"--unknown {unknown!r}: expected error or skip.")
     text = _prompt_text(prompt)
     folder = find_run(run, runs_dir)
-    from gptkit.experiment import SaidKey
-    from gptkit.workflows.writing import open_writer
+    from gptkit.experiment import FlagKey
+    from gptkit.training.writing import open_writer
 
     given: dict[str, Any] = {
-        SaidKey(field, _as_typed(flag, value)): value
+        FlagKey(field, _as_typed(flag, value)): value
         for field, (flag, value) in sampling.items()
         if value is not None
     }
@@ -268,8 +268,8 @@ def _write_path(path: Path) -> None:
 def list_runs(
     runs_dir: Path, where: Sequence[str] = (), sort: str = "", *, reverse: bool = False, as_json: bool = False
 ) -> None:
-    from gptkit.cli import render_runs
-    from gptkit.runs.selecting import select_runs
+    from gptkit.cli.display import runs as render_runs
+    from gptkit.runs.select import select_runs
 
     runs = select_runs(runs_dir, where, sort, reverse)
     if as_json:
@@ -281,9 +281,9 @@ def list_runs(
 def bench(
     experiment_file: Path | None, overrides: Sequence[tuple[str, Any]], against: str, *, as_json: bool
 ) -> None:
-    from gptkit.cli import render_bench
+    from gptkit.bench.measure import benchmark
+    from gptkit.cli.display import bench as render_bench
     from gptkit.experiment import experiment_from_dict, load_experiment
-    from gptkit.workflows.benchmark import benchmark
 
     if experiment_file is None:
         experiment = experiment_from_dict({}, overrides)

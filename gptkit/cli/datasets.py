@@ -1,6 +1,6 @@
 """`gptkit datasets`: see, show, fetch and add texts.
 
-In: the command line. Out: one call of gptkit.text.catalogue for each command, its result shown by
+In: the command line. Out: one call of gptkit.data.catalog for each command, its result shown by
 render_datasets. What goes wrong is raised, for the command line's one handler. Imports no torch, and the
 catalogue only when a command runs, so that --help is quick.
 """
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from gptkit.cli import completion
-from gptkit.cli import render_datasets as render
+from gptkit.cli.display import datasets as render
 from gptkit.cli.help import command, paragraphs
 from gptkit.cli.options import Debug
 
@@ -59,7 +59,7 @@ def list_command(data_dir: DataDir = None, debug: Debug = False) -> None:
     Lists the registered datasets and the texts in the data folders.
     Piped, it is plain lines: gptkit datasets list | grep yes
     """
-    from gptkit.text import catalogue
+    from gptkit.data import catalog as catalogue
 
     render.show_list(catalogue.list_datasets(catalogue.data_folders(data_dir)))
 
@@ -83,7 +83,7 @@ def show_command(
     Shows characters, tokens per tokenizer, hash, splits and the first lines.
     A text will do as well: gptkit datasets show corpus.jsonl --field body
     """
-    from gptkit.text import catalogue
+    from gptkit.data import catalog as catalogue
 
     options = {} if field is None else {"field": field}
     with render.progress(f"downloading {name}") as progress:
@@ -108,7 +108,7 @@ def fetch_command(
 
     Downloads a dataset into the data folder, unless it is there, and verifies it.
     """
-    from gptkit.text import catalogue
+    from gptkit.data import catalog as catalogue
 
     with render.progress(f"downloading {name}") as progress:
         fetched = catalogue.fetch_dataset(name, catalogue.data_folders(data_dir, progress), repair=repair)
@@ -129,7 +129,7 @@ def add_command(
     Copies a text into the data folder after reading it, with its ending. Then train on it:
     gptkit train experiments/shakespeare.toml --dataset my_text
     """
-    from gptkit.text import catalogue
+    from gptkit.data import catalog as catalogue
 
     folders = catalogue.data_folders(data_dir)
     target = catalogue.add_text(name, file, folders, force=force, field=field or "text")

@@ -262,7 +262,7 @@ def overrides(pairs: list[str] | None, flags: dict[str, Any]) -> list[tuple[str,
 
     A dataset named here is meant: no fallback takes its place.
     """
-    from gptkit.experiment import SaidKey, parse_override
+    from gptkit.experiment import FlagKey, parse_override
 
     given = [parse_override(pair) for pair in pairs or []]
     lengths = ("training.max_steps", "training.epochs", "training.minutes")
@@ -272,7 +272,7 @@ def overrides(pairs: list[str] | None, flags: dict[str, Any]) -> list[tuple[str,
     for key, value in flags.items():
         if value is not None:
             words = _FLAGS[key] if isinstance(value, bool) else f"{_FLAGS[key]} {value}"
-            given.append((SaidKey(key, words), value))
+            given.append((FlagKey(key, words), value))
     if flags.get("data.dataset") is not None:
         given.append(("data.fallback", None))
         # Options that --set gives are those of the dataset that is named here, not of the file's

@@ -73,7 +73,7 @@ def list_command(debug: options.Debug = False) -> None:
 
 
 def _list() -> None:
-    from gptkit.cli import render_plugins
+    from gptkit.cli.display import plugins as render_plugins
     from gptkit.plugins.listing import list_plugins
 
     render_plugins.show_list(list_plugins())
@@ -88,7 +88,7 @@ def show_command(name: _Name, family: _Family = None, debug: options.Debug = Fal
     Shows what a plugin is, where it comes from, its options with their defaults, and how an experiment file
     names it.
     """
-    from gptkit.cli import render_plugins
+    from gptkit.cli.display import plugins as render_plugins
     from gptkit.plugins.listing import describe_plugin, families_of
 
     for number, group in enumerate(families_of(name, _group(family))):
@@ -124,11 +124,11 @@ def check_command(
     Tries what gptkit relies on, a line for each thing: that text comes back from a tokenizer, say, or that
     the future has no effect on the past. Downloads nothing. Exits with 3 where something is bad.
     """
-    from gptkit.cli import render_plugins
-    from gptkit.conformance import check_plugin
+    from gptkit.cli.display import plugins as render_plugins
+    from gptkit.data.catalog import data_folders
     from gptkit.plugins import registry
     from gptkit.plugins.listing import families_of, list_plugins
-    from gptkit.text.catalogue import data_folders
+    from gptkit.testing import check_plugin
 
     if names:
         wanted = [(group, name) for name in names for group in families_of(name, _group(family))]
@@ -177,7 +177,7 @@ def new_command(
     Writes an installable package, gptkit-NAME, with a small plugin that works: pyproject.toml, the code, its
     tests and a README.
     """
-    from gptkit.cli import render_plugins
+    from gptkit.cli.display import plugins as render_plugins
     from gptkit.plugins.scaffold import new_package
 
     group = _group(family)
@@ -217,7 +217,7 @@ def _options(cls: Any, given: list[str] | None, name: str) -> Any:
     from pydantic import ValidationError
 
     from gptkit.experiment import parse_override
-    from gptkit.experiment.problems import describe_all
+    from gptkit.experiment.messages import describe_all
 
     if not given:
         return None

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from gptkit.cli import render_runs
+from gptkit.cli.display import runs as render_runs
 from gptkit.errors import CheckpointError, RunInUseError, UsageError, printable
-from gptkit.runs import RunFolder, find_run
+from gptkit.runs import Run, find_run
 
 
 def show(run: str, runs_dir: Path, *, as_json: bool) -> None:
@@ -26,17 +26,15 @@ def compare(
     wanted: Sequence[str], where: Sequence[str], runs_dir: Path, *, html: Path | None, as_json: bool
 ) -> None:
     """With `where`, of the runs that are named, or of all. Raises UsageError for fewer than two."""
-    from gptkit.cli import render_comparison
-    from gptkit.runs.comparison import compare_runs
-    from gptkit.runs.selecting import select_runs
+    from gptkit.cli.display import comparison as render_comparison
+    from gptkit.runs.compare import compare_runs
+    from gptkit.runs.select import select_runs
 
     runs = [find_run(name, runs_dir) for name in wanted]
     if where:
         chosen = [runs_dir / found.run.id for found in select_runs(runs_dir, where)]
         ours = {path.absolute() for path in chosen}
-        runs = (
-            [run for run in runs if run.path.absolute() in ours] if wanted else list(map(RunFolder, chosen))
-        )
+        runs = [run for run in runs if run.path.absolute() in ours] if wanted else list(map(Run, chosen))
     runs = list({run.path.absolute(): run for run in runs}.values())
     if len(runs) < 2:
         found = f"only {runs[0].id}" if runs else "none"
@@ -60,7 +58,7 @@ def compare(
 
 def delete(wanted: Sequence[str], runs_dir: Path, *, yes: bool) -> None:
     """Raises UsageError before anything is removed where one of them is no run, or nobody can be asked."""
-    from gptkit.runs.tidying import delete_run, refuse_use, run_to_delete
+    from gptkit.runs.cleanup import delete_run, refuse_use, run_to_delete
 
     found = [run_to_delete(name, runs_dir) for name in wanted]
     runs = list({run.path.absolute(): run for run in found}.values())
@@ -82,7 +80,7 @@ def _confirmed(question: str) -> bool:
 
 
 def clean(runs_dir: Path, *, yes: bool) -> None:
-    from gptkit.runs.tidying import remove, what_could_go
+    from gptkit.runs.cleanup import remove, what_could_go
 
     things = what_could_go(runs_dir)
     if not yes or not things:
@@ -90,9 +88,9 @@ def clean(runs_dir: Path, *, yes: bool) -> None:
         return
 
     @cache
-    def whole(run: RunFolder, step: int) -> bool:
-        from gptkit.checkpoint import verify_checkpoint
-        from gptkit.workflows.reading import recorded_id
+    def whole(run: Run, step: int) -> bool:
+        from gptkit.runs.checkpoint import verify_checkpoint
+        from gptkit.runs.load import recorded_id
 
         try:
             verify_checkpoint(run.checkpoints, step, run_id=recorded_id(run))

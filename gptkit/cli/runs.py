@@ -14,7 +14,7 @@ import typer
 from gptkit.cli import options
 from gptkit.cli.help import command, paragraphs
 from gptkit.errors import UsageError
-from gptkit.runs.folder import DEFAULT_RUNS_FOLDER
+from gptkit.runs.run import DEFAULT_RUNS_FOLDER
 
 _ABOUT = """Examples:
 

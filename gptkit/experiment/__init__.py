@@ -3,8 +3,8 @@
 `reading` has the TOML of it, `problems` what is said of a bad one, `places` the lines that are shown then.
 """
 
-from gptkit.experiment.loading import (
-    SaidKey,
+from gptkit.experiment.load import (
+    FlagKey,
     experiment_from_dict,
     in_its_place,
     load_experiment,
@@ -33,11 +33,11 @@ __all__ = [
     "DataSettings",
     "EvaluationSettings",
     "Experiment",
+    "FlagKey",
     "ModelSettings",
     "MuonSettings",
     "OptimizerSettings",
     "PluginTable",
-    "SaidKey",
     "SamplingSettings",
     "ScheduleSettings",
     "TrainingSettings",

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gptkit.experiment.problems import OPTIMIZERS
+from gptkit.experiment.messages import OPTIMIZERS
 from gptkit.experiment.schema import Experiment, PluginTable
 from gptkit.plugins import registry
 

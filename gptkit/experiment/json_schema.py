@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from gptkit.errors import PluginError
-from gptkit.experiment.loading import PLUGIN_KEYS
+from gptkit.experiment.load import PLUGIN_KEYS
 from gptkit.experiment.schema import Experiment
 from gptkit.plugins import registry
 

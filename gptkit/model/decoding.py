@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from gptkit.model.cache import KeyValueCache
 from gptkit.model.gpt import GPT
 from gptkit.model.seams import overrides, rotation_of, turns_by_tables
-from gptkit.native import attention, functions
+from gptkit.native import attention
+from gptkit.native import ops as functions
 from gptkit.native.decode import Decode, LayerWeights, Matrix, ModelWeights, Norm, pitch_of
 
 # Weights (bytes) from which several threads read them faster than one does, and sequences that keep them busy

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from gptkit.experiment.schema import ModelSettings
-from gptkit.model import kernels
+from gptkit.model import ops as kernels
 from gptkit.model.cache import KeyValueCache
-from gptkit.model.fused import fused_blocks
+from gptkit.model.fast import fused_blocks
 from gptkit.plugins import PositionalEncoding
 
 
@@ -201,7 +201,7 @@ class GPT(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """Trained numbers, tied ones once."""
+        """TrainingResult numbers, tied ones once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @torch.no_grad()

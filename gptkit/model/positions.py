@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gptkit.model import kernels
+from gptkit.model import ops as kernels
 from gptkit.plugins import ModelShape, PluginOptions, PositionalEncoding
 
 

@@ -5,7 +5,7 @@ In: tensors. Out: tensors, to the last bits of fp32 arithmetic what torch comput
 the user's cache. Where there is no compiler gptkit computes with torch alone. `functions.py` has the
 operations, with their gradients.
 
-Knows nothing of models; gptkit/model/kernels.py decides what runs where.
+Knows nothing of models; gptkit/model/ops.py decides what runs where.
 """
 
 from gptkit.native.build import Library, build_key, library, switched, usable

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gptkit.native.build import declared
-from gptkit.native.functions import Three, is_bf16, new_seed, pointer, threads
+from gptkit.native.ops import Three, is_bf16, new_seed, pointer, threads
 
 LARGEST_HEAD = 128  # numbers of a head that there are register tiles for
 

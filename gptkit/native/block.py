@@ -1,4 +1,4 @@
-"""A whole block of the GPT in one call, with its gradient: what gptkit/model/fused.py is built on.
+"""A whole block of the GPT in one call, with its gradient: what gptkit/model/fast.py is built on.
 
 In: bf16 tensors on a CPU, contiguous. Out: the same. `src/block.c` says what each is.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gptkit.native.build import declared
-from gptkit.native.functions import KINDS, new_seed, pointer, threads
+from gptkit.native.ops import KINDS, new_seed, pointer, threads
 
 _LAYERS = ("qkv", "projection", "expand", "contract")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptkit.native.build import declared
-from gptkit.native.functions import KINDS, pointer
+from gptkit.native.ops import KINDS, pointer
 
 PANEL = 64  # outputs whose weights lie together
 

@@ -1,6 +1,6 @@
 """The page of several runs: their curves over one another, what differs, what each writes.
 
-In: runs that were held against one another (gptkit.runs.comparison). Out: a page as that of one run.
+In: runs that were held against one another (gptkit.runs.compare). Out: a page as that of one run.
 Runs that differ by their seed alone are one line, their mean, in a band from the lowest to the highest.
 """
 
@@ -17,7 +17,7 @@ from gptkit.report.facts import text_of
 from gptkit.report.pages import render
 from gptkit.report.samples import MAX_CHARACTERS
 from gptkit.report.settings import toml_text
-from gptkit.runs.comparison import ComparedRun, Comparison, Curve, Group
+from gptkit.runs.compare import ComparedRun, Comparison, Curve, Group
 
 AXES = (("step", "steps"), ("tokens", "tokens"), ("seconds", "time"))
 """What a curve may be drawn over: the label of its axis, and the word for it."""

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from gptkit.runs import RunFolder, metric_row
+from gptkit.runs import Run, metric_row
 
 NUMBERS = ("train_loss", "val_loss", "bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
 COLUMNS = 600  # that a curve is thinned out to, each with its lowest and highest value
@@ -52,7 +52,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def read_metrics(run: RunFolder) -> Metrics:
+def read_metrics(run: Run) -> Metrics:
     """Of a step the values that were written last. Raises OSError where the file cannot be read."""
     columns = {name: tuple(array("d") for _ in range(4)) for name in NUMBERS}
     rows = left_out = 0

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from gptkit.report.curves import is_number
-from gptkit.runs import RunFolder, is_locked
+from gptkit.runs import Run, is_locked
 
 Row = tuple[str, str]
 
@@ -71,7 +71,7 @@ def moment(value: Any) -> str:
         return text_of(value)
 
 
-def status_of(run: RunFolder, record: dict[str, Any]) -> str:
+def status_of(run: Run, record: dict[str, Any]) -> str:
     status = record.get("status")
     if status in ("starting", "running"):
         return "running" if is_locked(run) else "cut off"
@@ -129,7 +129,7 @@ def environment_rows(record: dict[str, Any]) -> list[Row]:
     return rows((str(name), value) for name, value in list(table(record, "environment").items())[:MAX_ROWS])
 
 
-def commands(run: RunFolder, record: dict[str, Any]) -> list[Row]:
+def commands(run: Run, record: dict[str, Any]) -> list[Row]:
     """What each command is for, and the command, as from the folder above the one that holds the run."""
     folder = f"{run.path.absolute().parent.name}/{run.id}".lstrip("/")
     again = ["gptkit", "train", f"{folder}/{run.experiment_file.name}"]

@@ -20,12 +20,12 @@ from gptkit.report.curves import Curve, Metrics, read_metrics
 from gptkit.report.pages import render, write_page
 from gptkit.report.samples import read_samples
 from gptkit.report.settings import Setting, read_settings
-from gptkit.runs import REPORT, RunFolder, refuse_special_files
+from gptkit.runs import REPORT, Run, refuse_special_files
 
 _MAX_EVALUATIONS = 100  # rows of the table of losses
 
 
-def write_report(run: RunFolder) -> Path:
+def write_report(run: Run) -> Path:
     """Writes the run's report.html and returns its path.
 
     Raises DiskError where it cannot be written, CheckpointError where something in the folder is a link.
@@ -36,7 +36,7 @@ def write_report(run: RunFolder) -> Path:
     return path
 
 
-def run_page(run: RunFolder) -> bytes:
+def run_page(run: Run) -> bytes:
     """The page of a run, in UTF-8."""
     notes = []
     try:
@@ -73,7 +73,7 @@ def run_page(run: RunFolder) -> bytes:
     )
 
 
-def _metrics(run: RunFolder, notes: list[str]) -> Metrics:
+def _metrics(run: Run, notes: list[str]) -> Metrics:
     try:
         metrics = read_metrics(run)
     except OSError as error:

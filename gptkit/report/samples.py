@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptkit.runs import RunFolder
+from gptkit.runs import Run
 
 NEWEST, SPREAD = 10, 30  # how many are shown of the newest, and of those before
 MAX_CHARACTERS = 20_000  # of one sample
@@ -31,7 +31,7 @@ class Sample:
         return words[:_PEEK] + "…" if len(words) > _PEEK else words
 
 
-def read_samples(run: RunFolder) -> tuple[list[Sample], str]:
+def read_samples(run: Run) -> tuple[list[Sample], str]:
     """The samples to show, newest first, and a word on those left out, or ""."""
     folder, notes = run.samples, []
     try:

@@ -16,11 +16,11 @@ from pydantic import BaseModel
 
 from gptkit.errors import GptkitError, PluginError
 from gptkit.experiment import Experiment, PluginTable
-from gptkit.experiment.loading import PLUGIN_KEYS
-from gptkit.experiment.problems import OPTIMIZERS
+from gptkit.experiment.load import PLUGIN_KEYS
+from gptkit.experiment.messages import OPTIMIZERS
 from gptkit.experiment.reading import read_toml
 from gptkit.plugins import registry
-from gptkit.runs import RunFolder
+from gptkit.runs import Run
 
 MAX_SETTINGS, MAX_VALUE = 400, 300  # how many are shown, and characters of each; a schema has about 60
 _OWN = ("name", "seed")  # every run has its own: that they are not the default says nothing
@@ -44,7 +44,7 @@ class Known:
     default: Any = None
 
 
-def read_settings(run: RunFolder) -> tuple[list[Setting], str]:
+def read_settings(run: Run) -> tuple[list[Setting], str]:
     """The settings in the order of the file, and a word on what cannot be shown or compared, or ""."""
     if run.experiment_file.is_symlink():
         return [], f"{run.experiment_file.name} is a symbolic link, which is not followed."

@@ -1,6 +1,7 @@
 """A run is a folder: made, found and locked (`folder`), recorded (`recording`), listed (`summaries`)."""
 
-from gptkit.runs.folder import (
+from gptkit.runs.record import Recorder
+from gptkit.runs.run import (
     CHECKPOINTS,
     DEFAULT_RUNS_FOLDER,
     EXPERIMENT,
@@ -10,7 +11,7 @@ from gptkit.runs.folder import (
     REPORT,
     SAMPLES,
     TOKENIZER,
-    RunFolder,
+    Run,
     create_run,
     drop_torn_line,
     find_run,
@@ -22,7 +23,6 @@ from gptkit.runs.folder import (
     run_ids,
     this_process,
 )
-from gptkit.runs.recording import Recorder
 from gptkit.runs.summaries import RunSummary, summarise_runs
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "SAMPLES",
     "TOKENIZER",
     "Recorder",
-    "RunFolder",
+    "Run",
     "RunSummary",
     "create_run",
     "drop_torn_line",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptkit.runs.folder import CHECKPOINTS, EXPERIMENT, LOCK, METRICS, RECORD, SAMPLES, TOKENIZER, RunFolder
+from gptkit.runs.run import CHECKPOINTS, EXPERIMENT, LOCK, METRICS, RECORD, SAMPLES, TOKENIZER, Run
 
 LEFTOVERS = (".tmp-", ".trash-", ".bad-")
 OWN = frozenset((EXPERIMENT, RECORD, METRICS, TOKENIZER, CHECKPOINTS, SAMPLES, LOCK, "report.html"))
@@ -28,7 +28,7 @@ class SavedStep:
     bytes: int
 
 
-def saved_steps(run: RunFolder) -> list[SavedStep]:
+def saved_steps(run: Run) -> list[SavedStep]:
     """The run's checkpoints, oldest first."""
     found = []
     for path in entries(run.checkpoints):
@@ -38,7 +38,7 @@ def saved_steps(run: RunFolder) -> list[SavedStep]:
     return sorted(found, key=lambda saved: saved.step)
 
 
-def leftovers(run: RunFolder) -> list[Path]:
+def leftovers(run: Run) -> list[Path]:
     """What an interrupted save or removal has left, and checkpoints that were set aside."""
     folders = (run.path, run.checkpoints, run.samples)
     return [
@@ -49,7 +49,7 @@ def leftovers(run: RunFolder) -> list[Path]:
     ]
 
 
-def strange_entries(run: RunFolder) -> list[str]:
+def strange_entries(run: Run) -> list[str]:
     """Names in the run's folder that are none of gptkit's."""
     return sorted(
         path.name

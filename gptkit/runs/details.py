@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptkit.runs.contents import SavedStep, saved_steps, size_of
-from gptkit.runs.folder import DEFAULT_RUNS_FOLDER, RunFolder
+from gptkit.runs.run import DEFAULT_RUNS_FOLDER, Run
 from gptkit.runs.settings import PLUGIN_TABLES, Value, flatten, read_settings
 from gptkit.runs.summaries import RunSummary, last_losses, number, record_of, summarise, text
 
@@ -53,7 +53,7 @@ class RunDetails:
     commands: tuple[tuple[str, str], ...]  # how to go on: what for, and the command
 
 
-def describe_run(run: RunFolder) -> RunDetails:
+def describe_run(run: Run) -> RunDetails:
     """Never raises for what the files say: what cannot be read is left out."""
     record = record_of(run) or {}
     summary = summarise(run, record or None)
@@ -137,7 +137,7 @@ def _table(record: dict[str, Any], key: str) -> dict[str, Value]:
     return flatten(table) if isinstance(table, dict) else {}
 
 
-def _commands(run: RunFolder, summary: RunSummary, saved: bool) -> tuple[tuple[str, str], ...]:
+def _commands(run: Run, summary: RunSummary, saved: bool) -> tuple[tuple[str, str], ...]:
     words = [str(run.path)] if run.path.parent != DEFAULT_RUNS_FOLDER else [run.id]
     name = shlex.join(words)
     commands = []

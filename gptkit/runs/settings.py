@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any
 
 from gptkit.files import MAX_DEPTH, parse_toml
-from gptkit.runs.folder import RunFolder
+from gptkit.runs.run import Run
 
 Value = str | int | float | bool
 Settings = Mapping[str, Value]
@@ -26,7 +26,7 @@ PLUGIN_TABLES = {
 }
 
 
-def read_settings(run: RunFolder) -> dict[str, Value]:
+def read_settings(run: Run) -> dict[str, Value]:
     """The resolved experiment as `model.n_embd` -> 128; `model.position` is its type, its options beside it.
 
     Empty where the file cannot be read.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.errors import CheckpointError
-from gptkit.runs.folder import RunFolder, is_locked, metric_row, run_ids, timestamp
+from gptkit.runs.run import Run, is_locked, metric_row, run_ids, timestamp
 
 _MOST_WORDS = 400  # characters of what a record says, kept for a line
 
@@ -36,7 +36,7 @@ class RunSummary:
 
 def summarise_runs(runs_folder: Path) -> list[RunSummary]:
     """All runs of a folder, oldest first. One whose record cannot be read says so in its status."""
-    return sorted((summarise(RunFolder(runs_folder / name)) for name in run_ids(runs_folder)), key=by_age)
+    return sorted((summarise(Run(runs_folder / name)) for name in run_ids(runs_folder)), key=by_age)
 
 
 def by_age(run: RunSummary) -> tuple[float, str]:
@@ -44,7 +44,7 @@ def by_age(run: RunSummary) -> tuple[float, str]:
     return timestamp(run.started), run.id
 
 
-def record_of(run: RunFolder) -> dict[str, Any] | None:
+def record_of(run: Run) -> dict[str, Any] | None:
     """What run.json says, or None where it cannot be read."""
     try:
         return run.record()
@@ -52,7 +52,7 @@ def record_of(run: RunFolder) -> dict[str, Any] | None:
         return None
 
 
-def summarise(run: RunFolder, record: dict[str, Any] | None = None) -> RunSummary:
+def summarise(run: Run, record: dict[str, Any] | None = None) -> RunSummary:
     """One run; `record` spares reading it again."""
     record = record_of(run) if record is None else record
     if record is None:
@@ -81,7 +81,7 @@ def summarise(run: RunFolder, record: dict[str, Any] | None = None) -> RunSummar
     )
 
 
-def _reached(run: RunFolder) -> tuple[int, float | None, float | None]:
+def _reached(run: Run) -> tuple[int, float | None, float | None]:
     """The last step, best val loss and bits a byte of metrics.jsonl, where the record does not have them."""
     last, best = 0, dict.fromkeys(("val_loss", "bits_per_byte"), float("inf"))
     for line in _readable_lines(run):
@@ -93,7 +93,7 @@ def _reached(run: RunFolder) -> tuple[int, float | None, float | None]:
     return last, number(best["val_loss"]), number(best["bits_per_byte"])
 
 
-def last_losses(run: RunFolder) -> tuple[float | None, float | None, float | None]:
+def last_losses(run: Run) -> tuple[float | None, float | None, float | None]:
     """The last train loss, val loss and bits a byte that metrics.jsonl has."""
     last: dict[str, float | None] = dict.fromkeys(("train_loss", "val_loss", "bits_per_byte"))
     for line in _readable_lines(run):
@@ -104,7 +104,7 @@ def last_losses(run: RunFolder) -> tuple[float | None, float | None, float | Non
     return last["train_loss"], last["val_loss"], last["bits_per_byte"]
 
 
-def _readable_lines(run: RunFolder) -> Iterator[bytes]:
+def _readable_lines(run: Run) -> Iterator[bytes]:
     """Those of metrics.jsonl, up to where it cannot be read."""
     with suppress(OSError):
         yield from run.metric_lines()

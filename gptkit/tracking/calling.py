@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from gptkit import events
 from gptkit.errors import PluginError
 from gptkit.experiment import Experiment
-from gptkit.experiment.problems import describe_all
+from gptkit.experiment.messages import describe_all
 from gptkit.plugins import PluginOptions, TrackedRun, Tracker, registry
 
 _PLACE = re.compile(r"(?!(?i:checkpoints|samples)$)[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -15,10 +15,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gptkit.model import kernels
+from gptkit.data.sampler import evaluation_starts
+from gptkit.model import ops as kernels
 from gptkit.plugins.progress import Progress, no_progress
-from gptkit.text.batches import evaluation_starts
-from gptkit.training.feed import upload
+from gptkit.training.prefetch import upload
 
 _EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
 

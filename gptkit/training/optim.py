@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from gptkit.experiment.schema import AdamWSettings, MuonSettings, ScheduleSettings
-from gptkit.native import optimizer as native
-from gptkit.native.functions import multiplies_pairs, serves
-from gptkit.training.weights import Slot, Weights
+from gptkit.native import optim as native
+from gptkit.native.ops import multiplies_pairs, serves
+from gptkit.training.parameters import Slot, Weights
 
 # Newton-Schulz: coefficients of the quintic and number of iterations (Jordan et al. 2024)
 _QUINTIC = (3.4445, -4.7750, 2.0315)

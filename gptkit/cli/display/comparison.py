@@ -1,0 +1,183 @@
+"""How `gptkit runs compare` looks: what differs, the losses, and a chart of letters that any pipe takes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from string import ascii_uppercase
+from typing import Any
+
+from gptkit.cli.display.runs import cell, listed
+from gptkit.cli.display.tables import duration, show_table
+from gptkit.errors import printable
+from gptkit.runs.compare import ComparedRun, Comparison, Curve, Group, Spread
+from gptkit.runs.select import Selected
+
+_WIDTH, _HEIGHT = 64, 12  # of the chart, in letters
+_MOST_LETTERS = 300  # of a sample, and of a value in the table
+_MOST_VALUE = 60
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """A column for each group, named by a letter; the letters draw the chart too."""
+    for letter, group in zip(_letters(comparison), comparison.groups, strict=True):
+        for member in group.members:
+            shown = letter if member == group.members[0] else " " * len(letter)
+            print(f"{shown}  {printable(comparison.runs[member].id)}")
+    print()
+    show_table(("", *_letters(comparison)), [*_settings(comparison), *_results(comparison)])
+    for note in comparison.notes:
+        print(f"note: {note}")
+    for line in _chart(comparison):
+        print(line)
+    for letter, group in zip(_letters(comparison), comparison.groups, strict=True):
+        run = comparison.runs[group.members[0]]
+        if run.sample:
+            print(f"\n{letter} writes, at step {run.sample_step}:\n{_beginning(run.sample)}")
+
+
+def _letters(comparison: Comparison) -> list[str]:
+    """A, B, … Z, A1, B1, …"""
+    return [
+        ascii_uppercase[number % 26] + (str(number // 26) if number >= 26 else "")
+        for number in range(len(comparison.groups))
+    ]
+
+
+def _settings(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+    for difference in comparison.differences:
+        values = (_short(cell(value)) for value in difference.values)
+        yield (printable(difference.key), *values)
+
+
+def _results(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+    """Numbers of a group are a mean, and the lowest and highest where there are several runs."""
+
+    def row(title: str, of_run: Callable[[ComparedRun], float | None], form: str = ".4f") -> tuple[str, ...]:
+        return title, *(_mean(comparison, group, of_run, form) for group in comparison.groups)
+
+    runs = [[comparison.runs[member] for member in group.members] for group in comparison.groups]
+    yield "status", *(_short(", ".join(dict.fromkeys(run.summary.status for run in ours))) for ours in runs)
+    yield row("steps", lambda run: run.summary.step, ",.0f")
+    yield "best val loss", *(_spread(group.best_val_loss) for group in comparison.groups)
+    yield "best bits/byte", *(_spread(group.best_bits_per_byte) for group in comparison.groups)
+    yield row("last train loss", lambda run: run.train.losses[-1] if run.train.losses else None)
+    yield row("tokens/s", lambda run: run.tokens_per_second, ",.0f")
+    seconds = [[run.summary.seconds for run in ours if run.summary.seconds is not None] for ours in runs]
+    yield "training", *(duration(sum(of) / len(of)) if of else "-" for of in seconds)
+
+
+def _mean(
+    comparison: Comparison, group: Group, of_run: Callable[[ComparedRun], float | None], form: str
+) -> str:
+    values = [of_run(comparison.runs[member]) for member in group.members]
+    known = [value for value in values if value is not None]
+    return format(sum(known) / len(known), form) if known else "-"
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    several = f" ({spread.lowest:.4f} to {spread.highest:.4f}, {spread.count} runs)"
+    return f"{spread.mean:.4f}" + (several if spread.count > 1 else "")
+
+
+def _short(text: str) -> str:
+    return printable(text if len(text) <= _MOST_VALUE else text[: _MOST_VALUE - 3] + "...")
+
+
+def _beginning(sample: str) -> str:
+    lines = sample[:_MOST_LETTERS].strip("\n").splitlines()[:6]
+    return "\n".join(f"  {printable(line)}" for line in lines)
+
+
+# The chart
+
+
+def _chart(comparison: Comparison) -> Iterator[str]:
+    """Val losses by step, or train losses where nothing was evaluated twice; nothing for want of points.
+
+    In bits a byte where the tokenizers differ.
+    """
+    members = [
+        (letter[0], comparison.runs[member])
+        for letter, group in zip(_letters(comparison), comparison.groups, strict=True)
+        for member in group.members
+    ]
+    val = [(letter, _in_bits(run.val) if comparison.in_bits else run.val) for letter, run in members]
+    train = [(letter, run.train) for letter, run in members]
+    for curves, name in (
+        (val, "val bits/byte" if comparison.in_bits else "val loss"),
+        (train, "train loss"),
+    ):
+        if any(len(curve.steps) > 1 for _, curve in curves):
+            yield f"\n{name} by step (*: several)"
+            yield from _drawn([pair for pair in curves if pair[1].steps])
+            return
+
+
+def _in_bits(curve: Curve) -> Curve:
+    pairs = [
+        (step, bits) for step, bits in zip(curve.steps, curve.bits_per_byte, strict=True) if bits is not None
+    ]
+    return Curve(steps=tuple(step for step, _ in pairs), losses=tuple(bits for _, bits in pairs))
+
+
+def _drawn(curves: Sequence[tuple[str, Curve]]) -> Iterator[str]:
+    first = min(curve.steps[0] for _, curve in curves)
+    last = max(curve.steps[-1] for _, curve in curves)
+    columns = [first + (last - first) * column / (_WIDTH - 1) for column in range(_WIDTH)]
+    heights = [(letter, [_at(curve, step) for step in columns]) for letter, curve in curves]
+    for (_, curve), (_, losses) in zip(curves, heights, strict=True):
+        if len(curve.steps) == 1:  # between two columns, most often
+            losses[round((curve.steps[0] - first) / (last - first) * (_WIDTH - 1))] = curve.losses[0]
+    known = [loss for _, losses in heights for loss in losses if loss is not None]
+    low, high = min(known), max(known)
+    scale = (high - low) / (_HEIGHT - 1) or 1.0
+    rows = [[" "] * _WIDTH for _ in range(_HEIGHT)]
+    for letter, losses in heights:
+        for column, loss in enumerate(losses):
+            if loss is not None:
+                row = rows[_HEIGHT - 1 - round((loss - low) / scale)]
+                row[column] = letter if row[column] in (" ", letter) else "*"
+    for number, row in enumerate(rows):
+        label = f"{high - number * scale:.4g}" if number in (0, _HEIGHT // 2, _HEIGHT - 1) else ""
+        yield f"{label:>8} |{''.join(row).rstrip()}"
+    yield " " * 9 + "+" + "-" * _WIDTH
+    yield " " * 10 + f"{first:<{_WIDTH - 10}}{last:>10}"
+
+
+def _at(curve: Curve, step: float) -> float | None:
+    """The loss there, on a line between the points beside it; None before the first and after the last."""
+    after = bisect_left(curve.steps, step)
+    if after == len(curve.steps) or (after == 0 and curve.steps[0] != step):
+        return None
+    if curve.steps[after] == step:
+        return curve.losses[after]
+    (left, right), (low, high) = curve.steps[after - 1 : after + 1], curve.losses[after - 1 : after + 1]
+    return low + (high - low) * (step - left) / (right - left)
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """`gptkit runs compare --json`; these names stay."""
+    return {
+        "runs": [
+            {
+                **listed(Selected(run.summary), run.folder.parent),
+                "folder": str(run.folder),
+                "settings": dict(run.settings),
+                "train": asdict(run.train),
+                "val": asdict(run.val),
+                "sample": run.sample,
+                "sample_step": run.sample_step,
+            }
+            for run in comparison.runs
+        ],
+        "groups": [
+            {**asdict(group), "runs": [comparison.runs[member].id for member in group.members]}
+            for group in comparison.groups
+        ],
+        "differences": [asdict(difference) for difference in comparison.differences],
+        "notes": list(comparison.notes),
+    }

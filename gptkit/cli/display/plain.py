@@ -1,0 +1,131 @@
+"""Training as plain lines: for pipes, log files and terminals that can do no more.
+
+In: events. Out: standard output, a line each log_interval; warnings go to standard error. The words are the
+live display's too. Knows nothing of rich.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from gptkit import events
+from gptkit.cli.display.tables import duration
+from gptkit.cli.streams import lead_nowhere, warn
+from gptkit.errors import printable
+
+
+def say(text: str) -> None:
+    """A line on standard output, at once. That nobody can have it is no reason to stop training."""
+    try:
+        print(text, flush=True)
+    except OSError as error:  # the log's disk is full, or its terminal was closed
+        lead_nowhere(sys.stdout)
+        if not isinstance(error, BrokenPipeError):  # `gptkit train | head`: the reader has had enough
+            warn(f"cannot write standard output: {error.strerror}; training goes on without it.")
+
+
+def describe_start(event: events.RunStarted) -> list[str]:
+    """What is being trained, on what, in lines."""
+    compiled = ", compiled" if event.compiled else ""
+    if event.stop_step:
+        length = f"steps {event.start_step} to {event.stop_step}"
+    else:
+        length = f"{event.minutes:g} minutes from step {event.start_step}"
+    return [
+        f"run {event.run_id}",
+        f"{event.dataset}: {event.train_tokens:,} tokens to train on, {event.val_tokens:,} to evaluate on "
+        f"({event.tokenizer}, vocabulary {event.vocab_size:,})",
+        f"{event.parameters:,} parameters, {event.device}, {event.precision}{compiled}; {length}, "
+        f"{event.tokens_per_step:,} tokens a step",
+    ]
+
+
+def describe_resume(event: events.ResumeChecked) -> str:
+    verdict = f"valid, not bit-identical ({', '.join(event.differences)})" if event.differences else "exact"
+    more = {0: "", 1: "; the step recorded after it is trained again"}
+    again = more.get(event.replayed, f"; the {event.replayed} steps recorded after it are trained again")
+    return f"resume: {verdict}, from step {event.step}{again}"
+
+
+def describe_replayed(event: events.ReplayStarted) -> str:
+    begin = (
+        f"from step {event.start}"
+        if event.start
+        else "from the initial weights (there is no earlier checkpoint)"
+    )
+    return f"verify: training again to step {event.end} {begin}, in a temporary folder"
+
+
+def describe_end(event: events.RunFinished, folder: str) -> list[str]:
+    """What was reached, where it is, and how to go on."""
+    best = (
+        f"; best val loss {event.best_val_loss:.4f} ({event.best_bits_per_byte:.4f} bits/byte) "
+        f"at step {event.best_step}"
+        if event.best_val_loss is not None and event.best_bits_per_byte is not None
+        else ""
+    )
+    reached = event.reason or f"step {event.step} of {event.max_steps}"
+    lines = [
+        f"{event.status}: {reached}, {duration(event.seconds)} of training{best}",
+        f"run folder:  {folder}",
+    ]
+    if event.report is not None:
+        lines.append(f"report:      {event.report}")
+    if event.saved:
+        folder = shlex.quote(folder)
+        lines.append(f"write text:  gptkit generate {folder}")
+        if event.status != "finished":
+            lines.append(f"go on:       gptkit resume {folder}")
+    return lines
+
+
+class PlainView:
+    """A line each log_interval, for pipes and log files."""
+
+    def __init__(self) -> None:
+        self._folder = ""
+        self._words: dict[str, str] = {}
+        self._working = ""
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.RunStarted():
+                self._folder = str(event.folder)
+                self._say(*describe_start(event))
+            case events.StepFinished():
+                self._words = {
+                    "step": str(event.step),
+                    "train loss": f"{event.train_loss:.4f}",
+                    "learning rate": f"{event.learning_rate:.3g}",
+                    "grad norm": f"{event.grad_norm:.3g}",
+                    "tokens/s": f"{event.tokens_per_second:,.0f}",
+                }
+            case events.EvaluationFinished():
+                self._words |= {
+                    "val loss": f"{event.val_loss:.4f}" + (" (best)" if event.is_best else ""),
+                    "bits/byte": f"{event.bits_per_byte:.4f}",
+                }
+            case events.StepDone():
+                if self._words:
+                    self._say("  ".join(f"{name} {value}" for name, value in self._words.items()))
+                    self._words = {}
+            case events.RunFinished():
+                self._say(*describe_end(event, self._folder))
+            case events.ResumeChecked():
+                self._say(describe_resume(event))
+            case events.ReplayStarted():
+                self._say(describe_replayed(event))
+            case events.Working():
+                self._once(event)
+            case events.Warned():
+                warn(event.message)
+
+    def _once(self, event: events.Working) -> None:
+        """The first word of work that comes before training; how it goes on is for those who watch."""
+        if not self._folder and self._working != event.what:
+            self._working = event.what
+            self._say(event.what)
+
+    def _say(self, *lines: str) -> None:
+        say("\n".join(printable(line) for line in lines))

@@ -1,0 +1,115 @@
+"""How `gptkit plugins` looks: tables on a terminal, plain lines when piped.
+
+In: the rows and descriptions of gptkit.plugins.listing, the lines of gptkit.testing. Out: standard
+output. What a stranger's package says of itself is shown escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptkit.cli.display.tables import show_table
+from gptkit.errors import printable
+from gptkit.plugins import registry
+
+if TYPE_CHECKING:
+    from gptkit.plugins.listing import OptionRow, PluginDescription, PluginRow
+    from gptkit.testing import Line
+
+_HEADER = ("family", "name", "package", "loads", "what it is")
+_PLACES = {
+    registry.TOKENIZERS: ("", "tokenizer"),
+    registry.POSITIONS: ("[model]\n", "position"),
+    registry.DATASETS: ("[data]\n", "dataset"),
+}
+
+
+def show_list(rows: Sequence[PluginRow]) -> None:
+    show_table(_HEADER, [_cells(row) for row in rows])
+
+
+def _cells(row: PluginRow) -> tuple[str, ...]:
+    loads = "no" if row.problem else "yes"
+    said = row.problem.replace("\n", " ") or row.summary
+    package = f"{row.distribution} {row.version}"
+    return tuple(
+        printable(cell) or "-" for cell in (registry.SHORT[row.family], row.name, package, loads, said)
+    )
+
+
+def show_description(plugin: PluginDescription) -> None:
+    row = plugin.row
+    print(printable(f"{registry.KINDS[row.family]} {row.name}: {row.summary}"))
+    print(
+        printable(f"from {row.distribution} {row.version}, {plugin.place}, plugin API {plugin.api_version}")
+    )
+    if plugin.about:
+        print("\n" + "\n".join(printable(line) for line in plugin.about.splitlines()))
+    print()
+    if plugin.options:
+        show_table(
+            ("option", "what it takes", "default", "what it is"),
+            [_option(option) for option in plugin.options],
+        )
+    else:
+        print("It takes no options.")
+    print(f"\nIn an experiment file:\n\n{_usage(plugin)}")
+
+
+def _option(option: OptionRow) -> tuple[str, ...]:
+    default = "(must be given)" if option.required else _toml(option.default)
+    return tuple(printable(cell) or "-" for cell in (option.name, option.kind, default, option.description))
+
+
+def _usage(plugin: PluginDescription) -> str:
+    """The lines that name it, with its options where it has some."""
+    named = [
+        f"{option.name} = {'…' if option.required else _toml(option.default)}"
+        for option in plugin.options
+        if option.required or option.default is not None
+    ]
+    if plugin.row.family == registry.TRACKERS:
+        key = _key(plugin.row.name)
+        lines = [f"[tracking.{key}]", *named] if named else ["[tracking]", f"{key} = true"]
+        return "\n".join(map(printable, lines))
+    table, key = _PLACES[plugin.row.family]
+    name = json.dumps(plugin.row.name)
+    value = f"{{ {', '.join([f'type = {name}', *named])} }}" if named else name
+    return table + printable(f"{key} = {value}")
+
+
+def _key(name: str) -> str:
+    """A name as a key of a TOML file."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+
+
+def _toml(value: Any) -> str:
+    """A default as a TOML file has it; nothing for none."""
+    if value is None:
+        return ""
+    return json.dumps(value, default=str)  # of these few kinds JSON and TOML look the same
+
+
+def show_heading(family: str, name: str) -> None:
+    print(printable(f"{registry.KINDS[family]} {name}"), flush=True)
+
+
+def show_line(line: Line) -> None:
+    """One check of a plugin, in columns."""
+    said = printable(line.said.replace("\n", " "))
+    print(f"  {line.verdict:<8} {printable(line.check):<28} {said}".rstrip(), flush=True)
+
+
+def show_new(package: Path, name: str) -> None:
+    path = str(package) if package.is_absolute() else f"./{package}"  # else pip takes it for a name
+    print(
+        printable(f"{path} is written. Install it and see that it works:")
+        + f"\n\n  pip install -e {shlex.quote(path + '[dev]')}"
+        + f"\n  gptkit plugins check {name}"
+        + f"\n  pytest {shlex.quote(path)}"
+    )

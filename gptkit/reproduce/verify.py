@@ -1,0 +1,245 @@
+"""Does a run keep its promise? Every file held against its hashes; a stretch of it trained again.
+
+In: a run's folder. Out: a finding for each thing in it; or what differs between a stretch as it was recorded
+and as it comes out now. Nothing in the run is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptkit.errors import CheckpointError, GptkitError
+from gptkit.experiment import Experiment
+from gptkit.files import sha256, to_json
+from gptkit.model import GPT
+from gptkit.plugins import Tokenizer
+from gptkit.runs import (
+    CHECKPOINTS,
+    METRICS,
+    RECORD,
+    SAMPLES,
+    TOKENIZER,
+    Run,
+    is_locked,
+    metric_row,
+    refuse_special_files,
+)
+from gptkit.runs.checkpoint import Checkpoint, list_steps, load_checkpoint
+from gptkit.runs.contents import entries
+from gptkit.runs.load import (
+    check_saved,
+    check_tokenizer,
+    recorded_id,
+    run_experiment,
+    run_tokenizer,
+    train_again,
+)
+from gptkit.training.optim import Optimizer, weights_for
+from gptkit.training.parameters import Weights
+from gptkit.training.session import progress_of
+from gptkit.training.setup import build_model_for
+
+_MAX_TORN, _MAX_SAMPLE = 100_000, 100_000_000  # bytes
+_SAMPLE = re.compile(r"step-\d{12}\.txt")
+_LEFT = {
+    ".tmp-": "left by a save that was cut off; 'gptkit resume' removes it",
+    ".trash-": "left by a removal that was cut off; 'gptkit resume' removes it",
+    ".bad-": "a checkpoint that was set aside; remove it when you need it no more",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing of a run. `verdict` is "ok", "note" for what harms nothing, or "bad"."""
+
+    verdict: str
+    what: str
+    said: str = ""
+
+
+def verify_run(run: Run) -> Iterator[Finding]:
+    """Every file of a run, one after another. Raises CheckpointError for a folder that has links in it."""
+    refuse_special_files(run)
+    if is_locked(run):
+        yield Finding("note", run.id, "is being trained now; what changes meanwhile may be found wrong")
+    experiment: Experiment | None = None
+    try:
+        experiment = run_experiment(run)
+        yield Finding("ok", run.experiment_file.name)
+    except GptkitError as error:
+        yield Finding("bad", run.experiment_file.name, str(error))
+    record: dict[str, Any] = {}
+    try:
+        record = run.record()
+        yield Finding("ok", RECORD, f"{record.get('status')}, step {record.get('step', 0)}")
+    except GptkitError as error:
+        yield Finding("bad", RECORD, f"{error}; it says how the run was trained, and what on")
+    tokenizer, finding = _tokenizer(run, experiment, record)
+    yield finding
+    yield _metrics(run)
+    yield from _checkpoints(run, experiment, tokenizer, record)
+    yield from _samples(run)
+    yield from _tracked(run, experiment)
+    for folder in (run.path, run.checkpoints, run.samples):
+        for entry in sorted(entries(folder)):
+            for beginning, said in _LEFT.items():
+                if entry.name.startswith(beginning):
+                    yield Finding("note", str(entry.relative_to(run.path)), said)
+
+
+def _tokenizer(
+    run: Run, experiment: Experiment | None, record: dict[str, Any]
+) -> tuple[Tokenizer | None, Finding]:
+    """The tokenizer, where it is the one that the run recorded."""
+    recorded = record.get("tokenizer")
+    wanted = recorded.get("sha256") if isinstance(recorded, dict) else None
+    try:
+        if sha256(to_json(run.tokenizer_json())) != wanted:
+            said = f"it is not what {RECORD} recorded (SHA-256 differs); put the run's own back"
+            return None, Finding("bad", TOKENIZER, said)
+        tokenizer = run_tokenizer(run, experiment) if experiment else None
+    except (GptkitError, ValueError) as error:
+        return None, Finding("bad", TOKENIZER, str(error))
+    return tokenizer, Finding("ok", TOKENIZER, "SHA-256 as recorded")
+
+
+def _metrics(run: Run) -> Finding:
+    path, rows, wrong, torn = run.path / METRICS, 0, [], False
+    if not path.exists():
+        return Finding("note", METRICS, "there is none: no step was logged")
+    if not path.is_file():
+        return Finding("bad", METRICS, "it is not a file")
+    try:
+        for number, line in enumerate(run.metric_lines(), start=1):
+            torn = not line.endswith(b"\n")
+            if metric_row(line):
+                rows += 1
+            elif not torn or len(line) > _MAX_TORN:
+                wrong.append(number)
+    except OSError as error:
+        return Finding("bad", METRICS, f"it cannot be read: {error.strerror}")
+    if wrong:
+        shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
+        return Finding("bad", METRICS, f"no JSON object with a step in line {shown}; such lines are left out")
+    if torn:
+        return Finding("note", METRICS, "its last line was cut off by a crash; 'gptkit resume' mends it")
+    return Finding("ok", METRICS, f"{rows} lines")
+
+
+def _samples(run: Run) -> Iterator[Finding]:
+    read = 0
+    try:
+        paths = sorted(run.samples.iterdir()) if run.samples.is_dir() else []
+    except OSError as error:
+        yield Finding("bad", SAMPLES, f"the folder cannot be read: {error.strerror}")
+        return
+    for path in paths:
+        if _SAMPLE.fullmatch(path.name):
+            try:
+                if path.is_symlink():
+                    raise ValueError("it is a symbolic link")
+                if path.stat().st_size > _MAX_SAMPLE:
+                    raise ValueError("it is too large")
+                path.read_bytes().decode()
+                read += 1
+            except (OSError, ValueError) as error:
+                yield Finding("bad", f"{SAMPLES}/{path.name}", f"it cannot be read as UTF-8: {error}")
+    if read:
+        yield Finding("ok", SAMPLES, f"{read} of them")
+
+
+def _tracked(run: Run, experiment: Experiment | None) -> Iterator[Finding]:
+    """What trackers have written: theirs to read, and nothing that the run depends on."""
+    for name in experiment.tracking if experiment else ():
+        if set(name) & set("/\\\0.") or not os.path.isdir(run.path / name):
+            continue  # unlike Path.is_dir, no error for a name that cannot be
+        files = sum(path.is_file() for path in entries(run.path / name))
+        said = f"{files} file{'' if files == 1 else 's'} of the tracker of that name, which has no hashes"
+        yield Finding("ok", name, said)
+
+
+def _checkpoints(
+    run: Run, experiment: Experiment | None, tokenizer: Tokenizer | None, record: dict[str, Any]
+) -> Iterator[Finding]:
+    try:
+        steps = list_steps(run.checkpoints)
+    except OSError as error:
+        yield Finding("bad", CHECKPOINTS, f"the folder cannot be read: {error.strerror}")
+        return
+    if not steps:
+        try:
+            check_saved(run, experiment)
+        except GptkitError as error:
+            saved_none = experiment is not None and not experiment.checkpoints.save
+            yield Finding("note" if saved_none else "bad", CHECKPOINTS, str(error))
+    good: list[int] = []
+    bad: list[tuple[int, str]] = []
+    strange: list[tuple[int, str]] = []  # whole, but of something else
+    fits = _Fitting(run, experiment, tokenizer, record)
+    for step in steps:
+        found = bad
+        try:
+            checkpoint = load_checkpoint(run.checkpoints, step, run_id=recorded_id(run))
+            found = strange
+            fits.check(checkpoint)
+            good.append(step)
+        except GptkitError as error:
+            if step in list_steps(run.checkpoints):  # not pruned meanwhile by a process that trains
+                found.append((step, str(error)))
+    for step in good:
+        yield Finding("ok", f"checkpoint {step}", "" if fits.known else "whole; not held against the model")
+    instead = (
+        f"'gptkit resume' goes on from step {good[-1]}" if good else f"train it again: {train_again(run)}"
+    )
+    for step, said in bad:
+        newer = "; a newer one is whole" if good and step < good[-1] else f"; {instead}"
+        yield Finding("bad", f"checkpoint {step}", f"{said}{newer}")
+    for step, said in strange:
+        advice = "its files are as saved, and 'gptkit resume' does not pass over it: move it away"
+        yield Finding("bad", f"checkpoint {step}", f"{said}; {advice}")
+
+
+class _Fitting:
+    """Whether checkpoints are of this run's model, optimizer, tokenizer and text."""
+
+    def __init__(
+        self,
+        run: Run,
+        experiment: Experiment | None,
+        tokenizer: Tokenizer | None,
+        record: dict[str, Any],
+    ) -> None:
+        self._run, self._experiment, self._tokenizer = run, experiment, tokenizer
+        dataset = record.get("dataset")
+        self._text = dataset.get("sha256") if isinstance(dataset, dict) else None
+        self._built: tuple[Weights, Optimizer] | None = None
+        self.known = experiment is not None and tokenizer is not None
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raises CheckpointError."""
+        if self._experiment is None or self._tokenizer is None:
+            return
+        check_tokenizer(self._run, checkpoint, self._tokenizer)
+        if self._text is not None and checkpoint.state.get("text_sha256") != self._text:
+            raise CheckpointError("it was trained on another text than the run's")
+        whose = f"step {checkpoint.step}"
+        model = build_model_for(self._experiment, self._tokenizer.vocab_size, checkpoint.model, whose)
+        try:
+            weights, optimizer = self._build(model, self._experiment)
+            weights.load(checkpoint.model)
+            optimizer.load_state(checkpoint.optimizer)
+            progress_of(checkpoint)
+        except (ValueError, KeyError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"it does not fit the run: {error}") from error
+
+    def _build(self, model: GPT, experiment: Experiment) -> tuple[Weights, Optimizer]:
+        if self._built is None:
+            weights = weights_for(model, torch.float32, experiment.optimizer)
+            self._built = weights, Optimizer(weights, experiment.optimizer)
+        return self._built

@@ -1,1 +1,0 @@
-"""From a dataset's name to batches: datasets, tokenizers, the corpus of a run, the sampler. No torch."""

@@ -1,0 +1,1 @@
+"""The built-in tokenizers, one file each."""

@@ -1,0 +1,487 @@
+"""What a person sees while gptkit trains, on terminals of all kinds, and what a program reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from rich.live import Live
+
+from gptkit import events
+from gptkit.cli.app import run_command
+from gptkit.cli.display import terminal as render_terminal
+from gptkit.cli.display.curve import History, curve
+from gptkit.cli.display.json import JsonView, as_object
+from gptkit.cli.display.live import LiveView
+from gptkit.cli.display.panel import Room, Seen, panel
+from gptkit.cli.display.plain import PlainView
+from gptkit.experiment import experiment_from_dict
+from gptkit.runs import find_run
+from gptkit.training.loss import evaluate
+from gptkit.training.setup import build_model
+from tests.support import TINY, Command, small_text
+from tests.support.terminals import Screen, terminal
+
+START = events.RunStarted(
+    run_id="tiny.c16.e32.h2.b2-20261122-104012",
+    folder=Path("runs/tiny"),
+    dataset="mine",
+    tokenizer="char",
+    vocab_size=30,
+    train_tokens=18_000,
+    val_tokens=2_000,
+    parameters=30_000,
+    device="cpu",
+    precision="fp32",
+    compiled=False,
+    start_step=0,
+    stop_step=400,
+    max_steps=400,
+    tokens_per_step=64,
+)
+HOSTILE = "ROMEO:\n\x1b[2J\x1b]0;owned\x07\rgone\u202e [bold]not bold[/bold] \ud800\n" + "x" * 500
+Run = Callable[..., str]
+
+
+def here() -> dict[str, str]:
+    """The environment for a process that is to import this gptkit."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def logged(step: int) -> events.StepFinished:
+    loss = 1.5 + 2 * math.exp(-step / 50)
+    return events.StepFinished(step, loss, 0.02, 0.5, step * 64, 41_234.0, step * 0.1)
+
+
+def evaluated(step: int) -> events.EvaluationFinished:
+    loss = 1.6 + 2 * math.exp(-step / 50)
+    return events.EvaluationFinished(step, loss, 2.25, loss, step, step * 64, 0.02, step * 0.1)
+
+
+def train(view: events.Listener, steps: int = 200, start: events.RunStarted = START) -> None:
+    """The events of a run that has come so far."""
+    view(start)
+    for step in range(1, steps + 1):
+        if step % 10 == 0:
+            view(logged(step))
+        if step % 100 == 0:
+            view(evaluated(step))
+        view(events.StepDone(step))
+        if step % 100 == 0:
+            view(events.SampleDrawn(step, HOSTILE))
+
+
+@pytest.fixture
+def seen() -> Seen:
+    view = LiveView(Console(file=io.StringIO(), width=80, height=24))
+    train(view)
+    return view.seen
+
+
+# The panel, in the room that there is
+
+
+@pytest.mark.parametrize("width", [200, 160, 100, 60, 59, 40, 39, 20, 8, 1])
+@pytest.mark.parametrize("height", [60, 24, 12, 9, 4, 2, 1])
+def test_the_panel_fits_any_terminal_and_says_the_step_first(width: int, height: int, seen: Seen) -> None:
+    for ascii_only in (False, True):
+        lines = panel(seen, Room(width, height, ascii_only), "0:26")
+        assert max(line.cell_len for line in lines) <= width
+        assert len(lines) <= max(height - 1, 1)
+        if width >= 20:
+            assert "step 200/400" in "\n".join(line.plain for line in lines[:2])
+
+
+@pytest.mark.parametrize("width", [160, 100, 60])
+def test_with_room_there_are_the_numbers_the_curve_and_the_sample(width: int, seen: Seen) -> None:
+    shown = "\n".join(line.plain for line in panel(seen, Room(width, 24, False), "0:26"))
+    for words in (
+        *("step 200/400", "0:26 left", "train 1.5366", "val 1.6366", "best 1.6366 @ 200"),
+        *("tokens/s 41,234", "lr 0.02", "grad norm 0.5", "sample at step 200", "ROMEO:"),
+    ):
+        assert words in shown
+    assert shown.count("●") == 3  # the mark of val in the legend, and its two evaluations
+    assert len(re.findall("[\u2801-\u28ff]", shown)) > 20
+    assert len({line.cell_len for line in panel(seen, Room(width, 24, False), "")}) == 1
+
+
+def test_a_sample_cannot_steer_the_terminal(seen: Seen) -> None:
+    for width in (160, 60):
+        for line in panel(seen, Room(width, 40, False), ""):
+            assert line.plain.isprintable()
+
+
+def test_where_only_ascii_can_be_shown_all_is_ascii(seen: Seen) -> None:
+    seen.sample = events.SampleDrawn(200, "ca\u00e9 \u03b1\u03b2 \u65e5\u672c")
+    seen.start = replace(START, run_id="\u00fcbung")
+    for width in (160, 60, 30):
+        lines = panel(seen, Room(width, 24, True, "ascii"), "0:26")
+        assert all(line.plain.isascii() for line in lines)
+    assert any("o" in line.plain and ".." in line.plain for line in lines)
+
+
+def test_what_is_done_beside_the_training_and_a_stop_that_was_asked_for_are_shown(seen: Seen) -> None:
+    seen.working = events.Working("evaluating", 3, 12)
+    assert "evaluating  25%" in panel(seen, Room(80, 24, False), "")[1].plain
+    seen.stopping = True
+    assert "stopping" in panel(seen, Room(80, 24, False), "")[1].plain
+
+
+def test_before_the_training_a_bar_shows_the_work(seen: Seen) -> None:
+    (line,) = panel(Seen(working=events.Working("downloading", 30, 40)), Room(80, 24, False), "")
+    assert line.plain == f"downloading {'━' * 30}{'─' * 10}  75%"
+    (line,) = panel(Seen(working=events.Working("tokenizing", 1234, 0)), Room(12, 24, False), "")
+    assert line.cell_len <= 12
+
+
+def test_the_curve_goes_down_where_the_loss_does() -> None:
+    falling = [(step, 4 - step / 100) for step in range(300)]
+    lines = [line.plain for line in curve(falling, [], width=46, height=5, ascii_only=True)]
+    columns = [line.index(".", 6) for line in lines]
+    assert columns == sorted(columns)
+    assert lines[0].startswith("3.70 ")  # where it stood after a tenth of the steps
+    assert lines[-1].startswith("1.01 ")
+
+
+def test_the_memory_of_a_long_run_is_bounded_and_keeps_its_shape() -> None:
+    history = History()
+    for step in range(1, 100_001):
+        history.add(step, step / 1000)
+    assert len(history.points) < 1024
+    assert all(abs(loss - step / 1000) < 1e-6 for step, loss in history.points)
+    assert history.points[0][0] < 200
+    assert history.points[-1][0] > 99_000
+
+
+# On a terminal
+
+
+@pytest.fixture
+def on_terminal(tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Trains in a pseudo-terminal, in this process, and gives what was written to it."""
+
+    def run(*arguments: str, columns: int = 100, rows: int = 24, **environment: str) -> str:
+        tiny_experiment.write_text(TINY.replace("sample_interval = 0", "sample_interval = 10"))
+        with monkeypatch.context() as changed, terminal(columns, rows) as (_, theirs, read):
+            for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "LC_ALL", "LC_CTYPE", "COLORTERM"):
+                changed.delenv(name, raising=False)
+            for name, value in {"TERM": "xterm-256color", "LANG": "C.UTF-8", **environment}.items():
+                changed.setenv(name, value)
+            changed.setattr("gptkit.cli.display.live._SOONEST", 0.0)
+            changed.setattr("gptkit.cli.display.live._LATEST", 0.0)
+            with os.fdopen(os.dup(theirs), "w", encoding="utf-8") as out:
+                changed.setattr(sys, "stdout", out)
+                assert run_command(["train", "tiny.toml", *arguments]) == 0
+        return read.text
+
+    return run
+
+
+@pytest.mark.parametrize("columns", [160, 100, 60, 30])
+def test_what_stays_is_the_lines_and_never_a_piece_of_the_panel(columns: int, on_terminal: Run) -> None:
+    written = on_terminal(columns=columns)
+    screen = Screen(columns)
+    screen.write(written)
+    shown = "\n".join(screen.lines)
+    assert "step 20/20" in written  # the panel was there
+    assert not re.search(r"step \d+/20|grad norm", shown)
+    assert shown.startswith("run tiny.c16")
+    assert shown.count("val loss") == 2  # an evaluation's line, and the best in the last one
+    assert "sample at step 20" in shown
+    assert "finished: step 20 of 20" in shown.replace("\n", " ")
+    assert screen.cursor_shown
+    assert screen.wraps
+
+
+def test_no_color_means_none(on_terminal: Run) -> None:
+    coloured, written = on_terminal(), on_terminal(NO_COLOR="1")
+    colour = re.compile(r"\x1b\[[\d;]*\b(3[0-7]|38|9[0-7])[;m]")
+    assert colour.search(coloured)
+    assert not colour.search(written)
+    assert "step 20/20" in written
+
+
+def test_a_dumb_terminal_gets_plain_lines(on_terminal: Run) -> None:
+    written = on_terminal(TERM="dumb")
+    assert "\x1b" not in written
+    assert [line.split()[1] for line in written.splitlines() if line.startswith("step ")] == ["10", "20"]
+
+
+def test_a_c_locale_gets_ascii(on_terminal: Run) -> None:
+    assert "\u2501" in on_terminal()
+    assert on_terminal(LC_ALL="C").isascii()
+
+
+@pytest.mark.parametrize("columns", [20, 33, 47, 60, 99])
+def test_a_window_that_becomes_narrower_keeps_one_panel_and_every_line(columns: int) -> None:
+    screen, file = Screen(100), io.StringIO()
+    console = Console(file=file, width=100, height=30, force_terminal=True, color_system=None)
+    view = LiveView(console, clock=lambda: 0.0)
+    live = Live(get_renderable=view.render, console=console, auto_refresh=False, transient=True)
+    view.screen = render_terminal.Screen(console, live)
+    live.start()
+    train(view, 100)
+    view.screen.refresh()
+    screen.write(file.getvalue())
+    file.seek(file.truncate(0))
+    console.width = columns
+    screen.narrow(columns)
+    view(events.Warned("a line above it"))
+    view.screen.refresh()
+    screen.write(file.getvalue())
+    shown = "\n".join(screen.lines)
+    assert shown.count("step 100/400") == 1
+    assert "step    100" in shown.replace("\n", "")
+    assert shown.index("warning: a line") < shown.index("step 100/400")
+    assert shown.count("grad norm") == 1
+    file.seek(file.truncate(0))
+    view.screen.stop()
+    screen.write(file.getvalue())
+    assert "grad norm" not in "\n".join(screen.lines)
+
+
+class Drawings:
+    """A screen that counts, and takes its time."""
+
+    def __init__(self, takes: float) -> None:
+        self.now, self.times, self._takes = 0.0, 0, takes
+
+    def refresh(self) -> None:
+        self.times += 1
+        self.now += self._takes
+
+    def print(self, text: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("takes", "most"), [(0.0, 42), (0.005, 12), (0.05, 7)])
+def test_drawing_is_bounded_by_time_not_by_steps(takes: float, most: int) -> None:
+    """Ten seconds of steps that take a millisecond each."""
+    drawings = Drawings(takes)
+    view = LiveView(Console(file=io.StringIO()), clock=lambda: drawings.now)
+    view.screen = drawings  # type: ignore[assignment]
+    view(START)
+    step = 0
+    while drawings.now < 10:
+        step += 1
+        drawings.now += 0.001
+        view(logged(step))
+        view(events.StepDone(step))
+    assert 4 <= drawings.times <= most
+    before = drawings.times
+    view.hurry()
+    drawings.now += 0.06
+    view(events.StepDone(step))
+    assert drawings.times == before + 1
+
+
+def test_a_run_that_goes_on_shows_all_of_its_curve(tiny_experiment: Path, gptkit_command: Command) -> None:
+    assert gptkit_command("train", tiny_experiment, "--stop-at", 15, "--quiet").code == 0
+    rows = find_run("latest").metrics()
+    view = LiveView(Console(file=io.StringIO()))
+    view(replace(START, folder=find_run("latest").path, start_step=15, stop_step=20))
+    assert view.seen.train.points == [(row["step"], row["train_loss"]) for row in rows]
+    view(replace(START, folder=Path("gone"), start_step=15, stop_step=20))
+
+
+def test_ctrl_c_leaves_a_clean_screen_and_a_saved_run(workspace: Path) -> None:
+    Path("tiny.toml").write_text(TINY.replace("max_steps = 20", "max_steps = 1000000"))
+    environment = {**here(), "TERM": "xterm", "LANG": "C.UTF-8"}
+    for name in ("NO_COLOR", "LC_ALL", "COLUMNS", "LINES"):
+        environment.pop(name, None)
+    with terminal(80, 24) as (ours, theirs, read):
+        echo = termios.tcgetattr(theirs)[3] & termios.ECHO
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LEADER, "train", "tiny.toml"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment,
+            start_new_session=True,
+        )
+        end = time.monotonic() + 60
+        while (
+            not re.search(r"step [1-9]\d*/", read.text) and time.monotonic() < end and process.poll() is None
+        ):
+            time.sleep(0.05)
+        assert not termios.tcgetattr(theirs)[3] & termios.ECHO
+        os.write(ours, b"\x03")
+        assert process.wait(60) == 130, read.text
+        assert termios.tcgetattr(theirs)[3] & termios.ECHO == echo
+    screen = Screen(80)
+    screen.write(read.text)
+    shown = "\n".join(screen.lines)
+    assert screen.cursor_shown
+    assert "^C" not in shown
+    assert not re.search("tokens/s|[│╭╰]", shown)
+    assert "interrupted: step" in shown
+    assert "gptkit resume runs/tiny" in shown
+    run = find_run("latest")
+    assert run.record()["status"] == "interrupted"
+    assert run.record()["last_checkpoint"] == run.record()["step"]
+
+
+_LEADER = """\
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.argv[0] = "gptkit"
+from gptkit.__main__ import main
+main()
+"""
+
+
+# Plain lines
+
+
+def test_plain_lines_are_silent_about_work_between_steps(capfd: pytest.CaptureFixture[str]) -> None:
+    view = PlainView()
+    for event in (events.Working("reading", 1, 2), events.Working("reading", 2, 2), START):
+        view(event)
+    before = capfd.readouterr().out
+    assert before.splitlines()[:2] == ["reading", f"run {START.run_id}"]
+    view(events.Working("evaluating", 1, 2))
+    assert capfd.readouterr().out == ""
+
+
+# JSON lines
+
+
+def test_json_lines_are_the_events_and_say_what_the_metrics_say(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    tiny_experiment.write_text(TINY.replace("sample_interval = 0", "sample_interval = 10"))
+    done = gptkit_command("train", tiny_experiment, "--json", "--set", "training.log_interval=5")
+    assert (done.code, done.err) == (0, "")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    run = find_run("latest")
+    assert lines[0]["event"] == "run_started"
+    assert lines[0]["folder"] == str(run.path)
+    assert lines[-1]["event"] == "run_finished"
+    assert lines[-1]["status"] == "finished"
+    assert {line["event"] for line in lines[1:-1]} == {
+        *("step_finished", "evaluation_finished", "sample_drawn", "checkpoint_saved")
+    }
+    rows: dict[int, dict[str, object]] = {}
+    for line in lines:
+        if line["event"] in ("step_finished", "evaluation_finished"):
+            rows.setdefault(line["step"], {}).update(line)
+    recorded = run.metrics()
+    assert [row["step"] for row in recorded] == list(rows) == [5, 10, 15, 20]
+    for row in recorded:
+        said = rows[row["step"]]
+        for key, value in row.items():
+            assert value == pytest.approx(said[key], abs=0.06 if key == "tokens_per_second" else 6e-4)
+        assert row["train_loss"] == said["train_loss"]
+        assert row.get("val_loss") == said.get("val_loss")
+
+
+def test_a_resumed_run_tells_its_story_too(tiny_experiment: Path, gptkit_command: Command) -> None:
+    assert gptkit_command("train", tiny_experiment, "--stop-at", 10, "--quiet").code == 0
+    done = gptkit_command("resume", "latest", "--json")
+    told = [json.loads(line) for line in done.out.splitlines()]
+    assert told[0] == {"event": "resume_checked", "step": 10, "differences": [], "replayed": 0}
+    assert told[-1]["event"] == "run_finished"
+
+
+def test_a_warning_is_an_event_and_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    JsonView()(events.Warned("caf\u00e9\nand more"))
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"event": "warned", "message": "caf\u00e9\nand more"}
+    assert out.count("\n") == 1
+    assert err.startswith("gptkit: warning: caf")
+
+
+def test_a_number_that_json_has_none_of_is_null() -> None:
+    told = as_object(replace(logged(1), grad_norm=math.inf))
+    assert told["grad_norm"] is None
+    assert told["event"] == "step_finished"
+
+
+def test_how_far_work_has_come_is_told_once_a_second(capfd: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    view = JsonView(clock=lambda: now[0])
+    for done in range(1000):
+        now[0] += 0.01
+        view(events.Working("reading", done, 1000))
+    assert 5 <= len(capfd.readouterr().out.splitlines()) <= 11
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "tiny.toml", "--quiet"],
+        ["train", "tiny.toml", "--generate", "5"],
+        ["resume", "latest", "--quiet"],
+        ["resume", "latest", "--verify"],
+    ],
+)
+def test_json_shares_standard_output_with_nothing(
+    arguments: list[str], tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    refused = gptkit_command(*arguments, "--json")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--json and --" in refused.err
+    assert not list(Path("runs").iterdir())
+
+
+def test_a_program_that_reads_three_lines_does_not_stop_the_training(tiny_experiment: Path) -> None:
+    command = [sys.executable, "-m", "gptkit", "train", tiny_experiment, "--json"]
+    command += ["--set", "training.log_interval=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=here())
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for _ in range(3):
+        json.loads(process.stdout.readline())
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+    process.stderr.close()
+    assert find_run("latest").record()["status"] == "finished"
+
+
+# Long work beside the training
+
+
+def test_an_evaluation_tells_how_far_it_is_and_comes_out_the_same() -> None:
+    experiment = experiment_from_dict(
+        {"model": {"context_length": 16, "n_embd": 16, "n_head": 2, "n_layer": 1}}
+    )
+    torch.manual_seed(0)
+    model = build_model(experiment, 30)
+    ids = np.arange(40_000) % 30
+    told: list[tuple[int, int]] = []
+    watched = evaluate(
+        model, ids, context_length=16, eval_tokens=40_000, progress=lambda *far: told.append(far)
+    )
+    assert watched == evaluate(model, ids, context_length=16, eval_tokens=40_000)
+    windows = (len(ids) - 1) // 16
+    assert told[-1] == (windows, windows)
+    assert told == sorted(told)
+    assert len(told) > 3
+
+
+def test_a_long_evaluation_and_a_long_text_are_told_a_short_one_not(
+    tiny_experiment: Path, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def works() -> set[str]:
+        done = gptkit_command("train", tiny_experiment, "--json")
+        return {told["what"] for told in map(json.loads, done.out.splitlines()) if told["event"] == "working"}
+
+    assert works() == set()
+    monkeypatch.setattr("gptkit.training.session._LONG_EVALUATION", 1e-9)
+    monkeypatch.setattr("gptkit.data.corpus._LONG_TEXT", len(small_text()))
+    assert works() == {"evaluating", "tokenizing the text"}

@@ -1,0 +1,33 @@
+"""Every wrong turn says the right one: what tests/wrong_turns.py lists, taken one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.wrong_turns import TURNS, Turn, prepare, take
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("turns")
+    prepare(root)
+    return root
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=str)
+def test_a_wrong_turn_says_the_right_one(turn: Turn, place: Path) -> None:
+    before = {path for path in place.rglob("*") if path.name != ".lock"}
+    code, out, err = take(turn, place)
+    said = out + err
+    assert code == turn.code, said
+    for phrase in turn.phrases:
+        assert phrase in said
+    assert "Traceback" not in said
+    if turn.words:
+        lines = [line for line in err.splitlines() if not line.startswith("downloading ")]
+        assert lines[0].startswith("gptkit: ")
+        own = [line for line in lines if not line.startswith("  line ")]  # and one that the file has
+        assert len(own) <= 3
+    assert {path for path in place.rglob("*") if path.name != ".lock"} == before

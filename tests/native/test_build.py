@@ -1,0 +1,300 @@
+"""From C sources to a library or to none: whatever the compiler, the cache or another process does.
+
+Mostly with a source of one line, since the real ones take seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptkit import native
+from gptkit.native import build
+
+REAL = build._compiler()
+REAL_SOURCES = build.SOURCES
+FIND = build.library.__wrapped__  # without its memory
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing is compiled on Windows")
+needs_compiler = pytest.mark.skipif(REAL is None, reason="no C compiler here")
+
+Script = Callable[[str], str]
+
+
+@pytest.fixture(autouse=True)
+def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One small source, and an empty cache."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "answer.c").write_text(
+        '__attribute__((visibility("default"))) int answer(void) { return 42; }\n'
+    )
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "src")
+    monkeypatch.setattr(build, "_switched_on", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "cache" / "gptkit"))
+    monkeypatch.delenv("CC", raising=False)
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Makes a shell script the compiler."""
+
+    def make(script: str) -> str:
+        path = tmp_path / "fake-cc"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("CC", str(path))
+        return str(path)
+
+    return make
+
+
+def found() -> build.Library | None:
+    """As if asked for the first time."""
+    return FIND()
+
+
+def cached(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "cache" / "gptkit" / "native"
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+# A process that loads what is cached, and no torch: a library that is already loaded is not read again
+LOAD = """
+import sys
+from pathlib import Path
+import platformdirs
+from gptkit.native import build
+build.SOURCES = Path(sys.argv[1]) / "src"
+platformdirs.user_cache_dir = lambda *_, **__: sys.argv[1] + "/cache/gptkit"
+print(build._load(sys.argv[2], ["-fPIC", "-O1"], "key").answer())
+"""
+
+
+def loading(tmp_path: Path, compiler: str | None = REAL) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", LOAD, str(tmp_path), str(compiler)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer_of(process: subprocess.Popen[str]) -> str:
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return out.strip()
+
+
+@needs_compiler
+def test_what_is_compiled_is_loaded_and_kept(tmp_path: Path, compiler: Script) -> None:
+    library = found()
+    assert library is not None
+    assert library.functions.answer() == 42
+    (kept,) = cached(tmp_path)
+    assert library.key in kept.name
+    assert kept.parent.stat().st_mode & 0o777 == 0o700
+    # From now on only the compiler's name is asked for
+    compiler(f'test "$1" = --version && exec {REAL} --version; exit 1')
+    again = found()
+    assert again is not None
+    assert again.key == library.key
+
+
+def test_without_a_compiler_there_is_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", str(tmp_path / "nowhere"))
+    assert found() is None
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert found() is None
+    monkeypatch.setattr(build, "library", found)
+    assert not build.usable()
+    assert build.build_key() == ""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exit 1",
+        "kill -9 $$",
+        'test "$1" = --version || exit 1',
+        'test "$1" = --version || kill -9 $$',
+        'test "$1" = --version || test "$1" != -shared',  # writes nothing
+        'test "$1" = --version || for x; do test "$last" = -o && echo garbage > "$x"; last=$x; done; exit 0',
+    ],
+)
+def test_a_compiler_that_fails_leaves_nothing_behind(script: str, compiler: Script, tmp_path: Path) -> None:
+    compiler(script)
+    assert found() is None
+    assert not [path for path in cached(tmp_path) if path.is_dir()]
+
+
+@pytest.mark.parametrize("script", ["exec sleep 60", 'test "$1" = --version || exec sleep 60'])
+def test_a_compiler_that_hangs_is_given_up_and_ended(
+    script: str, compiler: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build, "_PATIENCE", 0.3)
+    path = tmp_path / "pids"
+    compiler(f"echo $$ >> {path}; {script}")
+    began = time.monotonic()
+    assert found() is None
+    assert time.monotonic() - began < 20
+    for pid in path.read_text().split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+# The cache
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    library = found()
+    assert library is not None
+    assert library.functions.answer() == 42
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_to_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access  # an administrator may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    assert found() is not None
+    assert cached(tmp_path) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_nothing_is_loaded_from_where_others_write(tmp_path: Path, mode: int) -> None:
+    assert answer_of(loading(tmp_path)) == "42"
+    (kept,) = cached(tmp_path)
+    kept.parent.chmod(mode)
+    assert build._cache() is None
+    library = found()
+    assert library is not None
+    assert cached(tmp_path) == [kept]
+
+
+@needs_compiler
+def test_without_a_home_no_folder_appears_where_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: "~/.cache/gptkit")
+    assert found() is not None
+    assert not (tmp_path / "~").exists()
+
+
+@needs_compiler
+@pytest.mark.parametrize("left", [0, 100, 0.3, 0.9, "garbage"])
+def test_a_damaged_library_is_built_again_and_never_loaded(tmp_path: Path, left: float | str) -> None:
+    assert answer_of(loading(tmp_path)) == "42"
+    (kept,) = cached(tmp_path)
+    whole = kept.read_bytes()
+    kept.unlink()
+    many = left if isinstance(left, int) else int(left * len(whole)) if isinstance(left, float) else 0
+    kept.write_bytes(whole[:many] if left != "garbage" else b"\x7fELF" + bytes(5000))
+    assert answer_of(loading(tmp_path)) == "42"
+    assert cached(tmp_path) == [kept]
+    assert kept.read_bytes() == whole
+
+
+@needs_compiler
+def test_processes_that_build_at_once_do_not_disturb_one_another(tmp_path: Path) -> None:
+    processes = [loading(tmp_path) for _ in range(4)]
+    assert [answer_of(process) for process in processes] == ["42"] * 4
+    names = [path.suffix for path in cached(tmp_path)]
+    assert set(names) == {".so"}
+
+
+# What is kept apart
+
+
+def test_the_key_says_what_was_compiled_how_and_for_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(identity: bytes = b"cc 1", flags: tuple[str, ...] = ("-O3",)) -> str:
+        return build._key(identity, list(flags))
+
+    first = key()
+    assert first == key()
+    keys = {first, key(b"cc 2"), key(flags=("-O2",)), key(flags=("-O3", "-fopenmp"))}
+    (tmp_path / "src" / "answer.c").write_text("int answer(void) { return 43; }\n")
+    keys.add(key())
+    (tmp_path / "src" / "more.h").write_text("/* included */\n")
+    keys.add(key())
+    monkeypatch.setattr(build, "_processor", lambda: b"another")
+    keys.add(key())
+    assert len(keys) == 7
+
+
+@needs_compiler
+def test_another_source_is_another_library(tmp_path: Path) -> None:
+    assert found() is not None
+    source = tmp_path / "src" / "answer.c"
+    source.write_text(source.read_text().replace("42", "43"))
+    library = found()
+    assert library is not None
+    assert library.functions.answer() == 43
+    assert len(cached(tmp_path)) == 2
+
+
+def test_switched_off_there_is_nothing_and_afterwards_all_as_it_was() -> None:
+    was = build.usable(), build.build_key()
+    with native.switched(False):
+        assert not build.usable()
+        assert build.build_key() == ""
+        with native.switched(True):
+            assert (build.usable(), build.build_key()) == was
+        assert not build.usable()
+    with pytest.raises(KeyError), native.switched(False):
+        raise KeyError
+    assert (build.usable(), build.build_key()) == was
+    assert bool(was[1]) == was[0]
+
+
+def test_the_environment_switches_it_off_and_then_nothing_is_compiled(
+    compiler: Script, tmp_path: Path
+) -> None:
+    """Nor is the compiler asked for its name: it might hang."""
+    compiler(f"touch {tmp_path}/asked; exit 1")
+    code = (
+        "import torch; from gptkit import native; from gptkit.model import ops as kernels; "
+        "x = torch.ones(2, 8, requires_grad=True); kernels.rms_norm(x).sum().backward(); "
+        "print(native.usable(), repr(native.build_key()))"
+    )
+    for value, asked in (("0", False), ("1", True)):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "GPTKIT_NATIVE": value},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == "False ''"
+        assert (tmp_path / "asked").exists() == asked
+
+
+# What this processor does not need
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the names are of x86's levels")
+@pytest.mark.parametrize(
+    ("compiler", "level"),
+    [("gcc", "x86-64"), ("gcc", "x86-64-v3"), ("gcc", "x86-64-v4"), ("clang", "x86-64-v4")],
+)
+def test_the_real_sources_compile_for_other_processors(
+    compiler: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older ones have neither vectors of 16 nor bf16, and there the code is another."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} here")
+    monkeypatch.setattr(build, "SOURCES", REAL_SOURCES)
+    build._compile(compiler, ["-std=gnu11", "-fPIC", "-O0", f"-march={level}"], tmp_path / "built.so")
+    assert (tmp_path / "built.so").exists()

@@ -1,0 +1,217 @@
+"""`gptkit rerun`: a run trained again from the start comes out the same, or it is said what does not."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from gptkit.cli.signals import StopFlag
+from gptkit.runs import Run, lock_run, run_ids
+from gptkit.runs.checkpoint import list_steps
+from tests.support import Command
+
+QUICK = ("--set", "training.log_interval=2", "--set", "evaluation.eval_interval=6")
+
+
+@pytest.fixture
+def train(tiny_experiment: Path, gptkit_command: Command) -> Command:
+    def run(*more: object) -> Run:
+        done = gptkit_command("train", tiny_experiment, "--steps", 8, *QUICK, *more, "--quiet")
+        assert done.code == 0, done.err
+        return Run(Path(done.out.strip()))
+
+    return run  # type: ignore[return-value]
+
+
+def newest(*others: Run) -> Run:
+    (name,) = set(run_ids(Path("runs"))) - {run.id for run in others}
+    return Run(Path("runs") / name)
+
+
+def snapshot(run: Run) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(run.path)): path.read_bytes() for path in run.path.rglob("*") if path.is_file()
+    }
+
+
+def test_a_run_trained_again_is_a_new_run_that_is_identical(train: Command, gptkit_command: Command) -> None:
+    run = train()
+    before = snapshot(run)
+    done = gptkit_command("rerun", "latest")
+    assert (done.code, done.err) == (0, "")
+    again = newest(run)
+    verdict = done.out.splitlines()[-1]
+    assert verdict.startswith(f"identical: {again.id} has the same weights and optimizer state at step 8")
+    assert "and 6 recorded losses" in verdict
+    assert again.experiment_file.read_bytes() == run.experiment_file.read_bytes()
+    assert again.record()["rerun_of"] == run.id
+    assert again.record()["status"] == "finished"
+    assert snapshot(run) == before
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        files = [one.checkpoints / "step-000000000008" / name for one in (run, again)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_quiet_prints_the_new_folder_alone(train: Command, gptkit_command: Command) -> None:
+    run = train()
+    assert gptkit_command("rerun", run.path, "--quiet").out.strip() == str(newest(run).path)
+
+
+def test_a_run_that_was_stopped_is_trained_again_to_that_step(
+    train: Command, gptkit_command: Command
+) -> None:
+    run = train("--stop-at", 3)
+    done = gptkit_command("rerun", run.id)
+    assert done.code == 0
+    assert "at step 3 and 1 recorded losses" in done.out
+    assert (newest(run).record()["status"], newest(run).record()["step"]) == ("stopped", 3)
+
+
+def test_a_run_that_was_resumed_past_its_end_is_trained_again_as_far(
+    train: Command, gptkit_command: Command
+) -> None:
+    run = train("--set", "schedule.type=constant")
+    assert gptkit_command("resume", run.id, "--steps", 11, "--quiet").code == 0
+    done = gptkit_command("rerun", run.id)
+    assert (done.code, done.err) == (0, "")
+    assert "identical" in done.out
+    assert newest(run).record()["step"] == 11
+
+
+def test_a_run_that_crashed_is_trained_again_as_far_as_its_files_tell(
+    train: Command, gptkit_command: Command
+) -> None:
+    run = train("--stop-at", 6)
+    record = run.record()
+    run.write_record({**{key: record[key] for key in record if key != "step"}, "status": "running"})
+    done = gptkit_command("rerun", run.id)
+    assert done.code == 0
+    assert newest(run).record()["step"] == 6
+
+
+def test_a_run_without_checkpoints_is_compared_by_its_losses(train: Command, gptkit_command: Command) -> None:
+    run = train("--no-save")
+    done = gptkit_command("rerun", run.id)
+    assert done.code == 0
+    assert "has 6 recorded losses" in done.out
+    assert "weights were not compared" in done.out
+
+
+def test_a_run_that_began_from_another_does_so_again(train: Command, gptkit_command: Command) -> None:
+    source = train()
+    run = train("--load", source.id, "--stop-at", 2)
+    assert gptkit_command("rerun", run.id).code == 0
+    assert newest(source, run).record()["loaded_from"] == {"run": source.id, "step": 8}
+    source.path.rename(source.path.with_name("moved"))
+    refused = gptkit_command("rerun", run.id)
+    assert refused.code == 5
+    assert f"began from the weights of run {source.id}, which is not in runs" in refused.err
+
+
+def test_another_learning_rate_gives_other_weights_and_exit_code_5(
+    train: Command, gptkit_command: Command
+) -> None:
+    run = train()
+    run.experiment_file.write_text(
+        run.experiment_file.read_text().replace("adamw_learning_rate = 0.005", "adamw_learning_rate = 0.006")
+    )
+    different = gptkit_command("rerun", run.id)
+    assert different.code == 5
+    assert f"different: {newest(run).id} has other values of" in different.err
+    assert "tensors (model: blocks.0." in different.err
+    assert "The first step whose loss differs: 2." in different.err
+    assert "All is as recorded" in different.err
+
+
+def test_a_loss_that_was_recorded_otherwise_is_found(train: Command, gptkit_command: Command) -> None:
+    run = train()
+    metrics = run.path / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows[2]["val_loss"] += 1e-12
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    different = gptkit_command("rerun", run.id)
+    assert different.code == 5
+    assert "the losses of 1 steps (6)" in different.err
+    assert "tensors" not in different.err
+
+
+def test_what_is_not_as_recorded_is_named(train: Command, gptkit_command: Command) -> None:
+    run = train()
+    record = run.record()
+    record["environment"]["torch"] = "1.0"
+    record["tokenizer"]["sha256"] = "another"
+    run.write_record(record)
+    done = gptkit_command("rerun", run.id)
+    assert done.code == 0
+    assert "although not all is as recorded: torch 1.0 -> " in done.out
+    assert "the tokenizer that the text gives" in done.out
+
+
+def test_a_damaged_checkpoint_is_passed_over(train: Command, gptkit_command: Command) -> None:
+    run = train()
+    model = run.checkpoints / "step-000000000008" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    assert list_steps(run.checkpoints) == [6, 8]
+    done = gptkit_command("rerun", run.id)
+    assert done.code == 0
+    assert "optimizer state at step 6" in done.out
+
+
+# Refused
+
+
+def test_a_run_that_the_clock_ended_is_refused(train: Command, gptkit_command: Command) -> None:
+    run = train()
+    text = run.experiment_file.read_text()
+    run.experiment_file.write_text(text.replace("[training]", "[training]\nminutes = 0.01"))
+    refused = gptkit_command("rerun", run.id)
+    assert refused.code == 2
+    assert "trained for 0.01 minutes" in refused.err
+    assert f"gptkit train {run.experiment_file} --steps N" in refused.err
+    assert run_ids(Path("runs")) == [run.id]
+
+
+def test_a_text_that_changed_or_is_gone_is_refused(train: Command, gptkit_command: Command) -> None:
+    run = train()
+    text = Path("data/mine.txt")
+    text.write_text(text.read_text() + "more")
+    changed = gptkit_command("rerun", run.id)
+    assert (changed.code, "the text of run" in changed.err) == (4, True)
+    text.unlink()
+    assert gptkit_command("rerun", run.id).code == 4
+    assert run_ids(Path("runs")) == [run.id]
+
+
+def test_a_run_in_use_and_one_that_made_no_step_are_refused(train: Command, gptkit_command: Command) -> None:
+    run = train()
+    with lock_run(run):
+        assert gptkit_command("rerun", run.id).code == 7
+    run.write_record({**run.record(), "step": 0})
+    refused = gptkit_command("rerun", run.id)
+    assert (refused.code, "made no step" in refused.err) == (5, True)
+    assert run_ids(Path("runs")) == [run.id]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_it_saved(
+    number: int, code: int, train: Command, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real, asked = train(), StopFlag.__call__, []
+
+    def after_two_steps(flag: StopFlag) -> str:
+        asked.append(1)
+        if len(asked) == 3:
+            signal.raise_signal(number)
+        return real(flag)
+
+    monkeypatch.setattr(StopFlag, "__call__", after_two_steps)
+    stopped = gptkit_command("rerun", run.id)
+    assert stopped.code == code
+    assert "saved" in stopped.err
+    assert "identical" not in stopped.out
+    again = newest(run)
+    assert again.record()["status"] == ("interrupted" if code == 130 else "terminated")
+    assert list_steps(again.checkpoints) == [again.record()["step"]]

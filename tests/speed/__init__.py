@@ -1,6 +1,0 @@
-"""Measures every target of the README's "Speed" section on this machine: python -m tests.speed
-
-Each contestant runs in a process of its own, so that none gets another's settings of torch or of the C
-library; they take turns (A B A B), and what counts is the median. nanoGPT is imported from the folder that
-`--nanogpt` names; nothing is downloaded.
-"""

@@ -1,0 +1,225 @@
+"""`gptkit plugins check`: each defect has its own line, and what is right has none."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptkit.data.catalog import data_folders
+from gptkit.data.datasets.markov import MarkovDataset
+from gptkit.errors import PluginError
+from gptkit.plugins import DataFolders, PluginOptions, registry
+from gptkit.plugins.registry import DATASETS, POSITIONS, TOKENIZERS, TRACKERS
+from gptkit.testing import Line, check_plugin
+from gptkit.testing import edge_cases as nasty
+from gptkit.testing import runner as lines
+from gptkit.testing.subject import COMMON
+from gptkit.tokenizers.bigram import BigramTokenizer
+from gptkit.tokenizers.byte import ByteTokenizer
+from tests.testing import wrong_datasets, wrong_positions, wrong_tokenizers, wrong_trackers
+from tests.testing.wrong_tokenizers import Endless
+
+FAMILIES = {
+    TOKENIZERS: wrong_tokenizers,
+    POSITIONS: wrong_positions,
+    DATASETS: wrong_datasets,
+    TRACKERS: wrong_trackers,
+}
+WRONG = [(family, cls, check) for family, module in FAMILIES.items() for cls, check in module.WRONG]
+RIGHT = [(family, cls) for family, module in FAMILIES.items() for cls in module.RIGHT]
+
+
+@pytest.fixture(autouse=True)
+def a_place_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty folder to work in. More threads would wait for one another longer than such models take."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def checked(family: str, cls: Any, options: PluginOptions | None = None, **named: Any) -> dict[str, Line]:
+    """Its lines by the name of the check."""
+    folder = Path.cwd().parent / "example"
+    folder.mkdir(exist_ok=True)
+    folders = named.get("folders") or DataFolders((Path("data"),), Path("data"))
+    found = list(check_plugin(family, cls, options, folder=folder, folders=folders))
+    assert all("\n" not in line.said for line in found)
+    by_name = {line.check: line for line in found}
+    assert len(by_name) == len(found)
+    return by_name
+
+
+def bad(found: dict[str, Line]) -> dict[str, str]:
+    return {name: line.said for name, line in found.items() if line.verdict == "bad"}
+
+
+def built_in() -> Iterator[tuple[str, str]]:
+    """Those of gptkit whose packages are installed."""
+    for family in FAMILIES:
+        for name in registry.names(family):
+            if registry.provenance(family, name).distribution != "gptkit":
+                continue
+            try:
+                registry.load(family, name)
+            except PluginError:
+                continue
+            yield family, name
+
+
+@pytest.mark.parametrize(("family", "name"), list(built_in()))
+def test_what_comes_with_gptkit_keeps_its_contract(family: str, name: str) -> None:
+    cls = registry.load(family, name).cls
+    options = cls.Options(length=20_000) if cls is MarkovDataset else None
+    found = checked(family, cls, options, folders=data_folders(None))
+    assert bad(found) == {}
+    skipped = {line.said for line in found.values() if line.verdict == "skipped"}
+    assert skipped <= {f"not here: gptkit datasets fetch {name}"}
+
+
+@pytest.mark.parametrize(
+    ("family", "cls", "check"), WRONG, ids=lambda value: getattr(value, "__name__", None)
+)
+def test_a_defect_is_found_by_its_own_check_alone(family: str, cls: type, check: str) -> None:
+    found = checked(family, cls)
+    assert list(bad(found)) == [check], bad(found)
+
+
+@pytest.mark.parametrize(("family", "cls"), RIGHT, ids=lambda value: getattr(value, "__name__", None))
+def test_what_is_odd_and_right_is_left_alone(family: str, cls: type) -> None:
+    assert bad(checked(family, cls)) == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_check_has_a_plugin_that_it_finds_wrong(family: str) -> None:
+    """But for notes, which find nothing wrong."""
+    found = checked(family, FAMILIES[family].RIGHT[0])
+    common = {check.name for check in COMMON} & {check for _, check in wrong_tokenizers.WRONG}
+    caught = {check for _, check in FAMILIES[family].WRONG} | common
+    notes = {name for name, line in found.items() if line.verdict == "note"}
+    optional = set() if wrong_positions.usable() else {"decoded"}
+    assert found.keys() - notes - optional <= caught
+
+
+@pytest.mark.parametrize(
+    "what", [None, "a string", 5, lambda: None, dict, object()], ids=lambda what: type(what).__name__
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_no_plugin_at_all_is_one_bad_line(family: str, what: Any) -> None:
+    found = checked(family, what)
+    assert list(bad(found)) == ["base class"]
+    assert {line.verdict for line in found.values()} == {"bad", "skipped"}
+
+
+def test_a_bad_line_says_what_was_asked_and_what_came() -> None:
+    said = {cls.__name__: bad(checked(family, cls))[check] for family, cls, check in SAYING}
+    assert said["Raises"].startswith("train() raised ZeroDivisionError: no text is long enough (wrong_tok")
+    assert "raised SystemExit: no licence" in said["Exits"]
+    assert "white space" in said["Strips"] or "comes back as" in said["Strips"]
+    assert said["RefusesWithKeyError"].startswith("from_json(), given {}, raised KeyError: 'type' (wrong_tok")
+    assert "1 validation error for Options path Field required" in said["NoExample"]
+    assert "shown in halves" in said["ShowsHalves"]
+    assert "bias(): keys in the future change" in said["BiasLooksAhead"]
+    assert "bias(): queries at positions 5 to 7" in said["BiasCounts"]
+
+
+SAYING = [
+    line
+    for line in WRONG
+    if line[1].__name__
+    in ("Raises", "NoExample", "Strips", "RefusesWithKeyError", "ShowsHalves", "BiasLooksAhead", "BiasCounts")
+    or line[1] is wrong_datasets.Exits
+]
+
+
+def test_what_needs_a_bad_check_is_skipped_and_says_why() -> None:
+    found = checked(TOKENIZERS, wrong_tokenizers.FloatVocabulary)
+    assert found["ids"] == Line("ids", "skipped", "until 'vocabulary' is right")
+    assert found["stream"].said == "until 'vocabulary' is right"
+
+
+def test_a_text_that_is_not_here_is_not_fetched_but_what_it_says_is_checked() -> None:
+    """`Far` fails where it is read or fetched."""
+    found = checked(DATASETS, wrong_datasets.Far)
+    assert found["text"] == Line("text", "skipped", "not here: gptkit datasets fetch NAME")
+    assert found["facts"].verdict == found["size"].verdict == "ok"
+
+
+def test_options_that_are_given_are_those_it_is_tried_with() -> None:
+    found = checked(TOKENIZERS, BigramTokenizer, BigramTokenizer.Options(max_pairs=3))
+    assert found["options"].said == "max_pairs = 3"
+    assert bad(found) == {}
+    characters = len(set(nasty.TRAIN + nasty.VAL))
+    assert found["vocabulary"].said == f"{characters + 3} ids"
+
+
+def test_options_of_another_plugin_are_refused() -> None:
+    assert list(bad(checked(TOKENIZERS, BigramTokenizer, PluginOptions()))) == ["options"]
+
+
+def test_what_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it catches every Exception."""
+    monkeypatch.setattr(lines, "LIMIT", 0.2)
+    assert "took more than" in bad(checked(TOKENIZERS, Endless))["vocabulary"]
+
+
+def test_an_interrupt_ends_the_checking() -> None:
+    class Interrupted(ByteTokenizer):
+        def encode(self, text: str) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checked(TOKENIZERS, Interrupted)
+
+
+def test_a_class_that_another_process_cannot_import_is_not_taken_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Local(ByteTokenizer):
+        pass
+
+    module = types.ModuleType("made_up_here")
+    Elsewhere = type("Elsewhere", (ByteTokenizer,), {"__module__": "made_up_here"})
+    module.Elsewhere = Elsewhere  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "made_up_here", module)
+    for cls in (Local, Elsewhere):
+        found = checked(TOKENIZERS, cls)
+        assert found["same elsewhere"].verdict == "skipped"
+        assert bad(found) == {}
+
+
+def test_a_plugin_that_fails_only_in_another_process_is_bad() -> None:
+    found = checked(DATASETS, FailsElsewhere)
+    assert "fails: RuntimeError: not twice" in bad(found)["same elsewhere"]
+
+
+class FailsElsewhere(wrong_datasets.Right):
+    def read(self, folders: DataFolders) -> str:
+        import __main__
+
+        if "gptkit.testing" in str(getattr(__main__, "__spec__", "")):
+            raise RuntimeError("not twice")
+        return super().read(folders)
+
+
+def test_checking_leaves_torch_as_it_was() -> None:
+    before, default = torch.get_rng_state(), torch.get_default_dtype()
+    checked(POSITIONS, wrong_positions.LearnedBias)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.get_default_dtype() == default
+    assert torch.is_grad_enabled()
+
+
+def test_the_unseen_text_is_unseen_and_the_other_val_split_has_the_same_characters() -> None:
+    seen = set(nasty.TRAIN + nasty.VAL)
+    assert not set(nasty.UNSEEN) - {" "} & seen
+    assert set(nasty.OTHER_VAL) == set(nasty.VAL)
+    assert all(set(text) <= seen for text in nasty.all_texts().values())

@@ -1,0 +1,453 @@
+"""The tokenizer hf: any tokenizer.json, encoded, streamed and kept as it is. All files are made here."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gptkit.errors import DataError
+from gptkit.plugins import Splits
+from gptkit.tokenizers import bpe
+from gptkit.tokenizers.bpe import small_json
+from gptkit.tokenizers.huggingface import HuggingFaceTokenizer
+from tests.support import Command, small_text
+
+tokenizers = pytest.importorskip("tokenizers")
+
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
+
+GPT4 = (  # nobody's exact pattern: parts that such patterns are made of
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+TEXT = small_text(1200)
+quiet: dict[str, Any] = {"show_progress": False}
+
+
+def byte_level(splitter: Any = None, **options: Any) -> tuple[Any, ...]:
+    splitter = splitter or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, **quiet, **options)
+    return models.BPE(), trainer, None, splitter, decoders.ByteLevel()
+
+
+KINDS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "byte-level": lambda: byte_level(special_tokens=["<|end|>"]),
+    "byte-level, prefixed": lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "byte-level, split": lambda: byte_level(
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(GPT4), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    ),
+    "unigram": lambda: (
+        models.Unigram(),
+        trainers.UnigramTrainer(vocab_size=150, unk_token="<unk>", special_tokens=["<unk>"], **quiet),
+        normalizers.NFKC(),
+        pre_tokenizers.Metaspace(),
+        decoders.Metaspace(),
+    ),
+    "wordpiece": lambda: (
+        models.WordPiece(unk_token="[UNK]"),
+        trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[UNK]"], **quiet),
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+        decoders.WordPiece(),
+    ),
+    "byte fallback": lambda: (
+        models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"),
+        trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", *BYTES], **quiet),
+        normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+        None,
+        decoders.Sequence(
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
+        ),
+    ),
+    "suffixed words": lambda: (
+        models.BPE(end_of_word_suffix="</w>"),
+        trainers.BpeTrainer(vocab_size=200, end_of_word_suffix="</w>", **quiet),
+        None,
+        pre_tokenizers.WhitespaceSplit(),
+        decoders.BPEDecoder(),
+    ),
+    "characters": lambda: (
+        models.BPE(),
+        trainers.BpeTrainer(vocab_size=1, **quiet),
+        None,
+        pre_tokenizers.Whitespace(),
+        None,
+    ),
+}
+CUT = {
+    "byte-level",
+    "byte-level, prefixed",
+    "byte-level, split",
+    "unigram",
+    "wordpiece",
+    "suffixed words",
+    "characters",
+}
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+@cache
+def file_of(kind: str) -> str:
+    """A tokenizer.json of that kind, learnt from TEXT."""
+    model, trainer, normalizer, splitter, decoder = KINDS[kind]()
+    tokenizer = tokenizers.Tokenizer(model)
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    if splitter:
+        tokenizer.pre_tokenizer = splitter
+    if decoder:
+        tokenizer.decoder = decoder
+    tokenizer.train_from_iterator([TEXT], trainer=trainer)
+    return str(tokenizer.to_str())
+
+
+def data_of(kind: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(file_of(kind))
+    return data
+
+
+@cache
+def opened(kind: str) -> tuple[HuggingFaceTokenizer, Any]:
+    """It as gptkit has it, and as the library has it."""
+    return HuggingFaceTokenizer.from_json(data_of(kind)), tokenizers.Tokenizer.from_str(file_of(kind))
+
+
+def read(path: Path) -> HuggingFaceTokenizer:
+    return HuggingFaceTokenizer.train(HuggingFaceTokenizer.Options(path=str(path)), Splits("", ""))
+
+
+def texts(kind: str) -> st.SearchStrategy[str]:
+    """Texts of characters that the kind knows, and of odd ones where it knows or replaces any."""
+    odd = "" if kind in ("suffixed words", "characters") else "é中🐎\u0301\xa0\u2028\u3000\x1c'1<|end|>\u212b"
+    return st.text(alphabet=" \t\nabdehlmorst,.;?" + odd, max_size=40) | st.sampled_from([TEXT[:300], ""])
+
+
+@EVERY_KIND
+def test_ids_are_those_of_the_library_for_the_whole_text(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is encoded in pieces where that is the same: of 3 characters here."""
+    ours, library = opened(kind)
+    monkeypatch.setattr(bpe, "_PIECE", 3)
+
+    @settings(deadline=None, max_examples=120)
+    @given(texts(kind))
+    @example("a  b , 's\n\n it's   .")
+    def check(text: str) -> None:
+        ids = ours.encode(text)
+        assert ids.tolist() == library.encode(text, add_special_tokens=False).ids
+        assert all(0 <= token < ours.vocab_size for token in ids.tolist())
+
+    check()
+    given_out: list[str] = []
+    library_pieces = bpe.without_halves
+    monkeypatch.setattr(bpe, "without_halves", lambda piece: given_out.append(piece) or library_pieces(piece))
+    ours.encode("the old lamp hummed while rain fell")
+    assert (len(given_out) > 1) == (kind in CUT)
+
+
+LATER_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+SPLIT = {"type": "Split", "pattern": {"Regex": "old lamp|[a-z]+"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"added_tokens": [{"content": "old lamp"}]},
+        {"added_tokens": [{"content": "old", "rstrip": True}]},
+        {"added_tokens": [{"content": "old", "single_word": True}]},
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": LATER_BYTES},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, LATER_BYTES]}},
+    ],
+    ids=range(7),
+)
+def test_a_text_is_not_cut_where_a_part_of_the_file_may_see_it(
+    change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = {
+        "id": 400,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": False,
+    }
+    data = {**data_of("byte-level"), "added_tokens": [], **copy.deepcopy(change)}
+    data["added_tokens"] = [{**token, **added} for added in data["added_tokens"]]
+    data["model"]["vocab"].update({"<old>": 400, "dĠ": 401})
+    data["model"]["merges"].insert(0, ["d", "Ġ"])  # across a space, where the splitting lets it
+    monkeypatch.setattr(bpe, "_PIECE", 3)
+    ours, library = HuggingFaceTokenizer.from_json(data), tokenizers.Tokenizer.from_str(json.dumps(data))
+    for text in ("the old lamp  hummed ", " the old  old lamp"):
+        assert ours.encode(text).tolist() == library.encode(text, add_special_tokens=False).ids
+
+
+@EVERY_KIND
+def test_it_comes_back_from_its_json(kind: str) -> None:
+    ours, library = opened(kind)
+    again = HuggingFaceTokenizer.from_json(json.loads(json.dumps(ours.to_json())))
+    assert ours.to_json() == again.to_json() == data_of(kind)
+    assert again.vocab_size == ours.vocab_size == library.get_vocab_size()
+    assert again.encode(TEXT).tolist() == ours.encode(TEXT).tolist()
+
+
+@EVERY_KIND
+def test_a_stream_is_the_text_of_all_ids(kind: str) -> None:
+    ours, library = opened(kind)
+    number = st.integers(0, ours.vocab_size - 1) | st.integers(0, min(ours.vocab_size, 300) - 1)
+    of_text = texts(kind).map(lambda text: ours.encode(text).tolist())
+
+    @settings(deadline=None, max_examples=120)
+    @given(
+        st.lists(number, max_size=40)
+        | of_text
+        | st.lists(of_text, max_size=3).map(lambda parts: [*chain(*parts)])
+    )
+    def check(ids: list[int]) -> None:
+        stream = ours.stream_decoder()
+        for _ in range(2):  # after `finish` it begins anew
+            shown = "".join(map(stream.push, ids))
+            whole = shown + stream.finish()
+            assert whole == ours.decode(ids) == library.decode(ids, skip_special_tokens=False)
+
+    check()
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte-level, split", "byte fallback"])
+def test_a_stream_never_prints_half_a_character(kind: str) -> None:
+    ours, _ = opened(kind)
+    stream = ours.stream_decoder()
+    pieces = [stream.push(token) for token in ours.encode("lamp 🐎é中 lamp").tolist()] + [stream.finish()]
+    assert "".join(pieces) == "lamp 🐎é中 lamp"
+    assert not [piece for piece in pieces if "\ufffd" in piece]
+    assert len([piece for piece in pieces if piece]) >= 3
+
+
+def test_a_stream_is_given_out_while_it_goes_on() -> None:
+    for kind in KINDS:
+        ours, _ = opened(kind)
+        stream = ours.stream_decoder()
+        shown = "".join(map(stream.push, ours.encode("lamp hummed while").tolist()))
+        assert "hummed" in shown.replace(" ", "")
+
+
+def test_what_never_becomes_a_character_is_given_out_before_the_end() -> None:
+    data = data_of("byte-level")
+    data["decoder"] = {"type": "Sequence", "decoders": [data["decoder"], {"type": "Fuse"}]}
+    ours = HuggingFaceTokenizer.from_json(data)
+    half = ours.encode("🐎").tolist()[0]
+    stream = ours.stream_decoder()
+    assert any(stream.push(half) for _ in range(40))
+
+
+# What is known of it
+
+
+def test_lossless_is_found_out() -> None:
+    assert opened("byte-level")[0].lossless
+    assert opened("byte-level, split")[0].lossless
+    assert not opened("byte-level, prefixed")[0].lossless  # it adds a space
+    assert not opened("unigram")[0].lossless
+    assert not opened("wordpiece")[0].lossless
+
+
+def test_added_tokens_are_decoded_as_the_library_does() -> None:
+    """Which takes the letters of one as bytes where it can: such a file loses text."""
+    library = tokenizers.Tokenizer.from_str(file_of("byte-level"))
+    library.add_tokens(["<ü y>", "中"])
+    assert HuggingFaceTokenizer.from_json(json.loads(library.to_str())).lossless
+    library.add_tokens(["é"])
+    ours = HuggingFaceTokenizer.from_json(json.loads(library.to_str()))
+    assert not ours.lossless
+    ids = ours.encode("a é<ü y> 中 <|end|>").tolist()
+    stream = ours.stream_decoder()
+    assert "".join([*map(stream.push, ids), stream.finish()]) == ours.decode(ids)
+    assert ours.decode(ids) == library.decode(ids, skip_special_tokens=False)
+
+
+def test_unknown_characters_are_those_that_the_model_drops() -> None:
+    """Neither what stands as the unknown token nor the white space that a kind does without."""
+    text = "lamp é🐎 \n中éz" * 50
+    assert opened("characters")[0].unknown_characters(text) == "zé中🐎"
+    assert opened("suffixed words")[0].unknown_characters(text) == "zé中🐎"
+    for kind in KINDS.keys() - {"characters", "suffixed words"}:
+        assert opened(kind)[0].unknown_characters(text) == ""
+
+
+def test_a_model_that_refuses_characters_has_them_reported_and_raises_for_words() -> None:
+    words = tokenizers.Tokenizer(models.WordLevel({"lamp": 0, "a": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    ours = HuggingFaceTokenizer.from_json(json.loads(words.to_str()))
+    assert ours.encode("lamp a lamp").tolist() == [0, 1, 0]
+    assert ours.unknown_characters("a z") == "z"
+    with pytest.raises(DataError, match="tokenizer 'hf' cannot encode the text"):
+        ours.encode("lamps")
+
+
+def test_truncation_padding_and_dropout_are_switched_off() -> None:
+    data = data_of("byte-level")
+    data["model"]["dropout"] = 0.9
+    changed = tokenizers.Tokenizer.from_str(json.dumps(data))
+    changed.enable_truncation(3)
+    changed.enable_padding(length=900)
+    ours = HuggingFaceTokenizer.from_json(json.loads(changed.to_str()))
+    assert ours.encode(TEXT[:400]).tolist() == opened("byte-level")[0].encode(TEXT[:400]).tolist()
+    assert ours.to_json() == data_of("byte-level")
+
+
+def test_ids_may_have_gaps() -> None:
+    data = data_of("characters")
+    first = next(iter(data["model"]["vocab"]))
+    data["model"]["vocab"][first] = 1000
+    ours = HuggingFaceTokenizer.from_json(data)
+    assert ours.vocab_size == 1001
+    assert ours.encode(first).tolist() == [1000]
+    assert ours.decode([999, 1000, 998]) == first
+    for ids in ([999, 1000, 998], [1000, *[999] * 20, 1000]):
+        stream = ours.stream_decoder()
+        assert "".join([*map(stream.push, ids), stream.finish()]) == ours.decode(ids)
+    assert ours.decode(ids) == f"{first} {first}"
+
+
+def test_ids_that_its_decoder_panics_at_are_decoded_all_the_same() -> None:
+    data = data_of("byte-level")
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 1}
+    data["decoder"] = {"type": "Sequence", "decoders": [data["decoder"], strip]}
+    ours = HuggingFaceTokenizer.from_json(data)
+    space = ours.encode(" ").tolist()
+    assert ours.decode(space) == "Ġ"
+    assert ours.stream_decoder().push(space[0]) + ours.stream_decoder().finish() in ("Ġ", "")
+
+
+# Files
+
+
+def test_a_file_or_the_folder_that_holds_it(tmp_path: Path) -> None:
+    options = HuggingFaceTokenizer.Options.example(tmp_path)
+    tokenizer = HuggingFaceTokenizer.train(options, Splits("", ""))
+    assert tokenizer.lossless
+    assert tokenizer.vocab_size == 259
+    assert read(tmp_path).to_json() == tokenizer.to_json() == read(tmp_path / "tokenizer.json").to_json()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "no such file"),
+        (b"\xff{}", "not UTF-8, at byte 0"),
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "no JSON object"),
+        (b"{}", "no tokenizer"),
+        (b'{"version": "1.0", "model": {"type": "Mine"}}', "no tokenizer"),
+        (b'{"a": 1, "a": 2}', "twice"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=reason) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_file_too_large_to_be_a_tokenizer_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with path.open("wb") as file:
+        file.truncate(100_000_001)
+    with pytest.raises(DataError, match="more than 100 MB"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"continuing_subword_prefix": "abcdefgh"},  # at which the library panics
+        {"merges": [["t", "q"]]},
+        {"vocab": {"a": -1}},
+        {"vocab": {"a": 2**32 - 1}},
+        {"vocab": {}, "merges": []},
+        {"vocab": {"a": float("inf")}},
+        {"vocab": {"\ud800": 0}},
+    ],
+    ids=range(7),
+)
+def test_what_the_library_refuses_is_a_value_error(change: dict[str, Any]) -> None:
+    data = small_json([("t", "h")])
+    with pytest.raises(ValueError, match=r"."):
+        HuggingFaceTokenizer.from_json({**data, "model": {**data["model"], **change}})
+
+
+@EVERY_KIND
+def test_a_changed_file_is_refused_with_value_error_or_works(kind: str) -> None:
+    """Every part of the file in turn replaced by values of other kinds, and by parts of other files."""
+    chance = random.Random(kind)
+    values: list[Any] = [None, True, -1, 10**20, 0.5, "", "x", [], {}, [1], {"type": "BPE"}]
+    parts = [data_of(other)[key] for other in KINDS for key in ("normalizer", "pre_tokenizer", "decoder")]
+    for _ in range(60):
+        data = data_of(kind)
+        place: Any = data
+        key: Any = chance.choice(list(data))
+        while isinstance(place[key], dict | list) and place[key] and chance.random() < 0.7:
+            place = place[key]
+            key = chance.choice(list(place)) if isinstance(place, dict) else chance.randrange(len(place))
+        place[key] = chance.choice(values + parts)
+        try:
+            tokenizer = HuggingFaceTokenizer.from_json(data)
+        except ValueError:
+            continue
+        ids = list(range(0, tokenizer.vocab_size, max(tokenizer.vocab_size // 50, 1)))
+        assert isinstance(tokenizer.decode(ids), str)
+        stream = tokenizer.stream_decoder()
+        assert isinstance("".join([*map(stream.push, ids), stream.finish()]), str)
+        try:
+            assert (tokenizer.encode("lamp é") < tokenizer.vocab_size).all()
+        except DataError:
+            continue
+
+
+# Where it is used
+
+
+def test_a_run_keeps_the_tokenizer_whatever_becomes_of_the_file(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    Path("tokenizer.json").write_text(file_of("byte-level"))
+    text = tiny_experiment.read_text()
+    tiny_experiment.write_text('tokenizer = { type = "hf", path = "tokenizer.json" }\n' + text)
+    trained = gptkit_command("train", tiny_experiment, "--quiet", "--stop-at", 10)
+    assert trained.code == 0, trained.err
+    run = trained.out.strip()
+    Path("tokenizer.json").unlink()
+    assert gptkit_command("resume", run).code == 0
+    written = gptkit_command("generate", run, "--prompt", "🐎 né", "-n", 8)
+    assert written.code == 0, written.err
+    assert written.out.startswith("🐎 né")
+    again = gptkit_command("train", tiny_experiment)
+    assert again.code == 4
+    assert "tokenizer.json is no tokenizer that can be read: there is no such file." in again.err

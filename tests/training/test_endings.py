@@ -1,0 +1,232 @@
+"""Runs that end before max_steps: with the time they were given, or when the val loss gets no better."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import gptkit
+from gptkit import events
+from gptkit.errors import ExperimentError, PluginError, UsageError
+from gptkit.experiment import experiment_from_dict
+from gptkit.runs import Run
+from gptkit.training import session
+from gptkit.training import trainer as loop
+from gptkit.training.budget import Pace
+from gptkit.training.progress import Progress
+from gptkit.training.session import RunContext
+from gptkit.training.start import resume_run, train_run
+from tests.support import Command, sums
+from tests.support.sums import hashes, losses
+
+
+def experiment(**changes: dict[str, Any]) -> gptkit.Experiment:
+    small: dict[str, Any] = {
+        "model": {"n_embd": 16, "n_layer": 1},
+        "training": {"max_steps": 40, "batch_size": 2},
+        "evaluation": {"eval_interval": 2},
+    }
+    for name, table in changes.items():
+        small[name] = {**small.get(name, {}), **table}
+    return sums.experiment(**small)
+
+
+def with_val_losses(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Has the evaluations come to these losses, one after another."""
+    left = iter(values)
+    monkeypatch.setattr(session, "evaluate", lambda *arguments, **named: next(left))
+
+
+@pytest.fixture
+def steady_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that goes on by the seconds in this list whenever it is read: before a step and after it."""
+    seconds, now = [1.0], [0.0]
+
+    def monotonic() -> float:
+        now[0] += seconds[0]
+        return now[0]
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=monotonic))
+    return seconds
+
+
+# By the val loss
+
+
+LOSSES = [
+    3.0,
+    2.0,
+    2.5,
+    1.9,
+    2.2,
+    2.1,
+    1.9,
+    9.0,
+]  # of steps 2, 4, …; the third in a row that is bad is step 14
+
+
+def test_a_run_stops_after_so_many_evaluations_without_a_new_best(
+    around: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_val_losses(monkeypatch, LOSSES)
+    seen: list[events.Event] = []
+    recipe = experiment(evaluation={"stop_after_bad_evals": 3})
+    trained = train_run(recipe, RunContext(around.runs_folder, around.folders, seen.append))
+    assert (trained.status, trained.progress.step) == ("finished", 14)
+    end = seen[-1]
+    assert isinstance(end, events.RunFinished)
+    assert end.reason == "stopped at step 14 after 3 evaluations without a better val loss"
+    assert (end.saved, end.best_step) == (True, 8)
+    record = trained.run.record()
+    assert (record["status"], record["step"], record["reason"]) == ("finished", 14, end.reason)
+    assert [int(folder.name[5:]) for folder in sorted(trained.run.checkpoints.iterdir())][-1] == 14
+
+
+def test_without_it_no_run_stops_early(around: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_val_losses(monkeypatch, [1.0, *[2.0] * 30])
+    assert train_run(experiment(), around).progress.step == 40
+
+
+def test_stopped_and_resumed_it_ends_where_it_would_have_ended(
+    around: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = experiment(evaluation={"stop_after_bad_evals": 3})
+    with_val_losses(monkeypatch, LOSSES)
+    straight = train_run(recipe, around).run
+    with_val_losses(monkeypatch, LOSSES)
+    broken = train_run(recipe, around, stop_at=11).run  # between the first bad one and the second
+    assert resume_run(broken, around, stop_at=12).status == "stopped"
+    assert resume_run(broken, around).status == "finished"
+    assert hashes(broken) == hashes(straight)
+    assert losses(broken) == losses(straight)
+
+
+def test_resumed_when_it_has_ended_it_stays_as_it_is_and_goes_on_where_it_is_asked_to(
+    around: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_val_losses(monkeypatch, LOSSES)
+    run = train_run(experiment(evaluation={"stop_after_bad_evals": 3}), around).run
+    before = hashes(run)
+    again = resume_run(run, around)
+    assert (again.status, again.progress.step, hashes(run)) == ("finished", 14, before)
+    with_val_losses(monkeypatch, [2.0, 2.0, 1.0, *[2.0] * 20])
+    more = resume_run(run, around, steps=40)
+    assert (more.status, more.progress.step) == ("finished", 26)  # the best at 20, then three
+
+
+# By the clock
+
+
+def test_a_run_of_minutes_stops_with_the_time_and_its_schedule_ends_there(
+    around: RunContext, steady_clock: list[float]
+) -> None:
+    seen: list[events.Event] = []
+    recipe = experiment(training={"minutes": 0.5, "max_steps": 3}, schedule={"type": "linear"})
+    trained = train_run(recipe, RunContext(around.runs_folder, around.folders, seen.append))
+    assert (trained.status, trained.progress.step) == (
+        "finished",
+        30,
+    )  # of a second each; max_steps is not asked
+    end = seen[-1]
+    assert isinstance(end, events.RunFinished)
+    assert end.reason == "stopped after 0.5 minutes at step 30"
+    rows = trained.run.metrics()
+    assert {row["expected_steps"] for row in rows} == {30}
+    by_steps = train_run(experiment(training={"max_steps": 30}, schedule={"type": "linear"}), around).run
+    assert [row["learning_rate"] for row in rows] == [row["learning_rate"] for row in by_steps.metrics()]
+    assert losses(trained.run) == losses(by_steps)
+    assert hashes(trained.run) == hashes(by_steps)
+    assert rows[-1]["val_loss"] > 0
+
+
+def test_a_machine_that_becomes_slower_gets_fewer_steps_and_the_rate_falls_all_the_same(
+    around: RunContext, steady_clock: list[float]
+) -> None:
+    def listen(event: events.Event) -> None:
+        if isinstance(event, events.StepDone) and event.step == 10:
+            steady_clock[0] = 2.0
+
+    recipe = experiment(
+        training={"minutes": 0.5}, schedule={"type": "cosine"}, evaluation={"eval_interval": 7}
+    )
+    trained = train_run(recipe, RunContext(around.runs_folder, around.folders, listen))
+    assert trained.progress.step == 20
+    rows = {row["step"]: row for row in trained.run.metrics()}
+    assert (rows[10]["expected_steps"], rows[20]["expected_steps"]) == (30, 20)
+    assert [step for step, row in rows.items() if "val_loss" in row] == [7, 14, 20]
+    assert rows[20]["learning_rate"] < 0.03 * rows[1]["learning_rate"]
+
+
+def test_resumed_it_has_the_time_that_was_left_and_says_that_it_is_not_exact(
+    around: RunContext, steady_clock: list[float], gptkit_command: Command
+) -> None:
+    recipe = experiment(training={"minutes": 0.5})
+    run = train_run(recipe, around, stop_at=12).run
+    seen: list[events.Event] = []
+    resumed = resume_run(run, RunContext(around.runs_folder, around.folders, seen.append))
+    assert (resumed.status, resumed.progress.step) == ("finished", 30)
+    checked = next(event for event in seen if isinstance(event, events.ResumeChecked))
+    assert checked.differences == ("the schedule follows the clock",)
+    again = resume_run(run, around)
+    assert (again.status, again.progress.step) == ("finished", 30)
+    with pytest.raises(UsageError, match=r"trains for 0\.5 minutes, and its schedule ends with them"):
+        resume_run(run, around, steps=100)
+    with pytest.raises(PluginError, match="the schedule follows the clock"):
+        resume_run(run, around, require_exact=True)
+    listed = gptkit_command("runs", "--runs-dir", around.runs_folder).out
+    assert f"{run.id}  finished" in listed
+    assert "30/" not in listed
+
+
+def test_on_a_device_that_is_looked_at_seldom_the_clock_is_read_where_something_is_told(
+    around: RunContext, steady_clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptkit.training import nonfinite as watch
+
+    monkeypatch.setattr(watch, "looks_seldom", lambda device: True)
+    recipe = experiment(
+        training={"minutes": 0.1, "log_interval": 4},
+        evaluation={"eval_interval": 100},
+        model={"dropout": 0.0},
+    )
+    trained = train_run(recipe, around)
+    # The clock is read twice from one log to the next, so that four steps are a second
+    assert trained.progress.step == 24
+    assert [row["step"] for row in trained.run.metrics()] == [4, 8, 12, 16, 20, 24]
+
+
+def test_the_real_clock_ends_a_run_in_about_the_time_that_was_given(
+    around: RunContext, gptkit_command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "e.toml").write_text(
+        gptkit.experiment.to_toml(experiment(evaluation={"eval_interval": 10**6}))
+    )
+    done = gptkit_command(
+        "train", tmp_path / "e.toml", "--minutes", 0.01, "--data-dir", tmp_path, "--runs-dir", tmp_path / "r"
+    )
+    assert done.code == 0
+    assert "0.01 minutes from step 0" in done.out
+    assert re.search(r"\nfinished: stopped after [\d.]+ minutes at step ", done.out)
+    record = Run(next((tmp_path / "r").iterdir())).record()
+    assert record["seconds"] >= 0.6
+    assert record["target_step"] is None
+
+
+def test_minutes_and_epochs_exclude_one_another_and_the_last_override_counts() -> None:
+    with pytest.raises(ExperimentError, match="epochs and minutes both say how long it trains"):
+        experiment(training={"epochs": 1.0, "minutes": 1.0})
+    said = experiment_from_dict({"training": {"epochs": 2.0}}, [("training.minutes", 3.0)])
+    assert (said.training.epochs, said.training.minutes) == (None, 3.0)
+    said = experiment_from_dict({"training": {"minutes": 2.0}}, [("training.max_steps", 3)])
+    assert (said.training.minutes, said.training.max_steps) == (None, 3)
+
+
+def test_a_replay_asks_the_record_instead_of_the_clock() -> None:
+    pace = Pace(1.0, recorded={10: 70, 20: 60})
+    assert not pace.time_is_up(Progress(step=20, seconds=1e6))
+    assert pace.expected_steps(Progress(step=20, seconds=1e6)) == 60
+    assert pace.expected_steps(Progress(step=15, expected_steps=70)) == 70

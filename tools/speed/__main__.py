@@ -1,0 +1,81 @@
+"""python -m tools.speed: measures the rows, prints the table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import commands, sampling, text, training
+from .contest import Options
+from .report import Finding, SkippedError, as_json, machine, table
+
+# Name on the command line -> what measures it, and what it is called where it is skipped
+ROWS: dict[str, tuple[Callable[[Options], list[Finding]], str]] = {
+    "train": (training.nanogpt_shape, "training, nanoGPT's CPU shape"),
+    "baseline": (training.baseline, "training, baseline.toml"),
+    "precision": (training.precision, "val loss in bf16 and fp32"),
+    "whole": (commands.whole_command, "whole command, shakespeare_quick.toml beside nanoGPT's"),
+    "shakespeare": (commands.shakespeare, "shakespeare.toml"),
+    "best": (commands.shakespeare_best, "shakespeare_best.toml"),
+    "sample": (sampling.one_stream, "sampling one stream"),
+    "streams": (sampling.many_streams, "sampling 64 streams at once"),
+    "long": (sampling.past_the_context, "sampling past the context"),
+    "start": (commands.first_update, "from the command to the first update"),
+    "tokenizer": (text.tokenizer, "char tokenizer"),
+    "light": (commands.light_commands, "`gptkit --help`, `datasets list`"),
+    "gpu": (training.gpu, "training, GPT-2 124M on a GPU"),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0, whether targets are met or not; 1 where a row failed, 2 for a row that does not exist."""
+    said = _parser().parse_args(arguments)
+    rows = said.only.split(",") if said.only else list(ROWS)
+    if unknown := [row for row in rows if row not in ROWS]:
+        print(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}", file=sys.stderr)
+        return 2
+    options = Options(said.nanogpt, said.seconds, said.blocks, said.seeds, said.gpu_batch)
+    found: dict[str, Sequence[Finding]] = {}
+    failed = False
+    for row in rows:
+        print(f"measuring {row} ...", file=sys.stderr)
+        measure, what = ROWS[row]
+        try:
+            found[row] = measure(options)
+        except SkippedError as reason:
+            found[row] = [Finding(what, "-", f"skipped: {reason}")]
+        except Exception:
+            traceback.print_exc()
+            found[row] = [Finding(what, "-", "failed: see the traceback")]
+            failed = True
+    if said.json:
+        print(as_json(found))
+    else:
+        print(machine(), end="\n\n")
+        print(table([finding for findings in found.values() for finding in findings], markdown=said.markdown))
+    return int(failed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.speed",
+        description="Measures gptkit's targets of speed on this machine. Leave it alone meanwhile.",
+        epilog=f"Rows: {', '.join(ROWS)}.",
+    )
+    parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a checkout of nanoGPT")
+    parser.add_argument("--only", default="", metavar="ROW,ROW", help="these rows")
+    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of each block (4)")
+    parser.add_argument("--blocks", type=int, default=5, metavar="N", help="of each contestant (5)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="of rows that train to the end (1)")
+    parser.add_argument("--gpu-batch", type=int, default=32, metavar="N", help="sequences on the GPU (32)")
+    looks = parser.add_mutually_exclusive_group()
+    looks.add_argument("--markdown", action="store_true", help="the table for a README")
+    looks.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
