@@ -24,11 +24,11 @@ from gptkit.generation import (
     generate_tokens,
 )
 from gptkit.model import GPT
+from gptkit.model.build import build_model, build_new_model
 from gptkit.plugins import Tokenizer, registry
 from gptkit.tokenizers.bigram import BigramTokenizer
 from gptkit.tokenizers.byte import ByteTokenizer
 from gptkit.tokenizers.char import CharTokenizer
-from gptkit.training.setup import build_model, build_new_model
 
 LETTERS = "abcdefghijk"
 CHAR = CharTokenizer(LETTERS)

@@ -22,7 +22,8 @@ from gptkit.errors import UsageError
 from gptkit.experiment import Experiment, SamplingSettings
 from gptkit.generation import generate_tokens
 from gptkit.model import GPT
-from gptkit.training.setup import build_new_model, build_trainer, training_flops
+from gptkit.model.build import build_new_model
+from gptkit.training.setup import build_trainer, check_memory, training_flops
 from gptkit.training.trainer import Progress, Trainer
 
 _STREAMS = 64  # sampled at once, beside one alone
@@ -76,6 +77,7 @@ def benchmark(
         raise UsageError(f"--against {against!r}: expected transformers.")
     backend = choose_backend(experiment.training, training_flops(experiment, vocab_size))
     with computing(backend), quiet_transformers() if against else nullcontext():
+        check_memory(experiment, vocab_size)
         bench = _Bench(experiment, backend, vocab_size, against, seconds, blocks)
         return bench.run()
 

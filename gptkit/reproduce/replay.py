@@ -17,6 +17,7 @@ from gptkit.backend import computing
 from gptkit.errors import CheckpointError, RunInterruptedError, RunTerminatedError
 from gptkit.experiment import Experiment
 from gptkit.files import disk, disk_errors, sha256
+from gptkit.model.build import build_model_for, build_new_model
 from gptkit.reproduce.diff import compare_losses, different_tensors
 from gptkit.runs import Run, lock_run, refuse_special_files
 from gptkit.runs.checkpoint import Checkpoint, list_steps, load_checkpoint
@@ -24,7 +25,7 @@ from gptkit.runs.load import check_saved, check_tokenizer, recorded_id
 from gptkit.training.budget import FOREVER, Pace
 from gptkit.training.origin import ResumedRun, take_up
 from gptkit.training.session import HERE, RunContext, Session, progress_of
-from gptkit.training.setup import build_model_for, build_new_model, out_of_memory
+from gptkit.training.setup import check_memory, out_of_memory
 
 _STOPPED = {"interrupted": RunInterruptedError, "terminated": RunTerminatedError}
 
@@ -129,6 +130,7 @@ def _train_again(
         if before:
             model = build_model_for(experiment, vocab_size, before.model, f"run {run.id}")
         else:
+            check_memory(experiment, vocab_size)
             model = build_new_model(experiment, vocab_size, int(experiment.seed))
         session = Session(
             place,

@@ -18,6 +18,7 @@ from gptkit.errors import CheckpointError, GptkitError
 from gptkit.experiment import Experiment
 from gptkit.files import sha256, to_json
 from gptkit.model import GPT
+from gptkit.model.build import build_model_for
 from gptkit.plugins import Tokenizer
 from gptkit.runs import (
     CHECKPOINTS,
@@ -43,7 +44,6 @@ from gptkit.runs.load import (
 from gptkit.training.optim import Optimizer, weights_for
 from gptkit.training.parameters import Weights
 from gptkit.training.session import progress_of
-from gptkit.training.setup import build_model_for
 
 _MAX_TORN, _MAX_SAMPLE = 100_000, 100_000_000  # bytes
 _SAMPLE = re.compile(r"step-\d{12}\.txt")

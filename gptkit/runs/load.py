@@ -11,11 +11,11 @@ from gptkit.errors import CheckpointError, PluginError, UsageError
 from gptkit.experiment import Experiment, load_experiment
 from gptkit.files import sha256, to_json
 from gptkit.model import GPT
+from gptkit.model.build import build_model_for, load_weights
 from gptkit.plugins import Tokenizer, registry
 from gptkit.runs import DEFAULT_RUNS_FOLDER, Run, refuse_special_files
 from gptkit.runs.checkpoint import Checkpoint, list_steps, load_checkpoint, newest_checkpoint
 from gptkit.runs.environment import changed_plugins, model_plugins, what_to_install
-from gptkit.training.setup import build_model_for, load_weights
 
 
 def read_model(

@@ -22,6 +22,7 @@ from gptkit.errors import CheckpointError, DiskError, DivergedError, GptkitError
 from gptkit.experiment import Experiment
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
+from gptkit.model.build import build_model
 from gptkit.plugins import DataFolders
 from gptkit.runs import DEFAULT_RUNS_FOLDER, Recorder, Run
 from gptkit.runs.checkpoint import Checkpoint, prune, save_checkpoint
@@ -30,7 +31,7 @@ from gptkit.tracking import ChosenTracker, Tracking
 from gptkit.training.budget import FOREVER, Pace, last_step
 from gptkit.training.compile import CompilationError, compile_model
 from gptkit.training.loss import bits_per_byte, evaluate
-from gptkit.training.setup import build_model, build_trainer
+from gptkit.training.setup import build_trainer
 from gptkit.training.text import telling, title_of
 from gptkit.training.trainer import Evaluation, Progress, Trainer, reason_to_end, train
 

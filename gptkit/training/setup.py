@@ -1,4 +1,4 @@
-"""From an experiment to a model: built, checked against the memory there is, given its weights, trained."""
+"""From a model to all that its training steps need, checked against the memory of this machine."""
 
 from __future__ import annotations
 
@@ -10,53 +10,16 @@ import torch
 
 from gptkit.backend import SUPPOSED_SPEED, Backend
 from gptkit.data.sampler import BatchSampler, Ids
-from gptkit.errors import CheckpointError, ExperimentError, OutOfMemoryError, PluginError
+from gptkit.errors import OutOfMemoryError
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
-from gptkit.plugins import ModelShape, registry
-from gptkit.seeds import derive_seed
+from gptkit.model.build import matrix_weights, model_shapes
 from gptkit.training.budget import STEPS, Pace
 from gptkit.training.optim import Optimizer, weights_for
 from gptkit.training.trainer import Progress, Trainer
 
 # Bytes for each parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
 _TRAINING_BYTES = 4 + 4 + 8 + 2 + 2
-
-_SMALL = 2**24  # numbers: 64 MB in fp32, which any machine has
-
-
-def build_model(experiment: Experiment, vocab_size: int) -> GPT:
-    """The GPT of an experiment, on the CPU, its weights not yet drawn. Raises ExperimentError."""
-    settings = experiment.model
-    plugin = registry.load(registry.POSITIONS, settings.position.type).cls
-    shape = ModelShape(settings.context_length, settings.n_embd, settings.n_head)
-    try:
-        position = plugin(plugin.Options.model_validate(settings.position.options), shape)
-    except ValueError as error:
-        problem = f"model.position: {error}"
-        raise ExperimentError("the experiment", [problem]).about("model.position") from error
-    except (TypeError, AttributeError, RuntimeError) as error:
-        raise PluginError(f"positional encoding {settings.position.type!r} failed: {error}") from error
-    return GPT(settings, vocab_size, position)
-
-
-def _outline(experiment: Experiment, vocab_size: int) -> GPT:
-    """The GPT of an experiment, to ask for its sizes; without memory for its weights where they are many.
-
-    On the meta device torch describes some operations with its compiler, whose import takes a second: more
-    than a small model takes to build.
-    """
-    model = experiment.model
-    tables = model.context_length * max(model.context_length, model.n_embd)  # at most, of a position encoding
-    small = matrix_weights(experiment, vocab_size) + vocab_size * model.n_embd + tables <= _SMALL
-    with torch.device("cpu" if small else "meta"):
-        return build_model(experiment, vocab_size)
-
-
-def matrix_weights(experiment: Experiment, vocab_size: int) -> int:
-    """Weights of the model's matrix products, nearly: 12 C^2 a block, and the output projection."""
-    model = experiment.model
-    return 12 * model.n_layer * model.n_embd**2 + vocab_size * model.n_embd
 
 
 def training_flops(experiment: Experiment, vocab_size: int) -> float:
@@ -72,19 +35,9 @@ def training_flops(experiment: Experiment, vocab_size: int) -> float:
     return tokens * (6.0 * matrix_weights(experiment, vocab_size) + attention)
 
 
-def build_new_model(experiment: Experiment, vocab_size: int, seed: int) -> GPT:
-    """A model with its initial weights. Raises OutOfMemoryError before it takes what is not there."""
-    _check_memory(experiment, vocab_size)
-    # A plugin's own parameters may draw from torch's generator when they are made
-    torch.manual_seed(derive_seed(seed, "build"))
-    model = build_model(experiment, vocab_size)
-    model.initialise(torch.Generator().manual_seed(derive_seed(seed, "init")))
-    return model
-
-
-def _check_memory(experiment: Experiment, vocab_size: int) -> None:
-    """Compares the least that training needs with the memory of this machine."""
-    parameters = _outline(experiment, vocab_size).parameter_count
+def check_memory(experiment: Experiment, vocab_size: int) -> None:
+    """Raises OutOfMemoryError where training needs more memory than this machine has."""
+    parameters = model_shapes(experiment, vocab_size).parameter_count
     model, training = experiment.model, experiment.training
     weights = parameters * _TRAINING_BYTES
     # Of a token: logits and their gradient, and in each block about sixteen numbers a channel, in bf16
@@ -159,32 +112,3 @@ def out_of_memory(experiment: Experiment) -> Iterator[None]:
             f"{model.n_layer} layers of width {model.n_embd}. Lower training.batch_size and raise "
             "training.gradient_accumulation_steps, or lower model.context_length."
         ) from error
-
-
-def build_model_for(
-    experiment: Experiment, vocab_size: int, tensors: dict[str, torch.Tensor], whose: str
-) -> GPT:
-    """The model of recorded weights, without them yet. Raises CheckpointError where they are not its own.
-
-    That is found before memory is taken: the sizes that an experiment file states may be absurd, those of the
-    tensors are real.
-    """
-    _check_weights(_outline(experiment, vocab_size), tensors, whose)
-    return build_model(experiment, vocab_size)
-
-
-def load_weights(model: GPT, tensors: dict[str, torch.Tensor], whose: str) -> None:
-    """Gives the model weights by name. Raises CheckpointError where names or shapes differ."""
-    _check_weights(model, tensors, whose)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[name])
-
-
-def _check_weights(model: GPT, tensors: dict[str, torch.Tensor], whose: str) -> None:
-    own = dict(model.named_parameters())
-    wrong = sorted(own.keys() ^ tensors.keys()) or [
-        name for name, parameter in own.items() if parameter.shape != tensors[name].shape
-    ]
-    if wrong:
-        raise CheckpointError(f"the weights of {whose} are not of this model: {', '.join(wrong[:3])} differ.")

@@ -21,6 +21,7 @@ from gptkit.data.corpus import Corpus, build_corpus, quote_characters
 from gptkit.errors import CheckpointError, ExperimentError, PluginError, UsageError
 from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
 from gptkit.files import disk_errors
+from gptkit.model.build import build_model_for, build_new_model, load_weights
 from gptkit.plugins import Tokenizer, registry
 from gptkit.runs import (
     Run,
@@ -45,13 +46,7 @@ from gptkit.tracking import ChosenTracker
 from gptkit.training.budget import FOREVER, last_step
 from gptkit.training.origin import ResumedRun, new_record, take_up
 from gptkit.training.session import HERE, RunContext, Session, TrainingResult
-from gptkit.training.setup import (
-    build_model_for,
-    build_new_model,
-    load_weights,
-    out_of_memory,
-    training_flops,
-)
+from gptkit.training.setup import check_memory, out_of_memory, training_flops
 from gptkit.training.text import LoadedText, obtain_text, telling
 
 
@@ -96,6 +91,7 @@ def new_run(beginning: RunSetup, around: RunContext, **more: Any) -> Iterator[Se
     experiment, corpus, backend = beginning.experiment, beginning.corpus, beginning.backend
     source = beginning.source
     with computing(backend), out_of_memory(experiment):
+        check_memory(experiment, corpus.tokenizer.vocab_size)
         model = build_new_model(experiment, corpus.tokenizer.vocab_size, int(experiment.seed))
         if source:
             load_weights(model, source.checkpoint.model, f"run {source.run.id}")

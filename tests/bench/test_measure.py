@@ -13,7 +13,7 @@ from gptkit.bench.measure import benchmark, flops_per_token, flops_per_token_wri
 from gptkit.cli.display import bench as render_bench
 from gptkit.errors import UsageError
 from gptkit.experiment import experiment_from_dict
-from gptkit.training.setup import build_model
+from gptkit.model.build import build_model
 
 TINY = {
     "model": {"context_length": 16, "n_embd": 32, "n_layer": 2, "n_head": 2},

@@ -30,9 +30,9 @@ from gptkit.cli.display.live import LiveView
 from gptkit.cli.display.panel import Room, Seen, panel
 from gptkit.cli.display.plain import PlainView
 from gptkit.experiment import experiment_from_dict
+from gptkit.model.build import build_model
 from gptkit.runs import find_run
 from gptkit.training.loss import evaluate
-from gptkit.training.setup import build_model
 from tests.support import TINY, Command, small_text
 from tests.support.terminals import Screen, terminal
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from gptkit.data.sampler import BatchSampler, evaluation_starts
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
+from gptkit.model.build import build_new_model
 from gptkit.training.loss import bits_per_byte, cross_entropy, evaluate
-from gptkit.training.setup import build_new_model
 
 
 def counting(tokens: int) -> np.ndarray:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
+from gptkit.model.build import build_new_model
 from gptkit.model.decoding import Decoder, _NativeDecoder, _TorchDecoder, decoder_for
 from gptkit.model.positions import AlibiPosition, LearnedPosition, RotaryPosition
 from gptkit.native import switched, usable
 from gptkit.plugins import ModelShape, PluginOptions, PositionalEncoding, registry
-from gptkit.training.setup import build_new_model
 
 pytestmark = pytest.mark.skipif(
     not usable(), reason="no C compiler here: there is only torch's way to decode"

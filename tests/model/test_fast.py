@@ -11,10 +11,10 @@ from torch import Tensor
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
 from gptkit.model import gpt as gpt_module
+from gptkit.model.build import build_new_model
 from gptkit.native import switched, usable
 from gptkit.native.ops import multiplies_pairs
 from gptkit.plugins import registry
-from gptkit.training.setup import build_new_model
 
 pytestmark = pytest.mark.skipif(
     not (usable() and multiplies_pairs()),

@@ -14,9 +14,9 @@ from torch import nn
 from gptkit.data.sampler import BatchSampler, Ids
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
+from gptkit.model.build import build_model, build_new_model
 from gptkit.training.loss import cross_entropy
 from gptkit.training.optim import Optimizer, weights_for
-from gptkit.training.setup import build_model, build_new_model
 from gptkit.training.trainer import Progress, Trainer
 
 TINY = {"context_length": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}

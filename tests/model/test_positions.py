@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
+from gptkit.model.build import build_new_model
 from gptkit.model.positions import AlibiPosition, LearnedPosition, RotaryPosition, SinusoidalPosition
 from gptkit.plugins import ModelShape, PluginOptions, registry
-from gptkit.training.setup import build_new_model
 
 POSITIONS = registry.names(registry.POSITIONS)
 

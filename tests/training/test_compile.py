@@ -16,10 +16,11 @@ import gptkit
 from gptkit import backend, events
 from gptkit.errors import PluginError
 from gptkit.experiment import TrainingSettings
+from gptkit.model.build import build_new_model
 from gptkit.training import origin, session
 from gptkit.training import start as training
 from gptkit.training.session import RunContext
-from gptkit.training.setup import build_new_model, training_flops
+from gptkit.training.setup import training_flops
 from gptkit.training.start import resume_run, train_run
 
 

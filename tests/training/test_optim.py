@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gptkit.experiment import AdamWSettings, Experiment, MuonSettings, ScheduleSettings
 from gptkit.model import GPT
+from gptkit.model.build import build_new_model
 from gptkit.training import optim
 from gptkit.training.optim import Optimizer, learning_rate_factor, orthogonalise, weights_for
 from gptkit.training.parameters import Weights
-from gptkit.training.setup import build_new_model
 
 ADAMW = AdamWSettings(learning_rate=0.01, weight_decay=0.3)
 MUON = MuonSettings(learning_rate=0.05, adamw_learning_rate=0.01, weight_decay=0.3, momentum=0.9)

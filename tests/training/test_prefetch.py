@@ -13,10 +13,10 @@ import torch.nn.functional as F
 
 from gptkit.data.sampler import BatchSampler, Ids
 from gptkit.experiment import Experiment
+from gptkit.model.build import build_new_model
 from gptkit.training.loss import evaluate
 from gptkit.training.optim import weights_for
 from gptkit.training.prefetch import Feed
-from gptkit.training.setup import build_new_model
 
 IDS = np.random.default_rng(2).integers(0, 20, 3000).astype(np.uint8)
 

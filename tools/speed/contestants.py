@@ -25,8 +25,8 @@ from gptkit.bench.baseline import Transformers, quiet_transformers
 from gptkit.bench.measure import flops_per_token, measure_peak, random_trainer, stepper, wait
 from gptkit.experiment import Experiment, SamplingSettings, experiment_from_dict, load_experiment
 from gptkit.generation import generate, generate_tokens
+from gptkit.model.build import build_new_model
 from gptkit.tokenizers.char import CharTokenizer
-from gptkit.training.setup import build_new_model
 
 from .classic import ClassicGPT
 from .contest import ROOT

@@ -1,0 +1,96 @@
+"""Builds the GPT of an experiment, new or from recorded weights.
+
+In: an experiment and the size of its vocabulary. Out: a GPT on the CPU. Knows nothing of text, training or
+runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gptkit.errors import CheckpointError, ExperimentError, PluginError
+from gptkit.experiment import Experiment
+from gptkit.model.gpt import GPT
+from gptkit.plugins import ModelShape, registry
+from gptkit.seeds import derive_seed
+
+# Numbers in the tensors of a model (64 MB in fp32) up to which it is built on the CPU to read its shapes
+_SMALL = 2**24
+
+
+def build_model(experiment: Experiment, vocab_size: int) -> GPT:
+    """The GPT of an experiment, its weights not yet initialised.
+
+    Raises ExperimentError for options that the positional encoding refuses, PluginError where it fails.
+    """
+    settings = experiment.model
+    plugin = registry.load(registry.POSITIONS, settings.position.type).cls
+    shape = ModelShape(settings.context_length, settings.n_embd, settings.n_head)
+    try:
+        position = plugin(plugin.Options.model_validate(settings.position.options), shape)
+    except ValueError as error:
+        problem = f"model.position: {error}"
+        raise ExperimentError("the experiment", [problem]).about("model.position") from error
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise PluginError(f"positional encoding {settings.position.type!r} failed: {error}") from error
+    return GPT(settings, vocab_size, position)
+
+
+def build_new_model(experiment: Experiment, vocab_size: int, seed: int) -> GPT:
+    """A model with its initial weights, which depend on `seed` alone. Uses torch's global generator."""
+    # A plugin's own parameters may draw from torch's generator when they are made
+    torch.manual_seed(derive_seed(seed, "build"))
+    model = build_model(experiment, vocab_size)
+    model.initialise(torch.Generator().manual_seed(derive_seed(seed, "init")))
+    return model
+
+
+def build_model_for(
+    experiment: Experiment, vocab_size: int, tensors: Mapping[str, Tensor], whose: str
+) -> GPT:
+    """A model that fits recorded weights, its own not yet initialised.
+
+    Raises CheckpointError where names or shapes differ, before memory is allocated: the sizes in an
+    experiment file may be absurd, those of the tensors are real. `whose` names their origin in the message.
+    """
+    _check_weights(model_shapes(experiment, vocab_size), tensors, whose)
+    return build_model(experiment, vocab_size)
+
+
+def load_weights(model: GPT, tensors: Mapping[str, Tensor], whose: str) -> None:
+    """Copies weights into the model by name. Raises CheckpointError where names or shapes differ."""
+    _check_weights(model, tensors, whose)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+
+
+def model_shapes(experiment: Experiment, vocab_size: int) -> GPT:
+    """The GPT of an experiment, to read its shapes from: on the meta device if it is large.
+
+    On the meta device it takes no memory, but torch describes some operations there with its compiler, whose
+    import takes a second: longer than a small model takes to build.
+    """
+    model = experiment.model
+    tables = model.context_length * max(model.context_length, model.n_embd)  # of a position encoding, at most
+    small = matrix_weights(experiment, vocab_size) + vocab_size * model.n_embd + tables <= _SMALL
+    with torch.device("cpu" if small else "meta"):
+        return build_model(experiment, vocab_size)
+
+
+def matrix_weights(experiment: Experiment, vocab_size: int) -> int:
+    """Approximate number of weights in matrix products: 12 C^2 per block, and the output projection."""
+    model = experiment.model
+    return 12 * model.n_layer * model.n_embd**2 + vocab_size * model.n_embd
+
+
+def _check_weights(model: GPT, tensors: Mapping[str, Tensor], whose: str) -> None:
+    own = dict(model.named_parameters())
+    wrong = sorted(own.keys() ^ tensors.keys()) or [
+        name for name, parameter in own.items() if parameter.shape != tensors[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"the weights of {whose} are not of this model: {', '.join(wrong[:3])} differ.")
