@@ -20,7 +20,7 @@ from gptkit.testing.subprocess_check import MARK, NOT_FOUND
 def main() -> int:
     job = json.loads(sys.stdin.read())
     try:
-        module = importlib.import_module(job["module"])
+        module = importlib.import_module(job["module"])  # noqa: TID251
         cls: Any = reduce(getattr, job["name"].split("."), module)
     except (ImportError, AttributeError) as error:
         sys.stderr.write(f"{error}\n")
