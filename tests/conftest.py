@@ -23,6 +23,13 @@ from tests.support.sums import TEXT
 answer_interrupts()
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """No worker processes (`-n auto`) for a debugger, nor for one file, whose tests all go to one worker."""
+    debugged = sys.gettrace() is not None or "debugpy" in sys.modules or "pydevd" in sys.modules
+    files = {argument.partition("::")[0] for argument in config.args}
+    return 0 if debugged or (len(files) == 1 and files.pop().endswith(".py")) else None
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, with data/mine.txt and runs/."""
