@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from gptkit.plugins.options import API_VERSION, PluginOptions
 from gptkit.plugins.progress import Progress, no_progress
@@ -13,6 +13,9 @@ from gptkit.plugins.progress import Progress, no_progress
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Ids: TypeAlias = "NDArray[np.integer[Any]]"
+"""Token ids, shape (T,), of any integer type."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Tokenizer(ABC):
         """How many ids there are; every id is in [0, vocab_size)."""
 
     @abstractmethod
-    def encode(self, text: str) -> NDArray[np.integer[Any]]:
+    def encode(self, text: str) -> Ids:
         """Ids of `text`, shape (T,), of any integer type.
 
         Characters for which `unknown_characters` is not empty need not be handled; it is asked first.

@@ -1,1 +1,1 @@
-"""The built-in tokenizers, one file each."""
+"""The built-in tokenizers, one per module. gptkit.plugins describes what a tokenizer is."""

@@ -1,7 +1,12 @@
-"""One id per character or frequent pair of characters."""
+"""The tokenizer `bigram`: frequent pairs of characters, single characters for the rest.
+
+In: the text of a run. Out: one id per pair or character. Bounded memory beside text and ids. Knows no files
+and no models.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -10,88 +15,87 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gptkit.plugins import PluginOptions, Splits, Tokenizer
+from gptkit.plugins.tokenizer import Ids
 from gptkit.tokenizers.char import (
-    _CHUNK,
-    Ids,
-    _Alphabet,
-    _characters_from_json,
-    _characters_of,
-    _check_keys,
+    CHUNK,
+    Alphabet,
+    characters_from_json,
+    check_keys,
     smallest_type,
+    vocabulary_of,
 )
 
 
 class BigramTokenizer(Tokenizer):
-    """Pairs of characters: the commonest pairs of the training text, and single characters for the rest.
+    """Pairs of characters: the most frequent pairs of the training text, and its single characters.
 
-    Text is cut into pairs from its beginning. A pair that has no token, and a last character that is alone,
-    become single characters, so any text of known characters has ids. Ids below the number of characters are
-    the characters; the pairs follow, commonest first.
+    Text is cut into pairs from its beginning. A pair without a token, and a last character without a partner,
+    become single characters, so every text of known characters has ids. The first ids are the characters; the
+    pairs follow, most frequent first.
     """
 
     class Options(PluginOptions):
-        max_pairs: int = Field(default=4096, ge=0, le=1_000_000, description="The commonest pairs kept.")
+        max_pairs: int = Field(
+            default=4096, ge=0, le=1_000_000, description="How many of the most frequent pairs get a token."
+        )
 
-    summary = "pairs of characters, the commonest of the text"
+    summary = "frequent pairs of characters of the text"
 
     def __init__(self, characters: Sequence[str], pairs: Sequence[str]) -> None:
-        self._alphabet = _Alphabet(characters)
+        self._alphabet = Alphabet(characters)
         self._pairs = tuple(pairs)
-        self._pieces = tuple(characters) + self._pairs
-        self._dtype = smallest_type(len(self._pieces))
+        self._tokens = tuple(characters) + self._pairs
+        self._dtype = smallest_type(len(self._tokens))
         keys = self._keys(self._alphabet.encode("".join(pairs)))
         self._order = np.argsort(keys, kind="stable")
         self._sorted_keys = keys[self._order]
 
-    def _keys(self, characters: Ids) -> NDArray[np.int64]:
-        """One number for each pair of an even count of character numbers."""
-        wide = characters.astype(np.int64).reshape(-1, 2)
-        keys: NDArray[np.int64] = wide[:, 0] * len(self._alphabet.characters) + wide[:, 1]
+    def _keys(self, character_ids: Ids) -> NDArray[np.int64]:
+        """One number per pair: (2N,) ids of characters to (N,)."""
+        pairs = character_ids.astype(np.int64).reshape(-1, 2)
+        keys: NDArray[np.int64] = pairs[:, 0] * len(self._alphabet.characters) + pairs[:, 1]
         return keys
 
     @classmethod
     def train(cls, options: Options, splits: Splits) -> Self:
-        characters, train_text = _characters_of(splits), splits.train
-        plain = cls(characters, [])
-        counts: dict[int, int] = {}
-        for start in range(0, len(train_text) - 1, _CHUNK):  # _CHUNK is even, so pairs stay together
-            chunk = train_text[start : start + _CHUNK]
-            keys = plain._keys(plain._alphabet.encode(chunk[: len(chunk) // 2 * 2]))
-            for key, count in zip(
-                *(part.tolist() for part in np.unique(keys, return_counts=True)), strict=True
-            ):
-                counts[key] = counts.get(key, 0) + count
-        commonest = sorted(counts, key=lambda key: (-counts[key], key))[: options.max_pairs]
+        characters, train_text = vocabulary_of(splits), splits.train
+        without_pairs = cls(characters, [])
+        counts: Counter[int] = Counter()
+        for start in range(0, len(train_text) - 1, CHUNK):  # CHUNK is even, so no pair is cut
+            chunk = train_text[start : start + CHUNK]
+            keys = without_pairs._keys(without_pairs._alphabet.encode(chunk[: len(chunk) // 2 * 2]))
+            distinct, numbers = np.unique(keys, return_counts=True)
+            counts.update(dict(zip(distinct.tolist(), numbers.tolist(), strict=True)))
+        most_frequent = sorted(counts, key=lambda key: (-counts[key], key))[: options.max_pairs]
         size = len(characters)
-        return cls(characters, [characters[key // size] + characters[key % size] for key in commonest])
+        return cls(characters, [characters[key // size] + characters[key % size] for key in most_frequent])
 
     @property
     def vocab_size(self) -> int:
-        return len(self._pieces)
+        return len(self._tokens)
 
     def encode(self, text: str) -> Ids:
-        parts = [self._encode_chunk(text[start : start + _CHUNK]) for start in range(0, len(text), _CHUNK)]
+        parts = [self._encode_chunk(text[start : start + CHUNK]) for start in range(0, len(text), CHUNK)]
         return np.concatenate(parts) if parts else np.empty(0, dtype=self._dtype)
 
     def _encode_chunk(self, text: str) -> Ids:
         characters = self._alphabet.encode(text)
         even = len(characters) // 2 * 2
-        singles = characters[:even].reshape(-1, 2)
         keys = self._keys(characters[:even])
         if len(self._sorted_keys):
-            at = np.minimum(np.searchsorted(self._sorted_keys, keys), len(self._sorted_keys) - 1)
-            known = self._sorted_keys[at] == keys
-            pair_ids = self._order[at] + len(self._alphabet.characters)
+            found = np.minimum(np.searchsorted(self._sorted_keys, keys), len(self._sorted_keys) - 1)
+            known = self._sorted_keys[found] == keys
+            pair_ids = self._order[found] + len(self._alphabet.characters)
         else:
             known, pair_ids = np.zeros(len(keys), dtype=bool), np.zeros(len(keys), dtype=np.int64)
-        slots = singles.astype(np.int64)  # two places for each pair; a known pair fills the first alone
-        slots[known, 0] = pair_ids[known]
-        slots[known, 1] = -1
-        flat = np.concatenate((slots.reshape(-1), characters[even:].astype(np.int64)))
+        ids = characters[:even].reshape(-1, 2).astype(np.int64)
+        ids[known, 0] = pair_ids[known]  # a known pair takes the first of its two places,
+        ids[known, 1] = -1  # and leaves the second empty
+        flat = np.concatenate((ids.reshape(-1), characters[even:].astype(np.int64)))
         return flat[flat >= 0].astype(self._dtype)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join([self._pieces[token] for token in ids])
+        return "".join([self._tokens[token] for token in ids])
 
     def unknown_characters(self, text: str) -> str:
         return self._alphabet.unknown(text)
@@ -105,11 +109,11 @@ class BigramTokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        _check_keys(data, {"type", "characters", "pairs"})
-        characters, joined = _characters_from_json(data, "bigram"), data["pairs"]
+        check_keys(data, {"type", "characters", "pairs"})
+        characters, joined = characters_from_json(data, "bigram"), data["pairs"]
         if not isinstance(joined, str) or len(joined) % 2 or not set(joined) <= set(characters):
             raise ValueError("its pairs are not pairs of its characters")
-        pairs = [joined[at : at + 2] for at in range(0, len(joined), 2)]
+        pairs = [joined[start : start + 2] for start in range(0, len(joined), 2)]
         if len(set(pairs)) != len(pairs):
             raise ValueError("a pair occurs twice")
         return cls(characters, pairs)

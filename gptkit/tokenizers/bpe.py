@@ -1,7 +1,7 @@
-"""The `bpe` tokenizer: byte-level byte-pair encoding, learnt from the text by the library `tokenizers`.
+"""The tokenizer `bpe`: byte-level byte-pair encoding, learned from the text by the package `tokenizers`.
 
-In: text. Out: ids, and a tokenizer.json in the library's own format, which other tools open too. Knows
-nothing of files. The library is imported when a tokenizer is made, so that gptkit works without it.
+In: text. Out: ids, and a tokenizer.json in the package's own format, which other programs open too. Knows no
+files. The package is imported when a tokenizer is made, so that gptkit works without it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ import numpy as np
 from pydantic import Field
 
 from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer
-from gptkit.tokenizers.byte import ByteStream
-from gptkit.tokenizers.char import Ids, smallest_type
+from gptkit.plugins.tokenizer import Ids
+from gptkit.tokenizers.byte import ByteStreamDecoder
+from gptkit.tokenizers.char import smallest_type
 
 if TYPE_CHECKING:
     import tokenizers
 
-_PIECE = 1 << 16  # characters given to the library at a time; to learn from, it buffers some hundreds of them
-_LONGEST = 1 << 20  # characters without a place to cut, after which a piece is cut wherever that is
-_BATCH = 8  # pieces encoded at a time, in parallel; the library takes about 350 bytes a token meanwhile
+_PIECE = 1 << 16  # characters per piece; while it learns, the package buffers some hundreds of pieces
+_LONGEST = 1 << 20  # characters without white space after which a text is cut anyway
+_BATCH = 8  # pieces encoded at a time, in parallel; takes about 350 bytes per token meanwhile
 
-# To learn from a word the library takes time in proportion to the square of its length, so longer ones, which
-# are texts without spaces, are cut
-_LONG_RUN = re.compile(r"\S{1000}|\s{1000}")
+# Learning takes time proportional to the square of a word's length, so longer words (of texts without
+# spaces) are cut
+_LONG_WORD = re.compile(r"\S{1000}|\s{1000}")
 
-# GPT-2's pattern never has white space follow anything else within a token, and never looks back: cut there,
-# a text has the tokens it has in one piece. U+180E and U+200B are white space to some versions of Unicode.
+# GPT-2's pattern never lets white space follow anything else within a token, and never looks back: a text cut
+# here has the same ids as the whole. U+180E and U+200B are white space in some versions of Unicode.
 _BEFORE_SPACE = re.compile(r"[^\s\u180e\u200b](?=[ \t\n\r\u3000])")
 
 
-def library() -> ModuleType:
+def import_tokenizers() -> ModuleType:
     """The package tokenizers."""
     # It encodes in threads, and warns at every later fork of the process unless this is set
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -49,8 +50,8 @@ def library() -> ModuleType:
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Raises ValueError for whatever the library raises; its panics are no Exception."""
+def errors_as_value_error() -> Iterator[None]:
+    """Raises ValueError for whatever the package raises; its panics are not even subclasses of Exception."""
     try:
         yield
     except BaseException as error:
@@ -62,41 +63,41 @@ def refusals() -> Iterator[None]:
 
 
 def open_tokenizer(data: dict[str, Any]) -> tokenizers.Tokenizer:
-    """The library's tokenizer of a tokenizer.json. Raises ValueError where it is none."""
+    """The package's tokenizer described by a tokenizer.json. Raises ValueError."""
     try:
         text = json.dumps(data, allow_nan=False)
     except (RecursionError, TypeError) as error:
-        raise ValueError(f"it cannot be JSON: {error}") from None
-    with refusals():
-        opened: tokenizers.Tokenizer = library().Tokenizer.from_str(text)
+        raise ValueError(f"it is not JSON: {error}") from None
+    with errors_as_value_error():
+        opened: tokenizers.Tokenizer = import_tokenizers().Tokenizer.from_str(text)
     return opened
 
 
-def pieces(text: str, cut: re.Pattern[str] = _BEFORE_SPACE, longest: int = _LONGEST) -> Iterator[str]:
-    """A text in pieces of some 64k characters, each ending where a match of `cut` does.
+def pieces(text: str, longest: int = _LONGEST) -> Iterator[str]:
+    """A text in pieces of some 64k characters, cut before white space.
 
-    Where `longest` characters have no such place the piece ends after them.
+    Where `longest` characters have no white space, the piece ends after them.
     """
     start = 0
     while start < len(text):
         end = start + _PIECE
         if end < len(text):
-            found = cut.search(text, end - 1, start + longest)
+            found = _BEFORE_SPACE.search(text, end - 1, start + longest)
             end = found.end() if found else start + longest
         yield text[start:end]
         start = end
 
 
-def without_halves(text: str) -> str:
-    """The text with "?" for halves of surrogate pairs, as the tokenizer `byte` reads them."""
+def replace_surrogates(text: str) -> str:
+    """The text with "?" for lone surrogates, as the tokenizer `byte` encodes them."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def encode_pieces(opened: tokenizers.Tokenizer, parts: Iterable[str], dtype: np.dtype[Any]) -> Ids:
-    """Ids of the parts, one after another. Raises ValueError for what the library cannot encode."""
-    parts, found = iter(parts), [np.empty(0, dtype=dtype)]
-    while batch := [without_halves(part) for part in islice(parts, _BATCH)]:
-        with refusals():
+def encode_pieces(opened: tokenizers.Tokenizer, texts: Iterable[str], dtype: np.dtype[Any]) -> Ids:
+    """Ids of all texts in one array, shape (T,). Raises ValueError for what the package cannot encode."""
+    texts, found = iter(texts), [np.empty(0, dtype=dtype)]
+    while batch := [replace_surrogates(text) for text in islice(texts, _BATCH)]:
+        with errors_as_value_error():
             encoded = opened.encode_batch_fast(batch, add_special_tokens=False)
         found += [np.array(encoding.ids, dtype=dtype) for encoding in encoded]
     return np.concatenate(found)
@@ -104,9 +105,9 @@ def encode_pieces(opened: tokenizers.Tokenizer, parts: Iterable[str], dtype: np.
 
 @cache
 def byte_characters() -> tuple[str, ...]:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's encoding of bytes).
+    """The character of each byte in a byte-level vocabulary (GPT-2's encoding of bytes).
 
-    A byte that Latin-1 prints stands for itself; the others take the characters from U+0100, in order.
+    A byte that Latin-1 prints is its own character; the others take those from U+0100 on, in order.
     """
     spare = iter(range(256, 512))
     prints = [chr(byte).isprintable() and not chr(byte).isspace() for byte in range(256)]
@@ -115,12 +116,12 @@ def byte_characters() -> tuple[str, ...]:
 
 @cache
 def bytes_of_characters() -> dict[str, int]:
-    """What `byte_characters` says, the other way round."""
+    """The inverse of `byte_characters`."""
     return {character: byte for byte, character in enumerate(byte_characters())}
 
 
 def byte_level_json(vocab: Mapping[str, int], merges: Sequence[Any]) -> dict[str, Any]:
-    """The tokenizer.json of a byte-level BPE without special tokens, as the library writes it."""
+    """The tokenizer.json of a byte-level BPE without special tokens, as the package writes it."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
         **{"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None},
@@ -134,7 +135,7 @@ def byte_level_json(vocab: Mapping[str, int], merges: Sequence[Any]) -> dict[str
 
 
 def small_json(merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """A tokenizer.json of the 256 bytes, and of a few merges with their tokens in order."""
+    """A tokenizer.json of the 256 bytes and these merges, for examples and tests."""
     vocab = {character: number for number, character in enumerate(sorted(byte_characters()))}
     for left, right in merges:
         vocab.setdefault(left + right, len(vocab))
@@ -142,12 +143,12 @@ def small_json(merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 class BpeTokenizer(Tokenizer):
-    """Byte-pair encoding of UTF-8, as GPT-2 has it: ids are the 256 bytes and the commonest joins of them.
+    """Byte-pair encoding of UTF-8 as in GPT-2: ids are the 256 bytes and their most frequent merges.
 
-    No text is unknown. A text is split by GPT-2's pattern, and joins never cross it. Learning takes memory in
-    proportion to the distinct words of the training text; encoding takes some 100 MB beside text and ids. The
-    ids are those of the whole text in one piece, unless 2**20 characters are without white space: there it is
-    cut as if it were two texts.
+    No character is unknown. A text is split by GPT-2's pattern, which merges never cross. Learning takes
+    memory proportional to the number of distinct words of the training text; encoding takes some 100 MB
+    beside text and ids. The ids are those of the whole text, unless 2**20 characters have no white space:
+    there it is encoded as two texts.
     """
 
     class Options(PluginOptions):
@@ -155,29 +156,28 @@ class BpeTokenizer(Tokenizer):
             default=1024,
             ge=256,
             le=1_000_000,
-            description="Tokens, the 256 bytes among them; fewer if few recur.",
+            description="Number of tokens, including the 256 bytes; fewer if few pairs recur.",
         )
         min_frequency: int = Field(
             default=2, ge=1, le=1_000_000_000, description="How often a pair must occur to become a token."
         )
 
-    summary = "byte-level BPE, learnt from the text; knows every text"
+    summary = "byte-level BPE learned from the text; knows every character"
     needs = ("tokenizers",)
 
     def __init__(self, data: dict[str, Any]) -> None:
         """Raises ValueError where `data` is not a tokenizer.json of this kind."""
-        vocab = _check(data)
+        tokens = _check(data)
         self._data = data
-        # Of what was checked the library gets these alone, so that its version and keys do not matter
-        model = byte_level_json(data["model"]["vocab"], data["model"]["merges"])
-        self._opened = open_tokenizer(model)
+        # Vocabulary and merges alone, so that other keys and versions of the file make no difference
+        self._opened = open_tokenizer(byte_level_json(data["model"]["vocab"], data["model"]["merges"]))
         byte_of = bytes_of_characters()
-        self._pieces = [bytes([byte_of[character] for character in token]) for token in vocab]
-        self._dtype = smallest_type(len(self._pieces))
+        self._token_bytes = [bytes(byte_of[character] for character in token) for token in tokens]
+        self._dtype = smallest_type(len(tokens))
 
     @classmethod
     def train(cls, options: Options, splits: Splits) -> Self:
-        tokenizers = library()
+        tokenizers = import_tokenizers()
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
         learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         learner.decoder = tokenizers.decoders.ByteLevel(add_prefix_space=False)
@@ -188,22 +188,21 @@ class BpeTokenizer(Tokenizer):
             special_tokens=[],
             show_progress=False,
         )
-        learner.train_from_iterator(_watched(splits), trainer=trainer)
+        learner.train_from_iterator(_training_pieces(splits), trainer=trainer)
         return cls(json.loads(learner.to_str()))
 
     @property
     def vocab_size(self) -> int:
-        return len(self._pieces)
+        return len(self._token_bytes)
 
     def encode(self, text: str) -> Ids:
         return encode_pieces(self._opened, pieces(text), self._dtype)
 
     def decode(self, ids: Sequence[int]) -> str:
-        table = self._pieces
-        return b"".join([table[token] for token in ids]).decode("utf-8", "replace")
+        return b"".join([self._token_bytes[token] for token in ids]).decode("utf-8", "replace")
 
     def stream_decoder(self) -> StreamDecoder:
-        return ByteStream(self, self._pieces)
+        return ByteStreamDecoder(self, self._token_bytes)
 
     def to_json(self) -> dict[str, Any]:
         return self._data
@@ -213,25 +212,25 @@ class BpeTokenizer(Tokenizer):
         return cls(data)
 
 
-def _watched(splits: Splits) -> Iterator[str]:
-    """The training text in pieces, saying how far it was read."""
+def _training_pieces(splits: Splits) -> Iterator[str]:
+    """The training text in pieces without very long words; reports progress in characters."""
     done = 0
     for piece in pieces(splits.train):
         start = 0
-        for run in _LONG_RUN.finditer(piece):
-            yield without_halves(piece[start : run.end()])
-            start = run.end()
-        yield without_halves(piece[start:])
+        for word in _LONG_WORD.finditer(piece):
+            yield replace_surrogates(piece[start : word.end()])
+            start = word.end()
+        yield replace_surrogates(piece[start:])
         done += len(piece)
         splits.progress(done, len(splits.train))
 
 
-# What a tokenizer.json must say. A key that is not named here belongs to another version of the library; it
-# may be there as long as it says nothing.
+# The values that a tokenizer.json of this kind may have; () where a function below checks them. A key that is
+# not listed belongs to another version of the package, and is accepted as long as its value is empty.
 
-_NOTHING: tuple[object, ...] = (None, False, [], {}, "")
-_WHOLE = {"version": ("1.0",), "model": (), "pre_tokenizer": (), "decoder": ()}  # (): looked at further
-_SPLITTER = {
+_EMPTY: tuple[object, ...] = (None, False, [], {}, "")
+_FILE = {"version": ("1.0",), "model": (), "pre_tokenizer": (), "decoder": ()}
+_PRE_TOKENIZER = {
     "type": ("ByteLevel",),
     "add_prefix_space": (False,),
     "use_regex": (True,),
@@ -241,13 +240,13 @@ _DECODER = {"type": ("ByteLevel",)} | dict.fromkeys(
     ("add_prefix_space", "use_regex", "trim_offsets"), (True, False)
 )
 _MODEL = {"type": ("BPE",), "vocab": (), "merges": ()}
-_NEEDED = {"version", "type", "model", "pre_tokenizer", "decoder", "vocab", "merges", "add_prefix_space"}
+_REQUIRED = {"version", "type", "model", "pre_tokenizer", "decoder", "vocab", "merges", "add_prefix_space"}
 
 
 def _check(data: dict[str, Any]) -> list[str]:
     """The tokens in order of id. Raises ValueError unless `data` is a byte-level BPE as `train` makes it."""
-    _check_table("it", data, _WHOLE)
-    _check_table("its pre_tokenizer", data["pre_tokenizer"], _SPLITTER)
+    _check_table("it", data, _FILE)
+    _check_table("its pre_tokenizer", data["pre_tokenizer"], _PRE_TOKENIZER)
     _check_table("its decoder", {"add_prefix_space": True, **_table(data["decoder"])}, _DECODER)
     _check_table("its model", data["model"], _MODEL)
     tokens = _tokens(data["model"]["vocab"])
@@ -263,19 +262,19 @@ def _table(value: object) -> dict[str, Any]:
 
 def _check_table(what: str, value: object, known: Mapping[str, tuple[object, ...]]) -> None:
     table = _table(value)
-    if missing := sorted(_NEEDED & known.keys() - table.keys()):
+    if missing := sorted(_REQUIRED & known.keys() - table.keys()):
         raise ValueError(f"{what} has no {missing[0]}")
-    for key, said in table.items():
-        allowed = known.get(key, _NOTHING)
-        # By type too: 0 and 1 are no booleans to the library
-        if allowed and not any(type(said) is type(value) and said == value for value in allowed):
-            raise ValueError(f"{what} has a {str(key)[:40]!r} that a byte-level BPE of gptkit has not")
+    for key, found in table.items():
+        allowed = known.get(key, _EMPTY)
+        # By type too: the package does not take 0 and 1 for booleans
+        if allowed and not any(type(found) is type(value) and found == value for value in allowed):
+            raise ValueError(f"{what} has an unexpected value of {str(key)[:40]!r}")
 
 
 def _tokens(vocab: object) -> list[str]:
     ids = _table(vocab)
     if any(type(number) is not int for number in ids.values()):
-        raise ValueError("an id of its vocabulary is no whole number")
+        raise ValueError("an id of its vocabulary is not an integer")
     tokens = sorted(ids, key=ids.__getitem__)
     if [ids[token] for token in tokens] != list(range(len(tokens))):
         raise ValueError("the ids of its vocabulary are not 0, 1, 2 and so on")
@@ -289,10 +288,10 @@ def _tokens(vocab: object) -> list[str]:
 def _check_merges(merges: object, tokens: set[str]) -> None:
     """Merges are pairs of tokens that join to a token; older versions write a pair as one string."""
     if not isinstance(merges, list):
-        raise ValueError("its merges are no list")
+        raise ValueError("its merges are not a list")
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise ValueError("a merge is no pair of tokens")
+            raise ValueError("a merge is not a pair of tokens")
         if not {*pair, "".join(pair)} <= tokens:
             raise ValueError("a merge is of tokens that its vocabulary lacks")

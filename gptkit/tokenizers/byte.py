@@ -1,4 +1,7 @@
-"""One id per byte of UTF-8."""
+"""The tokenizer `byte`, and the stream decoder of every tokenizer whose ids are pieces of UTF-8.
+
+In: any text. Out: one id per byte of its UTF-8. Nothing is learned from a text.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from typing import Any, Self
 import numpy as np
 
 from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer
-from gptkit.tokenizers.char import Ids, _check_keys
+from gptkit.plugins.tokenizer import Ids
+from gptkit.tokenizers.char import check_keys
 
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes of UTF-8: no text is unknown, and no vocabulary is needed."""
+    """The 256 bytes of UTF-8: no character is unknown. A lone surrogate becomes "?"."""
 
-    summary = "the bytes of UTF-8; knows every text"
+    summary = "the bytes of UTF-8; knows every character"
 
     @classmethod
     def train(cls, options: PluginOptions, splits: Splits) -> Self:
@@ -32,32 +36,32 @@ class ByteTokenizer(Tokenizer):
         return bytes(list(ids)).decode("utf-8", "replace")  # bytes(array) would copy the array's memory
 
     def stream_decoder(self) -> StreamDecoder:
-        return ByteStream(self, [bytes((byte,)) for byte in range(256)])
+        return ByteStreamDecoder(self, [bytes((byte,)) for byte in range(256)])
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "byte"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        _check_keys(data, {"type"})
+        check_keys(data, {"type"})
         if data["type"] != "byte":
             raise ValueError("it does not describe a byte tokenizer")
         return cls()
 
 
-class ByteStream(StreamDecoder):
-    """Bytes to characters as they complete; a byte that cannot belong to one gives U+FFFD at once.
+class ByteStreamDecoder(StreamDecoder):
+    """Bytes to characters as they complete; a byte that cannot belong to a character gives U+FFFD at once.
 
-    `pieces[id]` is the bytes of each id: any tokenizer whose ids are pieces of UTF-8 can use it.
+    `token_bytes[id]` is the bytes of each id.
     """
 
-    def __init__(self, tokenizer: Tokenizer, pieces: Sequence[bytes]) -> None:
+    def __init__(self, tokenizer: Tokenizer, token_bytes: Sequence[bytes]) -> None:
         super().__init__(tokenizer)
-        self._pieces = pieces
+        self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        return self._decoder.decode(self._pieces[token])
+        return self._decoder.decode(self._token_bytes[token])
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)

@@ -1,7 +1,7 @@
-"""The `hf` tokenizer: any tokenizer.json that the library `tokenizers` reads, as it is.
+"""The tokenizer `hf`: any tokenizer.json that the package `tokenizers` reads, used as it is.
 
-In: a file in the format of Hugging Face; text. Out: the ids that the library gives, without special tokens
-around them; the run keeps the whole file. Knows nothing of training or of downloads.
+In: a file in the format of Hugging Face; text. Out: the package's ids, without special tokens around them;
+the run keeps the whole file. Knows neither training nor downloads.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from pydantic import Field
 from gptkit.errors import DataError
 from gptkit.files import parse_json
 from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer
+from gptkit.plugins.tokenizer import Ids
 from gptkit.tokenizers.bpe import (
     bytes_of_characters,
     encode_pieces,
+    errors_as_value_error,
     open_tokenizer,
-    pieces,
-    refusals,
     small_json,
 )
-from gptkit.tokenizers.byte import ByteStream
-from gptkit.tokenizers.char import Ids, distinct_characters, smallest_type
+from gptkit.tokenizers.byte import ByteStreamDecoder
+from gptkit.tokenizers.char import distinct_characters, smallest_type
 
 _FILE = "tokenizer.json"
-_MOST_BYTES = 100_000_000  # of a tokenizer.json: the largest known, of 256k tokens, has a third of it
-_MOST_IDS = 10_000_000  # an embedding has a row for each; no known vocabulary has a tenth of it
+_MAX_BYTES = 100_000_000  # of a tokenizer.json: three times the largest known, which has 256k tokens
+_MAX_IDS = 10_000_000  # an embedding has a row for each id; no known vocabulary has a tenth of this
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")  # one byte of a character that is not in the vocabulary
 
-# Where `_cuts_at_spaces` says that it changes nothing, a text is cut between a space and what no normalizer
-# removes or makes white space: a letter, but for some of Arabic and Greek, a digit, or a sign of ASCII
-_BEFORE_SPACE = re.compile(r"(?:[^\W\u037a\ufc00-\ufeff]|[!-~])(?= )")
-
-_TRIED = (
+# What tokenizers are known to change: decomposed and compatibility characters, white space, punctuation,
+# scripts, control characters, and what looks like the tokens of some vocabularies
+_LOSSLESS_PROBES = (
     "Straße ÉTÉ naïve e\u0301a\u0308 Å \u212b ﬁ ½ Ａ．",
     "two  spaces \t tab\n\n\r\nlines \n",
     " don't can 't stop , now . It 's ?",
@@ -48,14 +47,11 @@ _TRIED = (
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json of Hugging Face's format, of whatever kind: nothing is learnt from the text.
+    """A tokenizer.json in the format of Hugging Face, of any kind: nothing is learned from the text.
 
-    Truncation, padding and BPE-dropout are switched off. What the file's unknown token stands for is no
-    unknown character here, as everywhere in that world.
-
-    The ids are those of the whole text in one piece. Where the parts of the file show that cutting before a
-    space changes nothing, a text that has spaces is encoded in pieces, in bounded memory: so with most
-    byte-level and BERT-like tokenizers. With any other it takes some 350 bytes of memory a token meanwhile.
+    Truncation, padding and BPE dropout are switched off. A character that the file encodes as its unknown
+    token does not count as unknown here. A split is encoded in one call, which takes some 350 bytes of memory
+    per token meanwhile.
     """
 
     class Options(PluginOptions):
@@ -74,17 +70,16 @@ class HuggingFaceTokenizer(Tokenizer):
     needs = ("tokenizers",)
 
     def __init__(self, data: dict[str, Any]) -> None:
-        """Raises ValueError where the library does not take `data`."""
-        self._data = _plain(data)
+        """Raises ValueError where the package does not accept `data`."""
+        self._data = _without_chance(data)
         self._opened = open_tokenizer(self._data)
         ids = self._opened.get_vocab(with_added_tokens=True).values()
         self._vocab_size = max(ids, default=-1) + 1
-        if not 0 < self._vocab_size <= _MOST_IDS:
-            raise ValueError(f"its highest id is {self._vocab_size - 1}, not in 0 to {_MOST_IDS - 1}")
+        if not 0 < self._vocab_size <= _MAX_IDS:
+            raise ValueError(f"its highest id is {self._vocab_size - 1}, not in 0 to {_MAX_IDS - 1}")
         self._dtype = smallest_type(self._vocab_size)
-        self._in_pieces = _cuts_at_spaces(self._data)
         added = [token.content for token in self._opened.get_added_tokens_decoder().values()]
-        self.lossless = all(self._comes_back(text) for text in (*_TRIED, " x ".join(added)))
+        self.lossless = all(self._round_trips(text) for text in (*_LOSSLESS_PROBES, " x ".join(added)))
 
     @classmethod
     def train(cls, options: Options, splits: Splits) -> Self:
@@ -94,7 +89,7 @@ class HuggingFaceTokenizer(Tokenizer):
             return cls(_read(path))
         except (ValueError, OSError) as error:
             raise DataError(
-                f"{path} is no tokenizer that can be read: {error}.\n"
+                f"{path} is not a usable tokenizer: {error}.\n"
                 "The option path of tokenizer 'hf' names a tokenizer.json, or a folder that holds one."
             ) from error
 
@@ -103,41 +98,40 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._vocab_size
 
     def encode(self, text: str) -> Ids:
-        """Ids of `text`. Raises DataError where the library cannot encode it."""
+        """Ids of `text`, shape (T,). Raises DataError where the package cannot encode it."""
         try:
-            parts = pieces(text, _BEFORE_SPACE, len(text)) if self._in_pieces else [text]
-            return encode_pieces(self._opened, parts, self._dtype)
+            return encode_pieces(self._opened, [text], self._dtype)
         except ValueError as error:
             raise DataError(
-                f"tokenizer 'hf' cannot encode the text: {error}.\nUse a tokenizer.json that knows it."
+                f"tokenizer 'hf' cannot encode the text: {error}.\nUse a tokenizer.json that can."
             ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; an id that the file leaves out has none."""
         known = [int(token) for token in ids]
         try:
-            with refusals():
+            with errors_as_value_error():
                 return str(self._opened.decode(known, skip_special_tokens=False))
-        except ValueError:  # a decoder that does not fit the vocabulary; the tokens as they are, then
+        except ValueError:  # a decoder that does not fit the vocabulary: fall back to the tokens as they are
             return "".join(self._opened.id_to_token(token) or "" for token in known)
 
     def unknown_characters(self, text: str) -> str:
-        """Those that the model drops; what the file's normalizer or splitting leaves out is none of them."""
+        """Characters that the model drops; what normalizer or pre-tokenizer remove does not count."""
         return "".join(character for character in distinct_characters(text) if self._drops(character))
 
     def _drops(self, character: str) -> bool:
-        """Whether the model has nothing for a character that reaches it, alone or inside a word."""
+        """Whether a character reaches the model, alone or inside a word, and gets no id there."""
         try:
             if any(len(self.encode(text)) for text in (character, character * 3)):
                 return False
         except DataError:
             return True
-        with refusals():
-            normalizer, splitter = self._opened.normalizer, self._opened.pre_tokenizer
+        with errors_as_value_error():
+            normalizer, pre_tokenizer = self._opened.normalizer, self._opened.pre_tokenizer
             left = normalizer.normalize_str(character) if normalizer else character
-            return bool(splitter.pre_tokenize_str(left) if splitter else left)
+            return bool(pre_tokenizer.pre_tokenize_str(left) if pre_tokenizer else left)
 
-    def _comes_back(self, text: str) -> bool:
+    def _round_trips(self, text: str) -> bool:
         try:
             unknown = self.unknown_characters(text)
             text = "".join(character for character in text if character not in unknown)
@@ -156,28 +150,26 @@ class HuggingFaceTokenizer(Tokenizer):
         tokens = [self._opened.id_to_token(number) or "" for number in range(self._vocab_size)]
         decoder = self._data.get("decoder")
         if isinstance(decoder, dict) and decoder.get("type") == "ByteLevel":
-            return ByteStream(self, [_bytes_of(token) for token in tokens])
-        return _Stream(self, {number for number, token in enumerate(tokens) if _FALLBACK.fullmatch(token)})
-
-
-_FALLBACK = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token of one byte, where a vocabulary lacks the character
+            return ByteStreamDecoder(self, [_bytes_of(token) for token in tokens])
+        byte_tokens = {number for number, token in enumerate(tokens) if _BYTE_TOKEN.fullmatch(token)}
+        return _WindowStreamDecoder(self, byte_tokens)
 
 
 def _bytes_of(token: str) -> bytes:
-    """The bytes of a byte-level token; one with another character in it stands for itself."""
+    """The bytes of a byte-level token; an added token with other characters is text."""
     byte_of = bytes_of_characters()
     if all(character in byte_of for character in token):
         return bytes(byte_of[character] for character in token)
     return token.encode()
 
 
-class _Stream(StreamDecoder):
-    """Text as it grows, from a tokenizer that decodes ids together.
+class _WindowStreamDecoder(StreamDecoder):
+    """Streams the text of a tokenizer whose `decode` depends on neighbouring ids.
 
-    Decodes the last few ids again with the new ones and gives what is added, so that a leading space which
-    only the first token loses is kept. A run of byte tokens is held back to its end: one wrong byte makes the
-    whole run U+FFFD. What a decoder changes in hindsight, should one ever do it, is not taken back. (The
-    library's own DecodeStream raises there, waits without end for a character, and came after version 0.20.)
+    Decodes the last few ids again with each new one and returns what was added, so that a leading space
+    which only the first token loses is kept. A run of byte tokens is held back to its end, because one wrong
+    byte makes the whole run U+FFFD. Text that a decoder changes later is not taken back. (The package's own
+    DecodeStream raises in that case, waits for a character without end, and needs a later version than 0.20.)
     """
 
     CONTEXT = 16  # ids before the new ones that are decoded again
@@ -188,29 +180,29 @@ class _Stream(StreamDecoder):
         self._start()
 
     def _start(self) -> None:
-        self._ids: list[int] = []  # all that came
-        self._given = 0  # how many of them are in `_shown`
-        self._shown: list[str] = []
+        self._ids: list[int] = []  # all so far
+        self._done = 0  # how many of them are in `_texts`
+        self._texts: list[str] = []  # what was returned so far
 
     def push(self, token: int) -> str:
         self._ids.append(token)
         if token in self._byte_tokens:
             return ""
-        first = max(self._given - self.CONTEXT, 0)
-        before = self._tokenizer.decode(self._ids[first : self._given])
+        first = max(self._done - self.CONTEXT, 0)
+        before = self._tokenizer.decode(self._ids[first : self._done])
         text = self._tokenizer.decode(self._ids[first:])
-        waiting = len(self._ids) - self._given
+        waiting = len(self._ids) - self._done
         if not text.startswith(before) or (text.endswith("\ufffd") and waiting < self.LONGEST):
             return ""
-        if len(text) > len(before):  # ids that give no text are no context for those after them
-            self._given = len(self._ids)
-            self._shown.append(text[len(before) :])
+        if len(text) > len(before):  # ids without text are no context for those after them
+            self._done = len(self._ids)
+            self._texts.append(text[len(before) :])
         return text[len(before) :]
 
     def finish(self) -> str:
-        whole, shown = self._tokenizer.decode(self._ids), "".join(self._shown)
+        whole, returned = self._tokenizer.decode(self._ids), "".join(self._texts)
         self._start()
-        return whole[len(shown) :] if whole.startswith(shown) else ""
+        return whole[len(returned) :] if whole.startswith(returned) else ""
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -218,9 +210,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise ValueError("there is no such file")
     with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"it has more than {_MOST_BYTES // 1_000_000} MB")
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES // 1_000_000} MB")
     try:
         data = parse_json(content.decode())
     except UnicodeDecodeError as error:
@@ -228,71 +220,15 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"it is not JSON: {error}") from None
     if not isinstance(data, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return data
 
 
-def _plain(data: dict[str, Any]) -> dict[str, Any]:
-    """The same without truncation, padding and dropout, which are for other uses and for chance."""
+def _without_chance(data: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json without truncation, padding and dropout. Raises ValueError."""
     if not isinstance(data, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     model = data.get("model")
     if isinstance(model, dict) and model.get("dropout") is not None:
         data = {**data, "model": {**model, "dropout": None}}
-    switched_off = {key: None for key in ("truncation", "padding") if data.get(key) is not None}
-    return {**data, **switched_off}
-
-
-# Where a text may be cut: what is known of the parts of a tokenizer.json
-
-_LOCAL_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer", "Nmt"}
-_SPLIT_AT_SPACES = {"ByteLevel", "BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Metaspace"}
-_LOCAL_SPLITTERS = {"Digits", "Punctuation", "ByteLevel"}
-# Parts of the patterns in common use (GPT-2, GPT-4, Llama 3, Qwen 2), none of which looks back or goes on
-# past a space that follows something else. A pattern made of these alone does not either.
-_PATTERN_PARTS = {
-    *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "(?i:'s", "'d)"),
-    *(r"\p{L}+", r" ?\p{L}+", r"[^\r\n\p{L}\p{N}]?\p{L}+"),
-    *(r"\p{N}", r"\p{N}+", r" ?\p{N}+", r"\p{N}{1,3}"),
-    *(r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*"),
-    *(r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
-}
-
-
-def _cuts_at_spaces(data: dict[str, Any]) -> bool:
-    """Whether pieces cut at `_BEFORE_SPACE` have the ids that they have in the whole text."""
-    try:
-        normalizers = _steps(data.get("normalizer"), "normalizers")
-        splitters = _steps(data.get("pre_tokenizer"), "pretokenizers")
-        return (
-            all(step.get("type") in _LOCAL_NORMALIZERS for step in normalizers)
-            and any(_splits_at_spaces(step) for step in splitters)
-            and all(step.get("type") in _LOCAL_SPLITTERS or _splits_at_spaces(step) for step in splitters)
-            and all(_stays_whole(token) for token in data.get("added_tokens") or ())
-        )
-    except (AttributeError, KeyError, TypeError):  # written in some other way than the library writes it
-        return False
-
-
-def _steps(part: Any, inside: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre_tokenizer; one that is no sequence is the only step."""
-    if part is None:
-        return []
-    if part.get("type") != "Sequence":
-        return [part]
-    return [step for inner in part[inside] for step in _steps(inner, inside)]
-
-
-def _splits_at_spaces(step: dict[str, Any]) -> bool:
-    kind = step.get("type")
-    if kind == "Split":
-        pattern = step.get("pattern", {}).get("Regex")
-        return bool(pattern) and not step.get("invert") and set(pattern.split("|")) <= _PATTERN_PARTS
-    whole = {"ByteLevel": "use_regex", "Metaspace": "split"}.get(str(kind))
-    return kind in _SPLIT_AT_SPACES and (whole is None or step.get(whole, True) is True)
-
-
-def _stays_whole(token: dict[str, Any]) -> bool:
-    """Whether an added token is found in a piece just where it is found in the text."""
-    changed = token.get("rstrip") or token.get("single_word")
-    return not changed and not re.search(r"\S\s", str(token.get("content")))
+    return {**data, **{key: None for key in ("truncation", "padding") if data.get(key) is not None}}

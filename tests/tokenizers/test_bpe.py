@@ -344,7 +344,7 @@ def test_a_changed_file_is_refused_with_value_error_or_works(path: tuple[Any, ..
 def test_no_long_run_without_a_break_is_learnt_from_in_one_piece(text: str) -> None:
     """The library takes the square of a word's length: minutes, for a text without spaces."""
     seen: list[int] = []
-    parts = list(bpe._watched(Splits(text, "", lambda done, total: seen.append(done))))
+    parts = list(bpe._training_pieces(Splits(text, "", lambda done, total: seen.append(done))))
     assert "".join(parts) == text
     assert max(len(run) for part in parts for run in re.findall(r"\S+|\s+", part)) <= 1000
     assert seen[-1] == len(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 
 from gptkit.errors import DataError
 from gptkit.plugins import Splits
-from gptkit.tokenizers import bpe
 from gptkit.tokenizers.bpe import small_json
 from gptkit.tokenizers.huggingface import HuggingFaceTokenizer
 from tests.support import Command, small_text
@@ -96,15 +94,6 @@ KINDS: dict[str, Callable[[], tuple[Any, ...]]] = {
         None,
     ),
 }
-CUT = {
-    "byte-level",
-    "byte-level, prefixed",
-    "byte-level, split",
-    "unigram",
-    "wordpiece",
-    "suffixed words",
-    "characters",
-}
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -145,10 +134,8 @@ def texts(kind: str) -> st.SearchStrategy[str]:
 
 
 @EVERY_KIND
-def test_ids_are_those_of_the_library_for_the_whole_text(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though it is encoded in pieces where that is the same: of 3 characters here."""
+def test_ids_are_those_of_the_library(kind: str) -> None:
     ours, library = opened(kind)
-    monkeypatch.setattr(bpe, "_PIECE", 3)
 
     @settings(deadline=None, max_examples=120)
     @given(texts(kind))
@@ -159,49 +146,6 @@ def test_ids_are_those_of_the_library_for_the_whole_text(kind: str, monkeypatch:
         assert all(0 <= token < ours.vocab_size for token in ids.tolist())
 
     check()
-    given_out: list[str] = []
-    library_pieces = bpe.without_halves
-    monkeypatch.setattr(bpe, "without_halves", lambda piece: given_out.append(piece) or library_pieces(piece))
-    ours.encode("the old lamp hummed while rain fell")
-    assert (len(given_out) > 1) == (kind in CUT)
-
-
-LATER_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-SPLIT = {"type": "Split", "pattern": {"Regex": "old lamp|[a-z]+"}, "behavior": "Isolated", "invert": False}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"added_tokens": [{"content": "old lamp"}]},
-        {"added_tokens": [{"content": "old", "rstrip": True}]},
-        {"added_tokens": [{"content": "old", "single_word": True}]},
-        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
-        {"pre_tokenizer": None},
-        {"pre_tokenizer": LATER_BYTES},
-        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, LATER_BYTES]}},
-    ],
-    ids=range(7),
-)
-def test_a_text_is_not_cut_where_a_part_of_the_file_may_see_it(
-    change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    token = {
-        "id": 400,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": False,
-    }
-    data = {**data_of("byte-level"), "added_tokens": [], **copy.deepcopy(change)}
-    data["added_tokens"] = [{**token, **added} for added in data["added_tokens"]]
-    data["model"]["vocab"].update({"<old>": 400, "dĠ": 401})
-    data["model"]["merges"].insert(0, ["d", "Ġ"])  # across a space, where the splitting lets it
-    monkeypatch.setattr(bpe, "_PIECE", 3)
-    ours, library = HuggingFaceTokenizer.from_json(data), tokenizers.Tokenizer.from_str(json.dumps(data))
-    for text in ("the old lamp  hummed ", " the old  old lamp"):
-        assert ours.encode(text).tolist() == library.encode(text, add_special_tokens=False).ids
 
 
 @EVERY_KIND
@@ -360,9 +304,9 @@ def test_a_file_or_the_folder_that_holds_it(tmp_path: Path) -> None:
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[]", "no JSON object"),
-        (b"{}", "no tokenizer"),
-        (b'{"version": "1.0", "model": {"type": "Mine"}}', "no tokenizer"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "not a usable tokenizer"),
+        (b'{"version": "1.0", "model": {"type": "Mine"}}', "not a usable tokenizer"),
         (b'{"a": 1, "a": 2}', "twice"),
     ],
 )
@@ -450,4 +394,4 @@ def test_a_run_keeps_the_tokenizer_whatever_becomes_of_the_file(
     assert written.out.startswith("🐎 né")
     again = gptkit_command("train", tiny_experiment)
     assert again.code == 4
-    assert "tokenizer.json is no tokenizer that can be read: there is no such file." in again.err
+    assert "tokenizer.json is not a usable tokenizer: there is no such file." in again.err
