@@ -14,7 +14,7 @@ from gptkit.experiment import Experiment, experiment_from_dict, load_experiment
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
 from gptkit.plugins import PluginOptions, Tokenizer, registry
-from gptkit.plugins.listing import families_of
+from gptkit.plugins.registry import families_of
 from gptkit.runs import DEFAULT_RUNS_FOLDER, find_run
 from gptkit.runs import Run as _RunFolder
 from gptkit.runs.load import read_model, run_experiment
@@ -113,7 +113,7 @@ def check_plugin(plugin: type | str, options: PluginOptions | None = None) -> li
     Raises PluginError where the name is no plugin's, or the class of no family.
     """
     if isinstance(plugin, str):
-        found = [(family, registry.load(family, plugin).cls) for family in families_of(plugin)]
+        found = [(family, registry.load(family, plugin)) for family in families_of(plugin)]
     else:
         found = [(family, plugin) for family in registry.KINDS if registry.is_of(family, plugin)]
         if not found:

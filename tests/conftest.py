@@ -119,7 +119,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (info / "entry_points.txt").write_text(entries)
         (site / f"{name}_code.py").write_text(module)
         monkeypatch.syspath_prepend(str(site))
-        registry.forget()
+        registry.installed.cache_clear()
 
     yield put
     monkeypatch.undo()
@@ -127,4 +127,4 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         if name.endswith("_code"):
             del sys.modules[name]
     importlib.invalidate_caches()
-    registry.forget()
+    registry.installed.cache_clear()

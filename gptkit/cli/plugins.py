@@ -74,7 +74,7 @@ def list_command(debug: options.Debug = False) -> None:
 
 def _list() -> None:
     from gptkit.cli.display import plugins as render_plugins
-    from gptkit.plugins.listing import list_plugins
+    from gptkit.plugins.registry import list_plugins
 
     render_plugins.show_list(list_plugins())
 
@@ -89,9 +89,9 @@ def show_command(name: _Name, family: _Family = None, debug: options.Debug = Fal
     names it.
     """
     from gptkit.cli.display import plugins as render_plugins
-    from gptkit.plugins.listing import describe_plugin, families_of
+    from gptkit.plugins.registry import describe_plugin
 
-    for number, group in enumerate(families_of(name, _group(family))):
+    for number, group in enumerate(_families(name, family)):
         if number:
             print()
         render_plugins.show_description(describe_plugin(group, name))
@@ -127,22 +127,20 @@ def check_command(
     from gptkit.cli.display import plugins as render_plugins
     from gptkit.data.catalog import data_folders
     from gptkit.plugins import registry
-    from gptkit.plugins.listing import families_of, list_plugins
+    from gptkit.plugins.registry import list_plugins
     from gptkit.testing import check_plugin
 
     if names:
-        wanted = [(group, name) for name in names for group in families_of(name, _group(family))]
+        wanted = [(group, name) for name in names for group in _families(name, family)]
     else:
-        wanted = list(dict.fromkeys((row.family, row.name) for row in list_plugins()))
+        wanted = list(dict.fromkeys((row.plugin.family, row.plugin.name) for row in list_plugins()))
     bad = []
     for group, name in wanted:
         render_plugins.show_heading(group, name)
-        loaded = registry.load(group, name)
-        given = _options(loaded.cls, set_, name)
+        cls = registry.load(group, name)
+        given = _options(cls, set_, name)
         with tempfile.TemporaryDirectory(prefix="gptkit-check-") as folder:
-            lines = check_plugin(
-                group, loaded.cls, given, folder=Path(folder), folders=data_folders(data_dir)
-            )
+            lines = check_plugin(group, cls, given, folder=Path(folder), folders=data_folders(data_dir))
             for line in lines:
                 render_plugins.show_line(line)
                 bad += [name] if line.verdict == "bad" else []
@@ -202,7 +200,7 @@ def schema_command(debug: options.Debug = False) -> None:
 def _group(family: str | None) -> str | None:
     """The entry-point group of a word. Raises UsageError for another word."""
     from gptkit.errors import nearest
-    from gptkit.plugins.listing import FAMILIES
+    from gptkit.plugins.registry import FAMILIES
 
     if family is not None and family not in FAMILIES:
         known = ", ".join(FAMILIES)
@@ -210,6 +208,14 @@ def _group(family: str | None) -> str | None:
             f"{family!r} is no family of plugins{nearest(family, FAMILIES) or '.'} There are: {known}."
         )
     return FAMILIES[family] if family else None
+
+
+def _families(name: str, family: str | None) -> list[str]:
+    """The families to look for a name in: the one that --family names, or all that have it."""
+    from gptkit.plugins.registry import families_of
+
+    group = _group(family)
+    return [group] if group else families_of(name)
 
 
 def _options(cls: Any, given: list[str] | None, name: str) -> Any:

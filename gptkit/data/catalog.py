@@ -18,7 +18,7 @@ from gptkit import files
 from gptkit.errors import DataError, GptkitError, PluginError, UsageError, nearest
 from gptkit.plugins import registry
 from gptkit.plugins.dataset import DataFolders, Dataset
-from gptkit.plugins.progress import Progress, no_progress
+from gptkit.plugins.options import ProgressCallback, no_progress
 from gptkit.plugins.tokenizer import Splits
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class FetchedDataset:
     size: int | None  # bytes
 
 
-def data_folders(data_dir: Path | None, progress: Progress = no_progress) -> DataFolders:
+def data_folders(data_dir: Path | None, progress: ProgressCallback = no_progress) -> DataFolders:
     """Looks in --data-dir, $GPTKIT_DATA_DIR and ./data; downloads to --data-dir, or else to ./data."""
     default, variable = Path("data"), os.environ.get("GPTKIT_DATA_DIR", "")
     given = [data_dir] if data_dir is not None else []
@@ -139,7 +139,7 @@ def _registered_row(name: str, folders: DataFolders) -> DatasetRow:
     origin = ""
     try:
         origin = _origin(name)
-        cls = registry.load(registry.DATASETS, name).cls
+        cls = registry.load(registry.DATASETS, name)
         if any(field.is_required() for field in cls.Options.model_fields.values()):
             return DatasetRow(name, cls.source, cls.summary, None, None, origin)
         dataset = cls(cls.Options())
@@ -152,8 +152,8 @@ def _registered_row(name: str, folders: DataFolders) -> DatasetRow:
 
 
 def _origin(name: str) -> str:
-    provenance = registry.provenance(registry.DATASETS, name)
-    return f"{provenance.distribution} {provenance.version}"
+    plugin = registry.find(registry.DATASETS, name)
+    return f"{plugin.distribution} {plugin.version}"
 
 
 def _claimed_files() -> dict[str, str]:
@@ -168,7 +168,7 @@ def _claimed_files() -> dict[str, str]:
 
 def _class_or_none(family: str, name: str) -> Any:
     try:
-        return registry.load(family, name).cls
+        return registry.load(family, name)
     except PluginError:
         return None
 
@@ -190,7 +190,7 @@ def _resolve(name: str, options: dict[str, Any], folders: DataFolders) -> tuple[
 
     if name not in registry.names(registry.DATASETS):
         name, options = _unregistered(name, options, folders)
-    cls = registry.load(registry.DATASETS, name).cls
+    cls = registry.load(registry.DATASETS, name)
     try:
         filled = cls.Options.model_validate(options)
     except ValidationError as error:
@@ -288,7 +288,7 @@ def _counts(train: str, val: str) -> Iterator[TokenCount]:
 
 def _count(tokenizer: str, train: str, val: str) -> TokenCount:
     try:
-        cls = registry.load(registry.TOKENIZERS, tokenizer).cls
+        cls = registry.load(registry.TOKENIZERS, tokenizer)
         trained = cls.train(cls.Options(), Splits(train, val))
         unknown = trained.unknown_characters(val)
         if unknown:

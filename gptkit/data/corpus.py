@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gptkit.errors import DataError, PluginError
 from gptkit.plugins import Splits, Tokenizer
-from gptkit.plugins.progress import Progress, no_progress
+from gptkit.plugins.options import ProgressCallback, no_progress
 
 Ids = NDArray[np.integer[Any]]
 
@@ -45,8 +45,8 @@ def build_corpus(
     options: Any = None,
     val_fraction: float,
     context_length: int,
-    progress: Progress = no_progress,
-    tokenizing: Progress = no_progress,
+    progress: ProgressCallback = no_progress,
+    tokenizing: ProgressCallback = no_progress,
 ) -> Corpus:
     """Tokenizes a text. `tokenizer` is a Tokenizer, or a class of them to train one with `options`.
 

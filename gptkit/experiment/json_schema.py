@@ -83,7 +83,7 @@ def _table(family: str, name: str, definitions: dict[str, Any]) -> dict[str, Any
 def _options(family: str, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
     """A table of a plugin's options; of any, where the plugin does not load."""
     try:
-        cls = registry.load(family, name).cls
+        cls = registry.load(family, name)
         options = cls.Options.model_json_schema(ref_template=f"#/$defs/{family}.{name}.{{model}}")
     except (PluginError, ValueError, TypeError):  # the last two: of a stranger's schema
         return {"type": "object", "properties": {}, "required": []}

@@ -249,7 +249,7 @@ def _explicit(
 
 def _check_text_options(choice: dict[str, Any], place: str) -> list[Problem]:
     """The problems with options beside a name that no dataset has: they are those of the dataset `text`."""
-    model = registry.load(registry.DATASETS, "text").cls.Options
+    model = registry.load(registry.DATASETS, "text").Options
     known = [key for key in model.model_fields if key != "path"]
     unknown = [key for key in choice if key not in ("type", *known)]
     if unknown:
@@ -267,7 +267,7 @@ def _check_text_options(choice: dict[str, Any], place: str) -> list[Problem]:
 
 def _load(family: str, name: str) -> Any:
     try:
-        return registry.load(family, name).cls
+        return registry.load(family, name)
     except PluginError as error:
         raise PluginError(str(error), [(family, name)]) from error
 

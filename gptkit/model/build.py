@@ -27,7 +27,7 @@ def build_model(experiment: Experiment, vocab_size: int) -> GPT:
     Raises ExperimentError for options that the positional encoding refuses, PluginError where it fails.
     """
     settings = experiment.model
-    plugin = registry.load(registry.POSITIONS, settings.position.type).cls
+    plugin = registry.load(registry.POSITIONS, settings.position.type)
     shape = ModelShape(settings.context_length, settings.n_embd, settings.n_head)
     try:
         position = plugin(plugin.Options.model_validate(settings.position.options), shape)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gptkit.plugins.options import API_VERSION, PluginOptions
-from gptkit.plugins.progress import Progress, no_progress
+from gptkit.plugins.options import API_VERSION, PluginOptions, ProgressCallback, no_progress
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class DataFolders:
 
     search: tuple[Path, ...] = (Path("data"),)
     downloads: Path = Path("data")
-    progress: Progress = field(default=no_progress, compare=False)
+    progress: ProgressCallback = field(default=no_progress, compare=False)
 
     def find(self, name: str) -> Path | None:
         """The first file of that name."""

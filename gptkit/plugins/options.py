@@ -1,28 +1,42 @@
-"""Options of a plugin: the keys beside `type` in its table of an experiment file."""
+"""What the families of plugins share: the version of the plugin API, options, and reports of progress."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
 API_VERSION = 1
-"""The version of this surface. A plugin class may state the one that it was written for in `api_version`."""
+"""The version of the plugin API. A plugin class states in `api_version` the one that it was written for."""
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with the amount done and the total (0 where it is unknown), both in the same unit."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """The default `ProgressCallback`: does nothing."""
 
 
 class PluginOptions(BaseModel):
-    """Subclass it with one typed field for each option, each with a default where there is a sensible one.
+    """The options of a plugin: the keys beside `type` in its table of an experiment file.
 
-    Unknown keys are refused and the values are validated, with the place in the experiment file in the error.
+    Subclass it as `Options` inside the plugin class, with a typed field for each option and a default where
+    there is a sensible one. Values are validated by pydantic and unknown keys are refused; the message names
+    the place in the experiment file. Numbers are finite: nan and inf are refused.
+
+        class MyTokenizer(Tokenizer):
+            class Options(PluginOptions):
+                max_words: int = Field(default=500, ge=0, description="Number of words to keep.")
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def example(cls, folder: Path) -> Self:
-        """Options that `gptkit plugins check` tries the plugin with: the defaults.
+        """The options that `gptkit plugins check` and the tests of `gptkit.testing` use: the defaults.
 
-        Override it where an option has none. What the options name may be written into `folder`.
+        Override it where an option has no default. A file that an option names may be written into `folder`.
         """
         return cls()

@@ -1,23 +1,29 @@
-"""Names to plugins, through entry points.
+"""Plugins by name, through entry points: which are installed, the class of one, and what it is.
 
-A family is an entry-point group. Looking up names imports nothing; only the plugin that is named is loaded,
-so one that is broken harms nobody who does not use it. A name that two distributions claim is an error that
-names both. GPTKIT_PLUGINS, where it is set, lists the distributions whose plugins are there at all, beside
-gptkit's own.
+Input: a family, which is an entry-point group, and a name. Output: a `Plugin` (a name that a distribution
+registers), its class, or a description of it. Looking names up imports nothing: only the plugin that is named
+is loaded, so that a broken one affects only those who use it. A name that two distributions register is an
+error that names both. GPTKIT_PLUGINS, where it is set, lists the distributions whose plugins may be used
+beside gptkit's own. Knows nothing of experiments.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from importlib.util import find_spec
 from typing import Any
+
+from packaging.utils import canonicalize_name
 
 from gptkit.errors import PluginError, nearest
 from gptkit.plugins.options import API_VERSION
@@ -33,184 +39,159 @@ KINDS = {
     DATASETS: "dataset",
     TRACKERS: "tracker",
 }
-SHORT = KINDS | {POSITIONS: "position"}  # for the command line
+"""What a plugin of each family is called in a message."""
+
+SHORT = KINDS | {POSITIONS: "position"}
+FAMILIES = {word: family for family, word in SHORT.items()}
+"""Families by the word that the command line has for each: tokenizer, position, dataset, tracker."""
+
 BASES = {
     TOKENIZERS: "Tokenizer",
     POSITIONS: "PositionalEncoding",
     DATASETS: "Dataset",
     TRACKERS: "Tracker",
-}  # of gptkit.plugins
-ALLOWED = "GPTKIT_PLUGINS"
+}
+"""The class of `gptkit.plugins` that a plugin of each family subclasses."""
 
-_OWN = "gptkit"
+ALLOWED = "GPTKIT_PLUGINS"
+OWN = "gptkit"  # the distribution of the built-in plugins
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """Where a plugin comes from."""
+class Plugin:
+    """A name that an installed distribution registers for a class of its own."""
 
     family: str
     name: str
     distribution: str
     version: str
+    entry_point: EntryPoint = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, str]:
+        """The entry for it in `plugins` of run.json."""
+        return {
+            "family": self.family,
+            "name": self.name,
+            "distribution": self.distribution,
+            "version": self.version,
+        }
 
 
 @dataclass(frozen=True)
-class LoadedPlugin:
-    cls: Any
-    provenance: Provenance
+class PluginOption:
+    """One option of a plugin, as `gptkit plugins show` lists it."""
+
+    name: str
+    kind: str  # "integer, >= 256"
+    default: Any
+    required: bool
+    description: str
 
 
 @dataclass(frozen=True)
-class Claim:
-    """An entry point: a name that a distribution claims for a class of its own."""
+class PluginDescription:
+    """An installed plugin, and what its class says about it; or why it cannot be used."""
 
-    point: EntryPoint
-    distribution: str
-    version: str
+    plugin: Plugin
+    cls: Any = None  # None where there is a problem
+    problem: str = ""
+
+    @property
+    def summary(self) -> str:
+        """One line, empty where there is a problem."""
+        return (str(self.cls.summary).splitlines() or [""])[0] if self.cls else ""
+
+    @property
+    def place(self) -> str:
+        """module:class"""
+        return f"{self.cls.__module__}:{self.cls.__qualname__}"
+
+    @property
+    def about(self) -> str:
+        """The docstring of the class."""
+        return inspect.cleandoc(self.cls.__doc__ or "")
+
+    @property
+    def options(self) -> list[PluginOption]:
+        return list(options_of(self.cls))
 
 
-_loaded: dict[str, Provenance] = {}  # by the top package that a plugin's class is in
+# Which plugins there are
 
 
 @cache
-def _installed(family: str) -> dict[str, tuple[Claim, ...]]:
-    """Every name of a family with those who claim it (one distribution counted once)."""
-    claims: dict[str, dict[tuple[str, str], Claim]] = {}
-    known: dict[int, tuple[str, str]] = {}  # by distribution: to ask for its name reads a file
+def installed(family: str) -> dict[str, tuple[Plugin, ...]]:
+    """Every registered name of a family, sorted, with all plugins of that name, allowed or not.
+
+    A distribution that is found twice on sys.path counts once.
+    """
+    found: dict[str, dict[tuple[str, str], Plugin]] = {}
+    sources: dict[int, tuple[str, str]] = {}  # name and version by distribution: each look-up reads a file
     for point in entry_points(group=family):
-        if id(point.dist) not in known:
-            known[id(point.dist)] = (point.dist.name, point.dist.version) if point.dist else ("unknown",) * 2
-        claim = Claim(point, *known[id(point.dist)])
-        claims.setdefault(point.name, {})[(claim.distribution, point.value)] = claim
-    return {name: tuple(found.values()) for name, found in sorted(claims.items())}
-
-
-def forget() -> None:
-    """Looks anew at what is installed when asked next."""
-    _installed.cache_clear()
-
-
-def _claims(family: str) -> dict[str, tuple[Claim, ...]]:
-    """Those of `_installed` that are allowed here."""
-    allowed = {
-        name: tuple(claim for claim in claims if is_allowed(claim.distribution))
-        for name, claims in _installed(family).items()
+        if id(point.dist) not in sources:
+            unknown = ("unknown", "unknown")
+            sources[id(point.dist)] = (point.dist.name, point.dist.version) if point.dist else unknown
+        plugin = Plugin(family, point.name, *sources[id(point.dist)], point)
+        found.setdefault(point.name, {})[(plugin.distribution, point.value)] = plugin
+    return {
+        name: tuple(sorted(plugins.values(), key=lambda plugin: plugin.distribution))
+        for name, plugins in sorted(found.items())
     }
-    return {name: claims for name, claims in allowed.items() if claims}
 
 
-def is_allowed(distribution: str) -> bool:
-    """Whether GPTKIT_PLUGINS lets plugins of a distribution in: unset all, else those it lists."""
-    said = os.environ.get(ALLOWED)
-    if said is None or _canonical(distribution) == _OWN:
-        return True
-    return _canonical(distribution) in {_canonical(word) for word in re.split(r"[,\s]+", said)}
+def is_allowed(distribution_name: str) -> bool:
+    """Whether GPTKIT_PLUGINS allows the plugins of a distribution; where it is not set, all are allowed."""
+    value = os.environ.get(ALLOWED)
+    canonical = canonicalize_name(distribution_name)
+    return value is None or canonical == OWN or canonical in _listed(value)
 
 
-def _canonical(distribution: str) -> str:
-    """A distribution's name as pip compares it."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+@cache
+def _listed(value: str) -> frozenset[str]:
+    """The distributions that GPTKIT_PLUGINS lists; warns, once, of those that are not installed."""
+    words = [word for word in re.split(r"[,\s]+", value) if word]
+    for word in words:
+        try:
+            distribution(word)
+        except (PackageNotFoundError, ValueError):
+            message = f"{ALLOWED} lists {word!r}, but no distribution of that name is installed."
+            warnings.warn(message, UserWarning, stacklevel=2)
+    return frozenset(canonicalize_name(word) for word in words)
+
+
+def _allowed(family: str) -> dict[str, tuple[Plugin, ...]]:
+    allowed = {
+        name: tuple(plugin for plugin in plugins if is_allowed(plugin.distribution))
+        for name, plugins in installed(family).items()
+    }
+    return {name: plugins for name, plugins in allowed.items() if plugins}
 
 
 def names(family: str) -> list[str]:
-    """The names of a family, sorted."""
-    return list(_claims(family))
+    """The names of a family that may be used, sorted."""
+    return list(_allowed(family))
 
 
-def claimants(family: str, name: str) -> list[Claim]:
-    """Those who claim a name, allowed or not."""
-    return sorted(_installed(family).get(name, ()), key=lambda claim: claim.distribution)
-
-
-def installed_names(family: str) -> list[str]:
-    """All names of a family, also those that GPTKIT_PLUGINS shuts out."""
-    return list(_installed(family))
-
-
-def provenance(family: str, name: str) -> Provenance:
-    """Where the plugin of that name comes from, without loading it. Raises PluginError."""
-    claim = _claim(family, name)
-    return Provenance(family, name, claim.distribution, claim.version)
-
-
-def load(family: str, name: str) -> LoadedPlugin:
-    """The plugin class of that name. Raises PluginError: none, two, broken, or of another API version."""
-    claim = _claim(family, name)
-    point, distribution = claim.point, claim.distribution
-    kind, where = KINDS[family], f"{point.value}, from {distribution}"
-    try:
-        with redirect_stdout(sys.stderr):  # what a module prints when imported is no part of our output
-            cls = point.load()
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        raise PluginError(
-            f"{kind} {name!r} ({where}) does not load: {type(error).__name__}: {_first_line(error)}"
-            f"{_what_to_install(claim, missing)}"
-        ) from error
-    wanted = getattr(cls, "api_version", API_VERSION)
-    if wanted != API_VERSION:
-        raise PluginError(
-            f"{kind} {name!r} ({where}) was written for plugin API {wanted}; this gptkit has {API_VERSION}. "
-            f"Install a version of {distribution} that matches."
-        )
-    if not is_of(family, cls):
-        raise PluginError(
-            f"{kind} {name!r} ({where}) is no subclass of gptkit.plugins.{BASES[family]}. Tell its author."
-        )
-    for module in cls.needs:
-        if find_spec(module.partition(".")[0]) is None:
-            raise PluginError(
-                f"{kind} {name!r} needs the package {module}, which is not installed"
-                f"{_what_to_install(claim, module) or '.'}"
-            )
-    found = Provenance(family, name, distribution, claim.version)
-    _loaded[cls.__module__.partition(".")[0]] = found
-    return LoadedPlugin(cls, found)
-
-
-def is_of(family: str, cls: Any) -> bool:
-    """Whether it is a class of that family."""
-    from gptkit import plugins
-
-    return isinstance(cls, type) and issubclass(cls, getattr(plugins, BASES[family]))
-
-
-def _what_to_install(claim: Claim, module: str | None) -> str:
-    """The extra of a plugin's distribution that brings a module that is missing, as an end of a sentence."""
-    dist = claim.point.dist
-    brings: dict[str, set[str]] = {}  # extra -> the packages that it brings
-    for requirement in (dist.requires or []) if dist else []:
-        wanted = re.match(r"[\w.-]+", requirement)
-        extra = re.search(r"""extra\s*==\s*["']([\w.-]+)""", requirement)
-        if wanted and extra:
-            brings.setdefault(extra[1], set()).add(_canonical(wanted[0]))
-    fitting = [extra for extra, packages in brings.items() if module and _canonical(module) in packages]
-    if not fitting:
-        return ""
-    smallest = min(fitting, key=lambda extra: (len(brings[extra]), extra))  # not one for developers
-    return f": pip install '{claim.distribution}[{smallest}]'"
-
-
-def _claim(family: str, name: str) -> Claim:
-    claims = _claims(family)
-    if not claims:
+def find(family: str, name: str) -> Plugin:
+    """The plugin of that name, without loading it. Raises PluginError: none, not allowed, or two."""
+    known = _allowed(family)
+    if not known:
         raise PluginError("gptkit is not installed here, so it has no plugins; run 'pip install -e .' first.")
-    if name not in claims:
-        raise PluginError(_unknown(family, name, claims))
-    found = claims[name]
-    if len(found) > 1:
-        both = " and ".join(sorted(claim.distribution for claim in found))
+    if name not in known:
+        raise PluginError(_unknown(family, name, known))
+    plugins = known[name]
+    if len(plugins) > 1:
+        both = " and ".join(plugin.distribution for plugin in plugins)
         raise PluginError(f"{KINDS[family]} {name!r} is claimed by {both}; uninstall one of them.")
-    return found[0]
+    return plugins[0]
 
 
 def _unknown(family: str, name: str, known: Iterable[str]) -> str:
-    shut_out = [claim.distribution for claim in claimants(family, name)]
-    if shut_out:
+    if refused := installed(family).get(name):
+        packages = [plugin.distribution for plugin in refused]
         return (
-            f"{KINDS[family]} {name!r} comes from {' and '.join(shut_out)}, which {ALLOWED} does not allow "
-            f"here. Add {shut_out[0]} to that list of distributions, or unset it."
+            f"{KINDS[family]} {name!r} comes from {' and '.join(packages)}, which {ALLOWED} does not allow "
+            f"here. Add {packages[0]} to that list of distributions, or unset it."
         )
     return (
         f"no {KINDS[family]} is called {name!r}{nearest(name, known) or '.'} "
@@ -218,16 +199,173 @@ def _unknown(family: str, name: str, known: Iterable[str]) -> str:
     )
 
 
-def culprit(error: BaseException) -> Provenance | None:
-    """The plugin of another distribution whose code an error came through, if there is one."""
-    traceback = error.__traceback__
-    found = None
-    while traceback:
-        package = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        found = _loaded.get(package, found) if package != _OWN else found
-        traceback = traceback.tb_next
+def families_of(name: str) -> list[str]:
+    """The families that have a plugin of that name. Raises PluginError where none has."""
+    found = [family for family in KINDS if name in installed(family)]
+    if not found:
+        known = sorted({known for family in KINDS for known in names(family)})
+        raise PluginError(
+            f"no plugin is called {name!r}{nearest(name, known) or '.'} Installed: {', '.join(known)}."
+        )
     return found
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or ["(no message)"])[0]
+# The class of one
+
+
+def load(family: str, name: str) -> Any:
+    """The class of the plugin of that name.
+
+    Raises PluginError where there is none or more than one, where it fails when imported, was written for
+    another version of the plugin API, is of no such family, or needs a package that is not installed.
+    """
+    plugin = find(family, name)
+    what = f"{KINDS[family]} {name!r}"
+    source = f"{plugin.entry_point.value}, from {plugin.distribution}"
+    try:
+        with stdout_to_stderr():
+            cls = plugin.entry_point.load()
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        reason = (str(error).splitlines() or ["(no message)"])[0]
+        raise PluginError(
+            f"{what} ({source}) does not load: {type(error).__name__}: {reason}"
+            f"{_what_to_install(plugin, missing)}"
+        ) from error
+    wanted = getattr(cls, "api_version", API_VERSION)
+    if wanted != API_VERSION:
+        raise PluginError(
+            f"{what} ({source}) was written for plugin API {wanted}; this gptkit has {API_VERSION}. "
+            f"Install a version of {plugin.distribution} that matches."
+        )
+    if not is_of(family, cls):
+        raise PluginError(
+            f"{what} ({source}) is no subclass of gptkit.plugins.{BASES[family]}. Report it to its author."
+        )
+    for module in cls.needs:
+        if find_spec(module.partition(".")[0]) is None:
+            raise PluginError(
+                f"{what} needs the package {module}, which is not installed"
+                f"{_what_to_install(plugin, module) or '.'}"
+            )
+    return cls
+
+
+def is_of(family: str, cls: Any) -> bool:
+    """Whether `cls` is a class of that family."""
+    from gptkit import plugins
+
+    return isinstance(cls, type) and issubclass(cls, getattr(plugins, BASES[family]))
+
+
+def stdout_to_stderr() -> redirect_stdout[Any]:
+    """Around code of a plugin that may print: standard output belongs to the command (a run's path, JSON).
+
+    It holds for the whole process, also for other threads, as Python has no narrower redirection; gptkit
+    itself prints nothing while a plugin is imported or called.
+    """
+    return redirect_stdout(sys.stderr)
+
+
+def _what_to_install(plugin: Plugin, module: str | None) -> str:
+    """The end of a message: the extra of the plugin's distribution that brings a missing module."""
+    from packaging.requirements import InvalidRequirement, Requirement  # 10 ms, for a message
+
+    dist = plugin.entry_point.dist
+    if dist is None or module is None:
+        return ""
+    brings: dict[str, set[str]] = {extra: set() for extra in dist.metadata.get_all("Provides-Extra") or []}
+    for text in dist.requires or []:
+        with suppress(InvalidRequirement):
+            requirement = Requirement(text)
+            marker = requirement.marker
+            for extra in brings if marker and not marker.evaluate({"extra": ""}) else ():
+                if marker and marker.evaluate({"extra": extra}):
+                    brings[extra].add(canonicalize_name(requirement.name))
+    fitting = [extra for extra, packages in brings.items() if canonicalize_name(module) in packages]
+    if not fitting:
+        return ""
+    smallest = min(fitting, key=lambda extra: (len(brings[extra]), extra))  # not the one for developers
+    return f": pip install '{plugin.distribution}[{smallest}]'"
+
+
+def culprit(error: BaseException) -> Plugin | None:
+    """The plugin of another distribution whose code an error was raised in or passed through, if any.
+
+    Where it passed through several, the innermost; where a package has several plugins, the one whose class
+    is in the same module, or else the first.
+    """
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__", ""))
+        package = module.partition(".")[0]
+        if package == OWN:
+            continue
+        found = [plugin for plugin in _everything() if _package(plugin) == package]
+        if found:
+            return next((plugin for plugin in found if plugin.entry_point.module == module), found[0])
+    return None
+
+
+def _everything() -> Iterator[Plugin]:
+    for family in KINDS:
+        for plugins in installed(family).values():
+            yield from plugins
+
+
+def _package(plugin: Plugin) -> str:
+    """The top-level package of its class; empty where the entry point is malformed."""
+    match = plugin.entry_point.pattern.match(plugin.entry_point.value)
+    return match["module"].partition(".")[0] if match else ""
+
+
+# What each one is
+
+
+def list_plugins() -> list[PluginDescription]:
+    """All that are installed, by family and name; each is loaded. A name claimed twice appears twice."""
+    return [_listing(plugin) for plugin in _everything()]
+
+
+def _listing(plugin: Plugin) -> PluginDescription:
+    if not is_allowed(plugin.distribution):
+        return PluginDescription(plugin, problem=f"not allowed: {ALLOWED} does not list it")
+    try:
+        return PluginDescription(plugin, load(plugin.family, plugin.name))
+    except PluginError as error:
+        return PluginDescription(plugin, problem=str(error))
+
+
+def describe_plugin(family: str, name: str) -> PluginDescription:
+    """Everything about one plugin. Raises PluginError where it does not load."""
+    return PluginDescription(find(family, name), load(family, name))
+
+
+def options_of(cls: Any) -> Iterator[PluginOption]:
+    """The options of a plugin's class, in order."""
+    schema = cls.Options.model_json_schema()
+    for name, option in cls.Options.model_fields.items():
+        yield PluginOption(
+            name=name,
+            kind=_kind(schema["properties"].get(name, {}), schema.get("$defs", {})),
+            default=None if option.is_required() else option.get_default(call_default_factory=True),
+            required=option.is_required(),
+            description=option.description or "",
+        )
+
+
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """A JSON schema in words: 'integer, >= 1, <= 9', 'list of string', '"a" or "b"'."""
+    if "$ref" in schema:
+        return _kind(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
+    if "enum" in schema or "const" in schema:
+        return " or ".join(f'"{value}"' for value in schema.get("enum", [schema.get("const")]))
+    if "anyOf" in schema:
+        kinds = [_kind(part, definitions) for part in schema["anyOf"] if part.get("type") != "null"]
+        return " or ".join(kinds)
+    kind = str(schema.get("type", "any"))
+    if kind == "array":
+        return f"list of {_kind(schema.get('items', {}), definitions)}"
+    return ", ".join([kind, *(f"{sign} {schema[key]:,}" for key, sign in _BOUNDS.items() if key in schema)])

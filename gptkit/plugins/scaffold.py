@@ -65,8 +65,8 @@ def _check_name(family: str, name: str) -> None:
             f"{name!r} cannot be a plugin's name: use up to 40 lower-case letters, digits, '-' and '_', "
             "starting with a letter."
         )
-    for claim in registry.claimants(family, name):
+    for plugin in registry.installed(family).get(name, ()):
         raise UsageError(
-            f"{name!r} is a {registry.KINDS[family]} of {claim.distribution} {claim.version} already; "
+            f"{name!r} is a {registry.KINDS[family]} of {plugin.distribution} {plugin.version} already; "
             "choose another name."
         )

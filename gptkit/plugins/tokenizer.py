@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
-from gptkit.plugins.options import API_VERSION, PluginOptions
-from gptkit.plugins.progress import Progress, no_progress
+from gptkit.plugins.options import API_VERSION, PluginOptions, ProgressCallback, no_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +27,7 @@ class Splits:
 
     train: str
     val: str
-    progress: Progress = field(default=no_progress, compare=False)
+    progress: ProgressCallback = field(default=no_progress, compare=False)
 
 
 class StreamDecoder:

@@ -104,7 +104,7 @@ def _known(tables: Mapping[str, Any]) -> tuple[dict[str, Known], list[str]]:
         name = table.get("type") if isinstance(table, Mapping) else None
         if isinstance(name, str):
             try:
-                known |= _of_model(registry.load(family, name).cls.Options, f"{'.'.join(keys)}.")
+                known |= _of_model(registry.load(family, name).Options, f"{'.'.join(keys)}.")
             except PluginError:
                 notes.append(f"The {registry.KINDS[family]} {name[:100]!r} is not here to give its defaults.")
             except Exception:  # of a stranger's code

@@ -33,7 +33,7 @@ Recorded = dict[tuple[str, str], tuple[str, str]]  # (family, name) -> (distribu
 class Changed:
     """A plugin that is here, and that the run had from elsewhere, or in another version."""
 
-    plugin: registry.Provenance
+    plugin: registry.Plugin
     before: str  # "gptkit-t5-bias 1.0", or words where it has no name or none to be shown
 
     @property
@@ -41,17 +41,17 @@ class Changed:
         return f"{self.plugin.distribution} {self.plugin.version}"
 
 
-def model_plugins(experiment: Experiment) -> list[registry.Provenance]:
+def model_plugins(experiment: Experiment) -> list[registry.Plugin]:
     """Where the plugins come from that a model cannot do without. Raises PluginError."""
     return [
-        registry.provenance(registry.TOKENIZERS, experiment.tokenizer.type),
-        registry.provenance(registry.POSITIONS, experiment.model.position.type),
+        registry.find(registry.TOKENIZERS, experiment.tokenizer.type),
+        registry.find(registry.POSITIONS, experiment.model.position.type),
     ]
 
 
-def all_plugins(experiment: Experiment) -> list[registry.Provenance]:
+def all_plugins(experiment: Experiment) -> list[registry.Plugin]:
     """Where every plugin of an experiment comes from. Raises PluginError."""
-    dataset = registry.provenance(registry.DATASETS, experiment.data.dataset.type)
+    dataset = registry.find(registry.DATASETS, experiment.data.dataset.type)
     return [*model_plugins(experiment), dataset]
 
 
@@ -74,9 +74,9 @@ def trackers_again(
     return found
 
 
-def tracker_plugins(trackers: Sequence[ChosenTracker]) -> list[registry.Provenance]:
+def tracker_plugins(trackers: Sequence[ChosenTracker]) -> list[registry.Plugin]:
     """Where trackers come from: recorded to say what to install, and no part of what makes a run exact."""
-    return [registry.provenance(registry.TRACKERS, tracker.name) for tracker in trackers]
+    return [registry.find(registry.TRACKERS, tracker.name) for tracker in trackers]
 
 
 def recorded_plugins(record: dict[str, Any]) -> Recorded | None:
@@ -93,7 +93,7 @@ def recorded_plugins(record: dict[str, Any]) -> Recorded | None:
         return None
 
 
-def changed_plugins(record: dict[str, Any], plugins: Sequence[registry.Provenance]) -> list[Changed] | None:
+def changed_plugins(record: dict[str, Any], plugins: Sequence[registry.Plugin]) -> list[Changed] | None:
     """Those of `plugins` that the run had otherwise; None where it does not say what it had.
 
     gptkit's own plugins are of gptkit's version, which is compared elsewhere.

@@ -135,7 +135,7 @@ def _warn_of_changed_plugins(run: Run, experiment: Experiment, warn: Callable[[s
 
 def run_tokenizer(run: Run, experiment: Experiment) -> Tokenizer:
     """The tokenizer that a run recorded. Raises CheckpointError where it does not describe one."""
-    cls = registry.load(registry.TOKENIZERS, experiment.tokenizer.type).cls
+    cls = registry.load(registry.TOKENIZERS, experiment.tokenizer.type)
     data: dict[str, Any] = run.tokenizer_json()
     try:
         tokenizer: Tokenizer = cls.from_json(data)

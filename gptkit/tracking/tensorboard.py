@@ -1,11 +1,11 @@
 """The tracker `tensorboard`: event files in the run's folder, which TensorBoard shows as they grow.
 
-In: what trackers are told. Out: `tensorboard/events.out.tfevents.*`, one file a session, so that
-`tensorboard --logdir runs` has every run under its id. Each call is one write of a few hundred bytes, which
-does not wait for the disk: of what a power cut may take, metrics.jsonl has the numbers.
+Input: the calls of a tracker. Output: `tensorboard/events.out.tfevents.*`, one file per session, so that
+`tensorboard --logdir runs` shows every run under its id. Each call is one write of a few hundred bytes
+without fsync: a power cut may lose the last of them, but metrics.jsonl has the numbers.
 
-Events and records are TensorBoard's own; its writers are not used, as they write from threads, and load
-TensorFlow where that is installed.
+Events and records are TensorBoard's own classes. Its writers are not used, as they write from threads, and
+load TensorFlow where that is installed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from gptkit.files import disk, make_folder
 from gptkit.plugins import PluginOptions, TrackedRun, Tracker
 
 _FILE = re.compile(r"events\.out\.tfevents\.(\d{10,12})\.gptkit")
-_FORMAT = "brain.Event:2"  # with it, TensorBoard drops what a resumed session does again
+_FORMAT = "brain.Event:2"  # the version in which TensorBoard drops the steps that a resumed session repeats
 
 
 class TensorBoardTracker(Tracker):
     """Scalars by step, samples and the experiment as texts, for `tensorboard --logdir runs`.
 
-    When a run is resumed, what was shown of the steps after the checkpoint is dropped: they come again.
+    When a run is resumed, TensorBoard drops the steps after the checkpoint: they are trained again.
     """
 
     class Options(PluginOptions):
-        samples: bool = Field(default=True, description="Samples too, as texts.")
+        samples: bool = Field(default=True, description="Also write samples, as texts.")
 
     summary = "event files for TensorBoard, in the run's folder"
     needs = ("tensorboard",)
@@ -56,8 +56,8 @@ class TensorBoardTracker(Tracker):
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._write(Event(step=step, summary=Summary(value=shown)))
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(Event(step=step, summary=Summary(value=scalars)))
 
     def text(self, step: int, name: str, text: str) -> None:
         if self.options.samples:
@@ -75,7 +75,7 @@ class TensorBoardTracker(Tracker):
         from tensorboard.compat.proto.types_pb2 import DT_STRING
         from tensorboard.plugins.text.metadata import create_summary_metadata
 
-        # It is shown as Markdown: indented, it stays as it is
+        # TensorBoard renders Markdown; an indented block is shown verbatim
         code = "".join(f"    {line}\n" for line in text.split("\n")).encode("utf-8", "replace")
         value = Summary.Value(
             tag=name,
@@ -85,7 +85,7 @@ class TensorBoardTracker(Tracker):
         self._write(Event(step=step, summary=Summary(value=[value])))
 
     def _write(self, event: Any) -> None:
-        """One record with one write, so that TensorBoard, which reads meanwhile, finds it whole."""
+        """Writes a record in one call, so that TensorBoard never reads half of one."""
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         assert self._file
@@ -96,7 +96,7 @@ class TensorBoardTracker(Tracker):
 
 
 def _new_name(folder: Path) -> str:
-    """After all that are there: TensorBoard reads them by name, also where the clock went back."""
+    """A name that sorts after all others, even if the clock went back: TensorBoard reads in that order."""
     taken = [int(match[1]) for path in folder.iterdir() if (match := _FILE.fullmatch(path.name))]
     number = max([int(time.time()), *(one + 1 for one in taken)])
     return f"events.out.tfevents.{number:010d}.gptkit"

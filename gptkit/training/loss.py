@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gptkit.data.sampler import evaluation_starts
 from gptkit.model import ops as kernels
-from gptkit.plugins.progress import Progress, no_progress
+from gptkit.plugins.options import ProgressCallback, no_progress
 from gptkit.training.prefetch import upload
 
 _EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
@@ -35,7 +35,7 @@ def evaluate(
     *,
     context_length: int,
     eval_tokens: int,
-    progress: Progress = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> float:
     """Mean nats per token over a split: windows side by side, the same ones at every call.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -109,7 +109,7 @@ def new_record(
             "optimizer": optimizer.type,
             "learning_rate": optimizer.learning_rate,
         },
-        "plugins": [asdict(origin) for origin in (*all_plugins(experiment), *tracker_plugins(trackers))],
+        "plugins": [plugin.to_json() for plugin in (*all_plugins(experiment), *tracker_plugins(trackers))],
         "environment": fingerprint(backend),
     }
     if loaded_from:

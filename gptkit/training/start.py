@@ -223,7 +223,7 @@ def corpus_of(experiment: Experiment, text: str, source: Source | None, listener
         tokenizer: Any = source.tokenizer
         options = None
     else:
-        tokenizer = registry.load(registry.TOKENIZERS, experiment.tokenizer.type).cls
+        tokenizer = registry.load(registry.TOKENIZERS, experiment.tokenizer.type)
         options = tokenizer.Options.model_validate(experiment.tokenizer.options)
     return build_corpus(
         text,

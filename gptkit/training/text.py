@@ -11,7 +11,7 @@ from gptkit.errors import DataError, GptkitError, NetworkError
 from gptkit.events import Listener, Warned, Working
 from gptkit.experiment import DataSettings, PluginTable
 from gptkit.plugins import DataFolders, Dataset
-from gptkit.plugins.progress import Progress
+from gptkit.plugins.options import ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def recorded_text(data: DataSettings, folders: DataFolders, listener: Listener) 
     return read_dataset(used.type, dataset, reading)
 
 
-def telling(listener: Listener, what: str, *, if_longer_than: float = 0.0) -> Progress:
+def telling(listener: Listener, what: str, *, if_longer_than: float = 0.0) -> ProgressCallback:
     """Progress of long work, told to a listener; from `if_longer_than` seconds on, counted from now."""
     begin = time.monotonic() + if_longer_than
 

@@ -12,7 +12,7 @@ import pytest
 from gptkit.errors import UsageError
 from gptkit.experiment.json_schema import json_schema
 from gptkit.plugins import PluginOptions, registry
-from gptkit.plugins.listing import OptionRow, list_plugins, options_of
+from gptkit.plugins.registry import PluginOption, list_plugins, options_of
 from gptkit.plugins.scaffold import new_package
 from tests.support import Command, Install
 from tests.support.third_party import TOKENIZER, TRACKER
@@ -61,7 +61,7 @@ def test_those_that_are_not_allowed_are_listed_as_such(
 ) -> None:
     install("fancy", "[gptkit.tokenizers]\nupper = fancy_code:UpperTokenizer\n", "raise RuntimeError")
     monkeypatch.setenv("GPTKIT_PLUGINS", "")
-    (found,) = [row for row in list_plugins() if row.name == "upper"]
+    (found,) = [row for row in list_plugins() if row.plugin.name == "upper"]
     assert found.problem == "not allowed: GPTKIT_PLUGINS does not list it"  # and it was not loaded
 
 
@@ -209,10 +209,10 @@ def test_the_kinds_of_options_are_said_in_words() -> None:
 
     Plugin.Options = Options  # type: ignore[attr-defined]
     assert list(options_of(Plugin)) == [
-        OptionRow("count", "integer, >= 1, <= 1,000,000", 3, False, ""),
-        OptionRow("name", "string", None, False, ""),
-        OptionRow("way", '"up" or "down"', "up", False, "Which way."),
-        OptionRow("words", "list of string", None, True, ""),
+        PluginOption("count", "integer, >= 1, <= 1,000,000", 3, False, ""),
+        PluginOption("name", "string", None, False, ""),
+        PluginOption("way", '"up" or "down"', "up", False, "Which way."),
+        PluginOption("words", "list of string", None, True, ""),
     ]
 
 

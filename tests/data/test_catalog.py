@@ -65,10 +65,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (info / "entry_points.txt").write_text(f"[gptkit.datasets]\n{name} = {module}:Plugin\n")
         (site / f"{module}.py").write_text(code)
         monkeypatch.syspath_prepend(str(site))
-        registry.forget()
+        registry.installed.cache_clear()
 
     yield install_one
-    registry.forget()
+    registry.installed.cache_clear()
 
 
 PLUGIN = """

@@ -400,7 +400,7 @@ def test_the_size_is_told_where_it_is_known_without_reading(here: Path) -> None:
 
 
 def test_the_example_of_the_options_is_a_text(here: Path) -> None:
-    cls = registry.load(registry.DATASETS, "text").cls
+    cls = registry.load(registry.DATASETS, "text")
     assert len(cls(cls.Options.example(here)).read(NOWHERE)) > 1000
     assert os.listdir(here) == ["example.txt"]
 

@@ -31,19 +31,21 @@ def test_the_built_in_plugins_come_through_entry_points() -> None:
     assert "tensorboard" in registry.names(registry.TRACKERS)
     for family in registry.KINDS:
         for name in registry.names(family):
-            assert registry.load(family, name).provenance.distribution == "gptkit"
+            assert registry.find(family, name).distribution == "gptkit"
+            assert registry.is_of(family, registry.load(family, name))
 
 
-def test_a_plugin_of_another_distribution_loads_with_its_provenance(install: Install) -> None:
+def test_a_plugin_of_another_distribution_is_found_with_its_package_and_loads(install: Install) -> None:
     install("fancy", "[gptkit.tokenizers]\nupper = fancy_code:UpperTokenizer\n", TOKENIZER)
     assert "upper" in registry.names(registry.TOKENIZERS)
-    assert registry.provenance(registry.TOKENIZERS, "upper") == registry.Provenance(
-        "gptkit.tokenizers", "upper", "fancy", "1.2"
-    )
-    assert "fancy_code" not in sys.modules  # neither listing nor provenance imports it
-    loaded = registry.load(registry.TOKENIZERS, "upper")
-    assert loaded.cls.__name__ == "UpperTokenizer"
-    assert loaded.provenance == registry.provenance(registry.TOKENIZERS, "upper")
+    assert registry.find(registry.TOKENIZERS, "upper").to_json() == {
+        "family": "gptkit.tokenizers",
+        "name": "upper",
+        "distribution": "fancy",
+        "version": "1.2",
+    }
+    assert "fancy_code" not in sys.modules  # neither listing nor finding imports it
+    assert registry.load(registry.TOKENIZERS, "upper").__name__ == "UpperTokenizer"
 
 
 def test_only_the_plugin_that_is_named_is_imported(install: Install) -> None:
@@ -71,8 +73,8 @@ def test_a_plugin_that_does_not_load_harms_only_who_names_it(
 ) -> None:
     install("broken", "[gptkit.tokenizers]\nbroken = broken_code:Thing\n", module)
     assert "broken" in registry.names(registry.TOKENIZERS)
-    assert registry.load(registry.TOKENIZERS, "char").cls.__name__ == "CharTokenizer"
-    assert registry.provenance(registry.TOKENIZERS, "broken").distribution == "broken"
+    assert registry.load(registry.TOKENIZERS, "char").__name__ == "CharTokenizer"
+    assert registry.find(registry.TOKENIZERS, "broken").distribution == "broken"
     said = plugin_error(registry.TOKENIZERS, "broken")
     assert said.startswith("tokenizer 'broken' (broken_code:Thing, from broken) does not load: ")
     assert reason in said
@@ -103,7 +105,7 @@ def test_a_distribution_found_twice_counts_once(install: Install) -> None:
     entries = "[gptkit.tokenizers]\nupper = fancy_code:UpperTokenizer\n"
     install("fancy", entries, TOKENIZER)
     install("fancy", entries, TOKENIZER, under="again")
-    assert registry.load(registry.TOKENIZERS, "upper").cls.__name__ == "UpperTokenizer"
+    assert registry.load(registry.TOKENIZERS, "upper").__name__ == "UpperTokenizer"
 
 
 @pytest.mark.parametrize("version", ["2", "None", "'1'"])
@@ -120,7 +122,7 @@ def test_a_plugin_of_another_api_version_is_refused_with_both_versions(
 def test_a_thing_that_is_no_plugin_is_refused(install: Install) -> None:
     install("odd", "[gptkit.datasets]\nodd = odd_code:thing\n", "thing = 5\n")
     said = plugin_error(registry.DATASETS, "odd")
-    assert said.endswith("is no subclass of gptkit.plugins.Dataset. Tell its author.")
+    assert said.endswith("is no subclass of gptkit.plugins.Dataset. Report it to its author.")
 
 
 def test_only_the_distributions_that_are_allowed_are_there(
@@ -135,15 +137,26 @@ def test_only_the_distributions_that_are_allowed_are_there(
         "Add Fancy.Words to that list of distributions, or unset it."
     )
     # What is not allowed does not even get in the way of a name
-    assert registry.load(registry.TOKENIZERS, "char").provenance.distribution == "gptkit"
-    monkeypatch.setenv("GPTKIT_PLUGINS", "other, fancy-words")
+    assert registry.find(registry.TOKENIZERS, "char").distribution == "gptkit"
+    monkeypatch.setenv("GPTKIT_PLUGINS", "numpy, fancy-words")
     assert "upper" in registry.names(registry.TOKENIZERS)
     monkeypatch.delenv("GPTKIT_PLUGINS")
     assert "claimed by" in plugin_error(registry.TOKENIZERS, "char")
 
 
+def test_a_listed_distribution_that_is_not_installed_is_warned_of_once(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("fancy", "[gptkit.tokenizers]\nupper = fancy_code:UpperTokenizer\n")
+    monkeypatch.setenv("GPTKIT_PLUGINS", "fancy ???,no-such-package")
+    with pytest.warns(UserWarning, match="GPTKIT_PLUGINS lists") as caught:
+        known = registry.names(registry.TOKENIZERS) + registry.names(registry.DATASETS)
+    assert {"upper", "char", "markov"} <= set(known)
+    assert [str(warning.message).split()[2] for warning in caught] == ["'???',", "'no-such-package',"]
+
+
 def test_a_module_that_is_missing_is_answered_with_the_extra_that_brings_it(install: Install) -> None:
-    extras = "Requires-Dist: numpy\nRequires-Dist: absent_thing>=2; extra == 'more'\n"
+    extras = "Provides-Extra: more\nRequires-Dist: numpy\nRequires-Dist: absent_thing>=2; extra == 'more'\n"
     imports = "import absent_thing\n"
     install("eager", "[gptkit.tokenizers]\neager = eager_code:UpperTokenizer\n", imports, metadata=extras)
     assert plugin_error(registry.TOKENIZERS, "eager").endswith(": pip install 'eager[more]'")
@@ -208,7 +221,7 @@ def test_an_unknown_name_lists_those_installed(name: str) -> None:
     assert said.startswith(f"no positional encoding is called {name!r}")
     assert "Installed: alibi, learned, none, rope, sinusoidal." in said
     with pytest.raises(PluginError):
-        registry.provenance(registry.POSITIONS, name)
+        registry.find(registry.POSITIONS, name)
 
 
 def test_a_run_goes_on_with_the_plugin_it_had_and_says_what_to_install_when_that_is_gone(
@@ -224,7 +237,7 @@ def test_a_run_goes_on_with_the_plugin_it_had_and_says_what_to_install_when_that
     assert written.out.startswith("rain")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if not place.endswith("site")])
     importlib.invalidate_caches()
-    registry.forget()
+    registry.installed.cache_clear()
     for command in ("generate", "resume"):
         refused = gptkit_command(command, "latest")
         assert refused.code == 3
@@ -264,7 +277,7 @@ def test_what_a_run_says_of_its_packages_is_shown_only_where_it_is_a_package(
         plugin |= {"name": "char", "distribution": distribution, "version": version}
         run.experiment_file.write_text(experiment)
         run.write_record(record)
-        here = registry.provenance(registry.TOKENIZERS, "char").version
+        here = registry.find(registry.TOKENIZERS, "char").version
         written = gptkit_command("generate", run.id, "-n", 3)
         assert written.code == 0
         said = f"'char' is of gptkit {here} here, but was of an unknown package in training: "

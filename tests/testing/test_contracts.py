@@ -66,7 +66,7 @@ def built_in() -> Iterator[tuple[str, str]]:
     """Those of gptkit whose packages are installed."""
     for family in FAMILIES:
         for name in registry.names(family):
-            if registry.provenance(family, name).distribution != "gptkit":
+            if registry.find(family, name).distribution != "gptkit":
                 continue
             try:
                 registry.load(family, name)
@@ -77,7 +77,7 @@ def built_in() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("family", "name"), list(built_in()))
 def test_what_comes_with_gptkit_keeps_its_contract(family: str, name: str) -> None:
-    cls = registry.load(family, name).cls
+    cls = registry.load(family, name)
     options = cls.Options(length=20_000) if cls is MarkovDataset else None
     found = checked(family, cls, options, folders=data_folders(None))
     assert bad(found) == {}

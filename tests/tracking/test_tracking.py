@@ -254,7 +254,7 @@ def test_a_run_goes_on_without_the_packages_of_its_trackers(
     assert plugins[registry.TRACKERS, "diary"]["distribution"] == "fancy"
     shutil.rmtree("site/fancy-1.2.dist-info")
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    registry.forget()
+    registry.installed.cache_clear()
     resumed = gptkit_command("resume", run.path, "--require-exact")
     assert resumed.code == 0, resumed.err
     assert "resume: exact, from step 20" in resumed.out

@@ -1,6 +1,6 @@
 """How `gptkit plugins` looks: tables on a terminal, plain lines when piped.
 
-In: the rows and descriptions of gptkit.plugins.listing, the lines of gptkit.testing. Out: standard
+In: the rows and descriptions of gptkit.plugins.registry, the lines of gptkit.testing. Out: standard
 output. What a stranger's package says of itself is shown escaped.
 """
 
@@ -18,7 +18,7 @@ from gptkit.errors import printable
 from gptkit.plugins import registry
 
 if TYPE_CHECKING:
-    from gptkit.plugins.listing import OptionRow, PluginDescription, PluginRow
+    from gptkit.plugins.registry import PluginDescription, PluginOption
     from gptkit.testing import Line
 
 _HEADER = ("family", "name", "package", "loads", "what it is")
@@ -29,56 +29,60 @@ _PLACES = {
 }
 
 
-def show_list(rows: Sequence[PluginRow]) -> None:
+def show_list(rows: Sequence[PluginDescription]) -> None:
     show_table(_HEADER, [_cells(row) for row in rows])
 
 
-def _cells(row: PluginRow) -> tuple[str, ...]:
+def _cells(row: PluginDescription) -> tuple[str, ...]:
     loads = "no" if row.problem else "yes"
     said = row.problem.replace("\n", " ") or row.summary
-    package = f"{row.distribution} {row.version}"
+    package = f"{row.plugin.distribution} {row.plugin.version}"
     return tuple(
-        printable(cell) or "-" for cell in (registry.SHORT[row.family], row.name, package, loads, said)
+        printable(cell) or "-"
+        for cell in (registry.SHORT[row.plugin.family], row.plugin.name, package, loads, said)
     )
 
 
-def show_description(plugin: PluginDescription) -> None:
-    row = plugin.row
-    print(printable(f"{registry.KINDS[row.family]} {row.name}: {row.summary}"))
+def show_description(description: PluginDescription) -> None:
+    plugin = description.plugin
+    print(printable(f"{registry.KINDS[plugin.family]} {plugin.name}: {description.summary}"))
     print(
-        printable(f"from {row.distribution} {row.version}, {plugin.place}, plugin API {plugin.api_version}")
+        printable(
+            f"from {plugin.distribution} {plugin.version}, {description.place}, "
+            f"plugin API {description.cls.api_version}"
+        )
     )
-    if plugin.about:
-        print("\n" + "\n".join(printable(line) for line in plugin.about.splitlines()))
+    if description.about:
+        print("\n" + "\n".join(printable(line) for line in description.about.splitlines()))
     print()
-    if plugin.options:
+    if description.options:
         show_table(
             ("option", "what it takes", "default", "what it is"),
-            [_option(option) for option in plugin.options],
+            [_option(option) for option in description.options],
         )
     else:
         print("It takes no options.")
-    print(f"\nIn an experiment file:\n\n{_usage(plugin)}")
+    print(f"\nIn an experiment file:\n\n{_usage(description)}")
 
 
-def _option(option: OptionRow) -> tuple[str, ...]:
+def _option(option: PluginOption) -> tuple[str, ...]:
     default = "(must be given)" if option.required else _toml(option.default)
     return tuple(printable(cell) or "-" for cell in (option.name, option.kind, default, option.description))
 
 
-def _usage(plugin: PluginDescription) -> str:
+def _usage(description: PluginDescription) -> str:
     """The lines that name it, with its options where it has some."""
     named = [
         f"{option.name} = {'…' if option.required else _toml(option.default)}"
-        for option in plugin.options
+        for option in description.options
         if option.required or option.default is not None
     ]
-    if plugin.row.family == registry.TRACKERS:
-        key = _key(plugin.row.name)
+    if description.plugin.family == registry.TRACKERS:
+        key = _key(description.plugin.name)
         lines = [f"[tracking.{key}]", *named] if named else ["[tracking]", f"{key} = true"]
         return "\n".join(map(printable, lines))
-    table, key = _PLACES[plugin.row.family]
-    name = json.dumps(plugin.row.name)
+    table, key = _PLACES[description.plugin.family]
+    name = json.dumps(description.plugin.name)
     value = f"{{ {', '.join([f'type = {name}', *named])} }}" if named else name
     return table + printable(f"{key} = {value}")
 

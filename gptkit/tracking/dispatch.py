@@ -1,16 +1,14 @@
-"""From what a run reports to what its trackers are told.
+"""Calls a run's trackers as the run reports events.
 
-In: names and options of trackers, then events. Out: calls of the trackers, and a warning for each that
-fails. Whatever a tracker raises ends here: it is switched off, and the run goes on. Knows nothing of any
-tracker in particular.
+Input: names and options of trackers, then events. Output: calls of the trackers, and a warning for each that
+fails: whatever a tracker raises ends here, the tracker is switched off, and the run goes on. Knows nothing of
+any particular tracker.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -24,13 +22,13 @@ from gptkit.experiment import Experiment
 from gptkit.experiment.messages import describe_all
 from gptkit.plugins import PluginOptions, TrackedRun, Tracker, registry
 
-_PLACE = re.compile(r"(?!(?i:checkpoints|samples)$)[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_LONGEST = 300  # characters of what a tracker raised
+_FOLDER_NAME = re.compile(r"(?!(?i:checkpoints|samples)$)[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_LONGEST = 300  # characters of an error's message in a warning
 
 
 @dataclass(frozen=True)
 class ChosenTracker:
-    """A tracker that a run is to have."""
+    """A tracker that an experiment asks for, with its options."""
 
     name: str
     cls: type[Tracker]
@@ -38,37 +36,37 @@ class ChosenTracker:
 
 
 def choose_tracker(name: str, value: bool | Mapping[str, Any]) -> ChosenTracker:
-    """The tracker of a key of `[tracking]`, where its value is true or a table of options.
+    """The tracker for a key of `[tracking]`, whose value is true or a table of options.
 
-    Raises PluginError where it cannot be had, or takes other options.
+    Raises PluginError where the tracker does not load or does not accept these options.
     """
-    cls = registry.load(registry.TRACKERS, name).cls
-    if not _PLACE.fullmatch(name):
+    cls = registry.load(registry.TRACKERS, name)
+    if not _FOLDER_NAME.fullmatch(name):
         raise PluginError(
             f"tracker {name!r} cannot have a folder of that name in a run: letters, digits, '-' and '_' "
-            "will do, except for checkpoints and samples. Tell its author."
+            "are allowed, except for checkpoints and samples. Report it to its author."
         )
     try:
         options = cls.Options.model_validate({} if isinstance(value, bool) else dict(value))
     except ValidationError as error:
         problems = describe_all(error, prefix=f"tracking.{name}", model=cls.Options)
         raise PluginError(f"tracker {name!r} takes other options: {'; '.join(problems)}") from error
-    except Exception as error:  # of a stranger's code
-        raise PluginError(f"tracking.{name}: the options of {name!r} failed: {_said(error)}") from error
+    except Exception as error:  # raised by a validator of the plugin
+        raise PluginError(f"tracking.{name}: the options of {name!r} failed: {_describe(error)}") from error
     return ChosenTracker(name, cls, options)
 
 
 class Tracking:
-    """A listener that tells trackers of a run; on leaving it as a context, all of them are finished.
+    """A listener that passes a run's events on to its trackers; leaving it as a context finishes all of them.
 
-    `warn` is told of each tracker that failed, once.
+    `warn` is called once for each tracker that fails.
     """
 
     def __init__(
         self, chosen: Sequence[ChosenTracker], experiment: Experiment, warn: Callable[[str], None]
     ) -> None:
         self._chosen, self._experiment, self._warn = chosen, experiment, warn
-        self._on: dict[str, Tracker] = {}
+        self._active: dict[str, Tracker] = {}  # by name: started, and neither failed nor finished
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +74,7 @@ class Tracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish("failed")  # those that are finished already hear nothing
+        self._finish("failed")  # after RunFinished none is left to finish
 
     def __call__(self, event: events.Event) -> None:
         match event:
@@ -90,12 +88,12 @@ class Tracking:
                     "grad_norm": event.grad_norm,
                     "tokens_per_second": round(event.tokens_per_second, 1),  # as in metrics.jsonl
                 }
-                self._tell("scalars", event.step, values, event.seconds)
+                self._call_all("scalars", event.step, values, event.seconds)
             case events.EvaluationFinished():
                 values = {"loss/val": event.val_loss, "bits_per_byte/val": event.bits_per_byte}
-                self._tell("scalars", event.step, values, event.seconds)
+                self._call_all("scalars", event.step, values, event.seconds)
             case events.SampleDrawn():
-                self._tell("text", event.step, "sample", event.text)
+                self._call_all("text", event.step, "sample", event.text)
             case events.RunFinished():
                 self._finish(event.status)
 
@@ -105,40 +103,38 @@ class Tracking:
             id=event.run_id,
             folder=event.folder,
             place=event.folder / chosen.name,
-            experiment=self._experiment.model_dump(
-                exclude_none=True
-            ),  # its own: it may do with it as it likes
+            experiment=self._experiment.model_dump(exclude_none=True),  # a copy, which it may change
             start_step=event.start_step,
         )
         tracker.start(run)
-        self._on[chosen.name] = tracker
+        self._active[chosen.name] = tracker
 
     def _finish(self, status: str) -> None:
-        self._tell("finish", status)
-        self._on.clear()
+        self._call_all("finish", status)
+        self._active.clear()
 
-    def _tell(self, method: str, *arguments: Any) -> None:
-        for name, tracker in list(self._on.items()):
-            given = [dict(value) if isinstance(value, dict) else value for value in arguments]
-            self._guarded(name, method, partial(getattr(tracker, method), *given))
+    def _call_all(self, method: str, *arguments: Any) -> None:
+        for name, tracker in list(self._active.items()):
+            copies = [dict(value) if isinstance(value, dict) else value for value in arguments]
+            self._guarded(name, method, partial(getattr(tracker, method), *copies))
 
     def _guarded(self, name: str, method: str, call: Callable[[], None]) -> None:
         try:
-            with redirect_stdout(sys.stderr):  # what a tracker prints is no part of our output
+            with registry.stdout_to_stderr():
                 call()
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # SystemExit, and the panic of a Rust extension, which is no Exception
-            self._on.pop(name, None)
+        except BaseException as error:  # SystemExit, and panics of Rust extensions, which are no Exceptions
+            self._active.pop(name, None)
             off = "" if method == "finish" else "\nIt is switched off for this session; training goes on."
-            self._warn(f"tracker {name!r} failed in {method}(): {_said(error)}{off}")
+            self._warn(f"tracker {name!r} failed in {method}(): {_describe(error)}{off}")
 
 
-def _said(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
+def _describe(error: BaseException) -> str:
+    """The type of an error and the first line of its message, safe to print on a terminal."""
     try:
         lines = str(error).splitlines()
     except Exception:
-        lines = ["its message cannot be had"]
-    said = ": ".join([type(error).__name__, *lines[:1]])[:_LONGEST]
-    return "".join(letter if letter.isprintable() else "?" for letter in said)
+        lines = ["its message cannot be read"]
+    text = ": ".join([type(error).__name__, *lines[:1]])[:_LONGEST]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
