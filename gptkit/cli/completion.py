@@ -139,11 +139,11 @@ def _datasets(context: typer.Context, incomplete: str) -> Iterable[str]:
 
 def _settings(context: typer.Context, incomplete: str) -> Iterable[str]:
     """Keys with an '=', and behind it what there is to choose from."""
-    from gptkit.experiment.fields import choices, keys
+    from gptkit.experiment.fields import choices, fields
 
     key, said, _ = incomplete.partition("=")
     if not said:
-        found = [name for name in keys() if name.startswith(incomplete)]
+        found = list(dict.fromkeys(field.key for field in fields() if field.key.startswith(incomplete)))
         if len(found) != 1:
             return [f"{name}=" for name in found]
         key = found[0]  # with more than one word the shell adds no space behind the '='

@@ -192,7 +192,7 @@ def schema_command(debug: options.Debug = False) -> None:
     editor that knows TOML checks and completes a file by it, where the file's first line is:
     #:schema ./experiment.schema.json
     """
-    from gptkit.experiment.json_schema import json_schema
+    from gptkit.experiment.fields import json_schema
 
     print(json.dumps(json_schema(), indent=2))
 

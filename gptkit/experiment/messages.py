@@ -19,9 +19,8 @@ from pydantic_core import ErrorDetails
 
 from gptkit.errors import ExperimentError, closest, nearest
 from gptkit.experiment.places import Entry, Path, find, in_line, mark
-from gptkit.experiment.schema import AdamWSettings, Experiment, MuonSettings, OptimizerSettings
+from gptkit.experiment.schema import OPTIMIZERS, Experiment, OptimizerSettings
 
-OPTIMIZERS: dict[str, type[BaseModel]] = {"adamw": AdamWSettings, "muon": MuonSettings}
 SHOWN = 20  # problems that a message shows; a file with more has one cause
 MOST = 1000  # problems that are told apart
 LONGEST = 120  # characters of a dotted key or of words that are shown

@@ -1,7 +1,8 @@
-"""What an experiment file may say: every field with its default, its unit and its reason.
+"""The schema of an experiment: every field with its type, limits, default, unit and description.
 
-The fields are described and validated here and nowhere else. The defaults are a modern recipe for a small
-GPT; a file holds only what differs. Imports no torch.
+Fields are described and validated here and nowhere else; `gptkit.experiment.fields` reads them off. The
+defaults are a modern recipe for a small GPT, so that a file sets only what differs. Knows nothing of files,
+flags or installed plugins. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,38 +21,51 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-# Bounds that no honest experiment meets; they keep absurd numbers from becoming a crash much later.
+from gptkit.plugins.registry import DATASETS, POSITIONS, TOKENIZERS
+
+# No sensible experiment reaches these limits; they keep absurd numbers from causing a crash much later.
 _MANY = 2**31 - 1
 MAX_NAME = 200  # characters of a plugin's name, or of a text's path
 
 
-def _no_device(name: str) -> str:
-    """A run's folder is named after it, and must be able to stand on any machine."""
+def _not_a_device(name: str) -> str:
+    """The run's folder is named after it, and a folder must be portable."""
     if re.fullmatch(r"(?i)con|prn|aux|nul|com[0-9]|lpt[0-9]", name):
-        raise ValueError(f"{name!r} is a name that Windows keeps for a device; choose another")
+        raise ValueError(f"Windows reserves the name {name!r} for a device; choose another")
     return name
+
+
+def _unit(unit: str) -> Any:
+    return Field(json_schema_extra={"unit": unit})
+
+
+def _plugin(family: str) -> dict[str, Any]:
+    """Marks a field that names a plugin of that group of entry points."""
+    return {"plugin": family}
 
 
 Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"),
-    AfterValidator(_no_device),
+    AfterValidator(_not_a_device),
 ]
 Count = Annotated[int, Field(ge=1, le=_MANY)]
-CountOrNone = Annotated[int, Field(ge=0, le=_MANY)]
+CountOrZero = Annotated[int, Field(ge=0, le=_MANY)]
+Steps = Annotated[Count, _unit("steps")]
+StepsOrZero = Annotated[CountOrZero, _unit("steps")]
 Rate = Annotated[float, Field(ge=0, le=1000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A table of an experiment file: unknown keys, nan and inf are refused, and values are not coerced."""
+    """A table of an experiment file. Rejects unknown keys, nan and inf; does not coerce values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class PluginTable(BaseModel):
-    """`name`, short for `{ type = "name" }`, or that table with the plugin's own options beside `type`."""
+    """A plugin by name, with its own options. `"name"` in a file is short for `{ type = "name" }`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -70,65 +84,72 @@ class PluginTable(BaseModel):
 class DataSettings(Section):
     dataset: PluginTable = Field(
         default=PluginTable(type="shakespeare"),
-        description="A registered dataset, or a text (a file, folder or glob): looked up as given, then in "
-        "the data folders.",
+        json_schema_extra=_plugin(DATASETS),
+        description="A registered dataset, or a text of your own (a file, folder or glob), looked up as "
+        "given and in the data folders.",
     )
     fallback: PluginTable | None = Field(
         default=None,
-        description="The dataset to use, with a warning, when `dataset` is not here and cannot be had.",
+        json_schema_extra=_plugin(DATASETS),
+        description="The dataset to use instead, with a warning, if `dataset` is neither here nor available.",
     )
     val_fraction: float = Field(
         default=0.1,
         gt=0,
         lt=1,
-        description="The last part of the text, as a fraction of its characters, kept for evaluation.",
+        description="Fraction of the text, taken from its end, that is held out for validation.",
     )
 
 
 def _near_divisors(wanted: int, number: int) -> str:
-    """The numbers on both sides of `wanted` that divide `number`."""
+    """The divisors of `number` on both sides of `wanted`, as text."""
     below = next(divisor for divisor in range(min(wanted, number), 0, -1) if number % divisor == 0)
     above = next((divisor for divisor in range(wanted, number + 1) if number % divisor == 0), None)
     return f"{below} or {above}" if above else str(below)
 
 
 class ModelSettings(Section):
-    context_length: int = Field(
+    context_length: Annotated[int, Field(ge=1, le=2**20), _unit("tokens")] = Field(
         default=64,
-        ge=1,
-        le=2**20,
-        description="Tokens that the model sees at once. Attention grows with its square.",
+        description="Tokens that the model sees at once. The cost of attention grows with its square.",
     )
-    n_layer: int = Field(default=4, ge=1, le=1000, description="Blocks, one after the other.")
-    n_head: int = Field(default=4, ge=1, le=4096, description="Attention heads in a block; divides n_embd.")
-    n_embd: int = Field(default=128, ge=1, le=2**20, description="Width: numbers that stand for one token.")
+    n_layer: int = Field(default=4, ge=1, le=1000, description="Transformer blocks, one after the other.")
+    n_head: int = Field(default=4, ge=1, le=4096, description="Attention heads per block; divides n_embd.")
+    n_embd: int = Field(
+        default=128, ge=1, le=2**20, description="Width of the model: the size of a token's embedding."
+    )
     dropout: BelowOne = Field(
         default=0.0,
-        description="Share of activations dropped in training. Helps when a text is seen many times.",
+        description="Fraction of activations zeroed in training. Helps when a text is seen many times.",
     )
     attention_dropout: Literal["same"] | BelowOne = Field(
-        default="same", description="Share of attention weights dropped in training; same: as dropout."
+        default="same", description='Fraction of attention weights zeroed in training; "same": as dropout.'
     )
     position: PluginTable = Field(
-        default=PluginTable(type="rope"), description="The positional encoding: how a token knows its place."
+        default=PluginTable(type="rope"),
+        json_schema_extra=_plugin(POSITIONS),
+        description="Positional encoding.",
     )
     norm: Literal["layernorm", "rmsnorm"] = Field(
-        default="rmsnorm", description="layernorm has a gain and, with `bias`, a shift; rmsnorm has neither."
+        default="rmsnorm",
+        description="Normalization: layernorm has a learned scale and, with `bias`, a shift; rmsnorm has "
+        "neither.",
     )
     mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = Field(
         default="relu2",
-        description="gelu, gelu_tanh (GPT-2's) and relu2 (squared ReLU): 4x hidden width; swiglu: 8/3x.",
+        description="Activation of the feed-forward network. gelu, gelu_tanh (as in GPT-2) and relu2 "
+        "(squared ReLU) have a hidden width of 4 n_embd, swiglu of 8/3 n_embd.",
     )
     qk_norm: bool = Field(
         default=True,
-        description="Normalise each query and key (RMS), which keeps attention tame at high rates.",
+        description="Normalize queries and keys (RMSNorm): stabilizes attention at high learning rates.",
     )
-    bias: bool = Field(default=False, description="A bias in linear layers and layernorms.")
+    bias: bool = Field(default=False, description="Add a bias to linear layers and layernorms.")
     tie_embeddings: bool = Field(
-        default=False, description="The output projection shares the token embedding's weights."
+        default=False, description="Share the token embedding's weights with the output projection."
     )
     init: Literal["gpt2", "modern"] = Field(
-        default="modern", description="Initial weights; the table is in gptkit/model/gpt.py."
+        default="modern", description="Initialization of the weights; the table is in gptkit/model/gpt.py."
     )
 
     @property
@@ -158,35 +179,40 @@ class ModelSettings(Section):
 
 
 class TrainingSettings(Section):
-    max_steps: Count = Field(default=1000, description="Optimizer updates; the schedule ends here.")
+    max_steps: Steps = Field(default=1000, description="Optimizer updates; the schedule ends here.")
     epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         default=None,
-        description="Passes over the training text, instead of max_steps; a fraction is allowed.",
+        json_schema_extra={"unit": "epochs"},
+        description="Passes over the training text, instead of max_steps; may be a fraction.",
     )
     minutes: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         default=None,
-        description="Minutes of training, instead of max_steps: evaluating, sampling and saving come on top. "
-        "The schedule ends with the time, so the number of steps depends on the machine and the moment: such "
-        "a run does not come out twice the same. Resumed, it goes on with the time that was left. The clock "
-        "is read every log_interval; the `expected_steps` that it gave stand in metrics.jsonl.",
+        json_schema_extra={"unit": "minutes"},
+        description="Minutes of training, instead of max_steps; evaluation, sampling and saving are not "
+        "counted. The schedule ends with the time, so the number of steps depends on the machine and its "
+        "load, and such a run is not reproducible. A resumed run has the time that was left. The clock is "
+        "read every log_interval; metrics.jsonl records the number of steps then expected.",
     )
-    batch_size: Annotated[int, Field(ge=1, le=2**20)] = Field(
-        default=32, description="Sequences in one forward pass."
+    batch_size: Annotated[int, Field(ge=1, le=2**20), _unit("sequences")] = Field(
+        default=32, description="Sequences per forward pass."
     )
-    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=2**20)] = Field(
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=2**20), _unit("forward passes")] = Field(
         default=1, description="Forward passes whose gradients make one step."
     )
-    grad_clip: Rate = Field(default=1.0, description="Largest norm of the gradient; 0 leaves it as it is.")
-    log_interval: Count = Field(default=10, description="Steps from one logged training loss to the next.")
+    grad_clip: Rate = Field(
+        default=1.0, description="Largest norm of the gradient; a larger one is scaled down. 0: no limit."
+    )
+    log_interval: Steps = Field(default=10, description="Steps between two logged training losses.")
     backend: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        default="auto", description="What computes; auto takes the best there is."
+        default="auto", description="Device to train on; auto: the best that is available."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="Of the matrix products; weights stay fp32. auto takes what is fast here."
+        default="auto",
+        description="Precision of matrix products; weights stay fp32. auto: what is fast on the device.",
     )
     compile: Literal["auto"] | bool = Field(
         default="auto",
-        description="torch.compile; auto: on a GPU, where the run is long enough to win back the warm-up.",
+        description="Use torch.compile; auto: on a GPU, if the run is long enough to win back the warm-up.",
     )
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
         default="auto", description="CPU threads; another number may change the last bits of the result."
@@ -197,7 +223,7 @@ class TrainingSettings(Section):
         if self.epochs is not None and self.minutes is not None:
             raise PydanticCustomError(
                 "fields",
-                "epochs and minutes both say how long it trains; keep one of them",
+                "epochs and minutes both set the length of training; keep one of them",
                 {"fields": ("minutes", "epochs")},
             )
         return self
@@ -208,22 +234,28 @@ def _weight_decay(default: float) -> Any:
 
 
 def _beta1(default: float) -> Any:
-    return Field(default=default, ge=0, lt=1, description="AdamW's average of gradients.")
+    return Field(
+        default=default, ge=0, lt=1, description="AdamW: decay rate of the running mean of gradients."
+    )
 
 
 def _beta2(default: float) -> Any:
-    return Field(default=default, ge=0, lt=1, description="AdamW's average of squared gradients.")
+    return Field(
+        default=default, ge=0, lt=1, description="AdamW: decay rate of the running mean of squared gradients."
+    )
 
 
 def _eps() -> Any:
-    return Field(default=1e-8, gt=0, le=1, description="AdamW's guard against a division by 0.")
+    return Field(
+        default=1e-8, gt=0, le=1, description="AdamW: added to the denominator against a division by 0."
+    )
 
 
 class AdamWSettings(Section):
     """AdamW (Loshchilov and Hutter 2019) for all parameters."""
 
     type: Literal["adamw"] = Field(default="adamw", description="AdamW for all parameters.")
-    learning_rate: Rate = Field(default=0.001, description="The peak of the schedule.")
+    learning_rate: Rate = Field(default=0.001, description="Peak learning rate.")
     weight_decay: float = _weight_decay(0.1)
     beta1: float = _beta1(0.9)
     beta2: float = _beta2(0.99)
@@ -236,12 +268,12 @@ class MuonSettings(Section):
     type: Literal["muon"] = Field(
         default="muon", description="Muon for the hidden matrices, AdamW for the rest."
     )
-    learning_rate: Rate = Field(default=0.02, description="Of the hidden matrices: the peak of the schedule.")
+    learning_rate: Rate = Field(default=0.02, description="Peak learning rate of the hidden matrices.")
     adamw_learning_rate: Rate = Field(
         default=0.005,
-        description="Of embeddings, output projection and norms: the peak of the same schedule.",
+        description="Peak learning rate of embeddings, output projection and norms, on the same schedule.",
     )
-    momentum: BelowOne = Field(default=0.9, description="Muon's average of gradients.")
+    momentum: BelowOne = Field(default=0.9, description="Muon: decay rate of the running mean of gradients.")
     weight_decay: float = _weight_decay(0.0)
     beta1: float = _beta1(0.8)
     beta2: float = _beta2(0.95)
@@ -249,10 +281,14 @@ class MuonSettings(Section):
 
 
 OptimizerSettings = AdamWSettings | MuonSettings
+OPTIMIZERS: dict[str, type[AdamWSettings] | type[MuonSettings]] = {
+    "adamw": AdamWSettings,
+    "muon": MuonSettings,
+}
 
 
-def _muon_unless_said(value: Any) -> Any:
-    """`"adamw"` is short for `{ type = "adamw" }`, as with plugins; a table without a type is Muon's."""
+def _muon_by_default(value: Any) -> Any:
+    """`"adamw"` is short for `{ type = "adamw" }`, as with plugins; a table without a type is of Muon."""
     if isinstance(value, str):
         return {"type": value}
     return {"type": "muon", **value} if isinstance(value, dict) else value
@@ -261,56 +297,71 @@ def _muon_unless_said(value: Any) -> Any:
 class ScheduleSettings(Section):
     type: Literal["constant", "cosine", "linear"] = Field(
         default="linear",
-        description="After the warm-up: constant, a cosine to the end, or constant and then linearly down.",
+        description="After the warm-up: constant, cosine decay to the end, or linear (constant, then "
+        "linear decay).",
     )
-    warmup_steps: CountOrNone = Field(default=0, description="Steps from 0 to learning_rate, linearly.")
+    warmup_steps: StepsOrZero = Field(
+        default=0, description="Steps in which the learning rate rises linearly from 0."
+    )
     min_learning_rate: Rate = Field(
-        default=0.0, description="Where cosine and linear end; other rates end in the same proportion."
+        default=0.0,
+        description="Learning rate at the end of cosine and linear; other rates end in the same proportion.",
     )
     warmdown_fraction: Fraction = Field(
-        default=0.6, description="linear: the last part of max_steps, in which the rate goes down."
+        default=0.6, description="linear: the last fraction of the steps, in which the learning rate decays."
     )
 
 
 class EvaluationSettings(Section):
-    eval_interval: Count = Field(default=500, description="Steps from one evaluation to the next.")
-    eval_tokens: Count = Field(
+    eval_interval: Steps = Field(default=500, description="Steps between two evaluations.")
+    eval_tokens: Annotated[Count, _unit("tokens")] = Field(
         default=262_144,
-        description="The whole val split up to this many tokens; of a larger one, fixed windows of it.",
+        description="The whole validation split is evaluated up to this many tokens; of a larger one, a "
+        "fixed choice of windows.",
     )
-    stop_after_bad_evals: CountOrNone = Field(
+    stop_after_bad_evals: CountOrZero = Field(
         default=0,
-        description="The run is finished after so many evaluations in a row without a new best; 0: never.",
+        json_schema_extra={"unit": "evaluations"},
+        description="Finish after this many evaluations in a row without a new best loss; 0: never.",
     )
 
 
 class CheckpointSettings(Section):
-    save: bool = Field(default=True, description="false: train and record, but write no checkpoint.")
-    checkpoint_interval: Count = Field(default=500, description="Steps from one checkpoint to the next.")
-    keep_last: Count = Field(default=3, description="How many of the newest checkpoints stay.")
-    keep_every: CountOrNone = Field(default=0, description="Checkpoints at multiples of it stay; 0: none.")
+    save: bool = Field(default=True, description="Write checkpoints; false: train and record without them.")
+    checkpoint_interval: Steps = Field(default=500, description="Steps between two checkpoints.")
+    keep_last: Count = Field(default=3, description="How many of the newest checkpoints are kept.")
+    keep_every: StepsOrZero = Field(
+        default=0, description="Also keep the checkpoints at multiples of this many steps; 0: none."
+    )
 
 
 class SamplingSettings(Section):
     prompt: str = Field(
-        default="\n", min_length=1, max_length=1_000_000, description="What a sample starts with."
+        default="\n", min_length=1, max_length=1_000_000, description="Text that a sample starts with."
     )
-    max_new_tokens: CountOrNone = Field(default=500, description="Tokens written after the prompt.")
+    max_new_tokens: CountOrZero = Field(
+        default=500,
+        json_schema_extra={"unit": "tokens"},
+        description="Tokens generated after the prompt.",
+    )
     temperature: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=1.0, description="Below 1 bolder, above 1 wilder; 0 always takes the likeliest token."
+        default=1.0,
+        description="Below 1 more predictable, above 1 more varied; 0: always the most likely token.",
     )
-    top_k: CountOrNone = Field(default=0, description="Only the k likeliest tokens; 0: all.")
+    top_k: CountOrZero = Field(default=0, description="Sample from the k most likely tokens only; 0: all.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="Only the likeliest tokens that together have this probability; 1: all."
+        default=1.0,
+        description="Sample from the most likely tokens that together have this probability; 1: all.",
     )
     min_p: Fraction = Field(
-        default=0.0, description="Only tokens at least this probable, relative to the likeliest; 0: all."
+        default=0.0,
+        description="Sample from tokens at least this probable, relative to the most likely one; 0: all.",
     )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default=[], description="Texts that end a sample when they appear."
     )
-    sample_interval: CountOrNone = Field(
-        default=500, description="Steps from one sample shown while training to the next; 0: none."
+    sample_interval: StepsOrZero = Field(
+        default=500, description="Steps between two samples during training; 0: none."
     )
 
 
@@ -325,27 +376,39 @@ Tracking = dict[TrackerName, Annotated[Any, AfterValidator(_on_off_or_options)]]
 
 
 class Experiment(Section):
-    """All that a training run depends on."""
+    """Everything that a training run depends on."""
 
-    name: Name = Field(default="gpt", description="The run's name; letters, digits, '_' and '-'.")
+    name: Name = Field(default="gpt", description="The run's name: letters, digits, '_' and '-'.")
     seed: Literal["random"] | Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        default="random", description="All randomness comes from it; random draws one and records it."
+        default="random", description="Seed of all randomness; random: one is drawn and recorded."
     )
-    tokenizer: PluginTable = Field(default=PluginTable(type="char"), description="How text becomes tokens.")
-    data: DataSettings = Field(default=DataSettings(), description="What it trains on.")
+    tokenizer: PluginTable = Field(
+        default=PluginTable(type="char"),
+        json_schema_extra=_plugin(TOKENIZERS),
+        description="How text becomes tokens.",
+    )
+    data: DataSettings = Field(default=DataSettings(), description="The text.")
     model: ModelSettings = Field(default=ModelSettings(), description="The GPT.")
-    training: TrainingSettings = Field(default=TrainingSettings(), description="How long, on what.")
+    training: TrainingSettings = Field(
+        default=TrainingSettings(), description="Length of training, batches, device and precision."
+    )
     optimizer: Annotated[
-        Annotated[OptimizerSettings, Field(discriminator="type")], BeforeValidator(_muon_unless_said)
-    ] = Field(default=MuonSettings(), description="How a gradient becomes an update.")
-    schedule: ScheduleSettings = Field(default=ScheduleSettings(), description="The rate over the steps.")
-    evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="When and how much.")
-    checkpoints: CheckpointSettings = Field(default=CheckpointSettings(), description="What is kept.")
-    sampling: SamplingSettings = Field(default=SamplingSettings(), description="Text that it writes.")
+        Annotated[OptimizerSettings, Field(discriminator="type")], BeforeValidator(_muon_by_default)
+    ] = Field(default=MuonSettings(), description="The optimizer and its learning rates.")
+    schedule: ScheduleSettings = Field(
+        default=ScheduleSettings(), description="The learning rate over the steps."
+    )
+    evaluation: EvaluationSettings = Field(
+        default=EvaluationSettings(), description="When and on how much of the validation split."
+    )
+    checkpoints: CheckpointSettings = Field(
+        default=CheckpointSettings(), description="Which checkpoints are written and kept."
+    )
+    sampling: SamplingSettings = Field(default=SamplingSettings(), description="How text is generated.")
     tracking: Tracking = Field(
         default={},
-        description="Where else a run's numbers and samples go: a tracker's name = true, or a table of "
-        "its options. It changes no weight.",
+        description="Trackers that receive the run's metrics and samples too: a tracker's name = true, or a "
+        "table of its options. Changes no weight.",
     )
 
     @property

@@ -54,6 +54,7 @@ BASES = {
 """The class of `gptkit.plugins` that a plugin of each family subclasses."""
 
 ALLOWED = "GPTKIT_PLUGINS"
+NO_LIMIT = 2**31 - 1  # a bound as large as this only keeps absurd numbers out; it is not shown
 OWN = "gptkit"  # the distribution of the built-in plugins
 
 
@@ -346,7 +347,7 @@ def options_of(cls: Any) -> Iterator[PluginOption]:
     for name, option in cls.Options.model_fields.items():
         yield PluginOption(
             name=name,
-            kind=_kind(schema["properties"].get(name, {}), schema.get("$defs", {})),
+            kind=type_in_words(schema["properties"].get(name, {}), schema.get("$defs", {})),
             default=None if option.is_required() else option.get_default(call_default_factory=True),
             required=option.is_required(),
             description=option.description or "",
@@ -356,16 +357,17 @@ def options_of(cls: Any) -> Iterator[PluginOption]:
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
-def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
+def type_in_words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     """A JSON schema in words: 'integer, >= 1, <= 9', 'list of string', '"a" or "b"'."""
     if "$ref" in schema:
-        return _kind(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
+        return type_in_words(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
     if "enum" in schema or "const" in schema:
         return " or ".join(f'"{value}"' for value in schema.get("enum", [schema.get("const")]))
     if "anyOf" in schema:
-        kinds = [_kind(part, definitions) for part in schema["anyOf"] if part.get("type") != "null"]
+        kinds = [type_in_words(part, definitions) for part in schema["anyOf"] if part.get("type") != "null"]
         return " or ".join(kinds)
     kind = str(schema.get("type", "any"))
     if kind == "array":
-        return f"list of {_kind(schema.get('items', {}), definitions)}"
+        items = type_in_words(schema.get("items", {}), definitions)
+        return f"list of {items}s" if items.isalpha() else f"list of {items}"
     return ", ".join([kind, *(f"{sign} {schema[key]:,}" for key, sign in _BOUNDS.items() if key in schema)])

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from gptkit.errors import GptkitError, PluginError
 from gptkit.experiment import Experiment, PluginTable
 from gptkit.experiment.load import PLUGIN_KEYS
-from gptkit.experiment.messages import OPTIMIZERS
 from gptkit.experiment.reading import read_toml
+from gptkit.experiment.schema import OPTIMIZERS
 from gptkit.plugins import registry
 from gptkit.runs import Run
 

@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 
 from gptkit.cli.app import run_command
-from gptkit.experiment.fields import choices, keys
-from gptkit.experiment.schema import Experiment
 from gptkit.plugins import registry
 
 RUNS = ("first-20260101-000000", "second-20260102-000000")
@@ -132,18 +130,6 @@ def test_what_is_offered_loads_no_torch_and_no_plugin(place: Path) -> None:
     assert "rope" in done.stdout
     assert not {"torch", "numpy", "safetensors", "transformers"} & set(re.findall(r"\w+", done.stderr))
     assert done.stderr.endswith("[]\n")
-
-
-def test_keys_are_those_of_the_schema() -> None:
-    named = keys()
-    assert len(named) == len(set(named))
-    for key in ("seed", "model.position", "optimizer.momentum", "optimizer.beta1", "schedule.type"):
-        assert key in named
-    assert {key.partition(".")[0] for key in named} == set(Experiment.model_fields)
-    assert choices("model.norm") == ["layernorm", "rmsnorm"]
-    assert choices("model.qk_norm") == ["true", "false"]
-    assert choices("optimizer.type") == ["adamw", "muon"]
-    assert choices("nothing") == []
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from gptkit.errors import UsageError
-from gptkit.experiment.json_schema import json_schema
+from gptkit.experiment.fields import json_schema
 from gptkit.plugins import PluginOptions, registry
 from gptkit.plugins.registry import PluginOption, list_plugins, options_of
 from gptkit.plugins.scaffold import new_package
@@ -212,7 +212,7 @@ def test_the_kinds_of_options_are_said_in_words() -> None:
         PluginOption("count", "integer, >= 1, <= 1,000,000", 3, False, ""),
         PluginOption("name", "string", None, False, ""),
         PluginOption("way", '"up" or "down"', "up", False, "Which way."),
-        PluginOption("words", "list of string", None, True, ""),
+        PluginOption("words", "list of strings", None, True, ""),
     ]
 
 

@@ -229,8 +229,8 @@ def test_a_missing_plugin_is_reported_along_with_the_other_problems() -> None:
         ({"name": "a\0b"}, 'name = "a\\u0000b": should be letters'),
         ({"name": "a\\b"}, 'name = "a\\\\b": should be letters'),
         ({"name": "line\n"}, 'name = "line\\n": should be letters'),
-        ({"name": "CON"}, "name: 'CON' is a name that Windows keeps for a device"),
-        ({"name": "lpt1"}, "name: 'lpt1' is a name that Windows keeps for a device"),
+        ({"name": "CON"}, "name: Windows reserves the name 'CON'"),
+        ({"name": "lpt1"}, "name: Windows reserves the name 'lpt1'"),
         ({"name": "x" * 65}, 'name = "xxxxx'),
     ],
 )
