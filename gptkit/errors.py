@@ -21,8 +21,7 @@ A message is one to three lines that say what, where, and what to do.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 
@@ -109,25 +108,3 @@ class RunInterruptedError(StoppedError):
 
 class RunTerminatedError(StoppedError):
     exit_code = 143
-
-
-def closest(wanted: str, known: Iterable[str]) -> str | None:
-    """The closest of `known`, in whatever case it is written; None where none is close."""
-    names = {name.lower(): name for name in known}
-    match = difflib.get_close_matches(wanted[:200].lower(), list(names), n=1, cutoff=0.6)
-    return names[match[0]] if match else None
-
-
-def nearest(wanted: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest of `known`, or nothing where none is close."""
-    match = closest(wanted, known)
-    return f"; did you mean {match!r}?" if match else ""
-
-
-def printable(text: str) -> str:
-    """Line ends, control characters and halves of characters as escapes, all else as it is."""
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )

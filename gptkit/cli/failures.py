@@ -10,7 +10,8 @@ import sys
 import traceback
 
 from gptkit.cli.streams import lead_nowhere, tell
-from gptkit.errors import DiskError, GptkitError, OutOfMemoryError, PluginError, printable
+from gptkit.errors import DiskError, GptkitError, OutOfMemoryError, PluginError
+from gptkit.words import printable
 
 # What the operating system refuses for reasons of its own, wherever it comes up
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -199,8 +199,8 @@ def schema_command(debug: options.Debug = False) -> None:
 
 def _group(family: str | None) -> str | None:
     """The entry-point group of a word. Raises UsageError for another word."""
-    from gptkit.errors import nearest
     from gptkit.plugins.registry import FAMILIES
+    from gptkit.words import nearest
 
     if family is not None and family not in FAMILIES:
         known = ", ".join(FAMILIES)

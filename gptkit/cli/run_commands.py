@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 
 from gptkit.cli.display import runs as render_runs
-from gptkit.errors import CheckpointError, RunInUseError, UsageError, printable
+from gptkit.errors import CheckpointError, RunInUseError, UsageError
 from gptkit.runs import Run, find_run
+from gptkit.words import printable
 
 
 def show(run: str, runs_dir: Path, *, as_json: bool) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptkit import files
-from gptkit.errors import DataError, GptkitError, PluginError, UsageError, nearest
+from gptkit.errors import DataError, GptkitError, PluginError, UsageError
 from gptkit.plugins import registry
 from gptkit.plugins.dataset import DataFolders, Dataset
 from gptkit.plugins.options import ProgressCallback, no_progress
 from gptkit.plugins.tokenizer import Splits
+from gptkit.words import nearest
 
 if TYPE_CHECKING:
     from gptkit.experiment import PluginTable

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gptkit.errors import DataError, nearest
+from gptkit.errors import DataError
+from gptkit.words import nearest
 
 KINDS = (".txt", ".md", ".jsonl", ".csv")
 ENDINGS = (*KINDS, *(f"{kind}.gz" for kind in KINDS))

@@ -16,12 +16,13 @@ from typing import Any
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from gptkit.errors import ExperimentError, GptkitError, PluginError, UsageError, nearest
+from gptkit.errors import ExperimentError, GptkitError, PluginError, UsageError
 from gptkit.experiment.messages import Problem, Source, as_error, as_message, dotted, find_problems
 from gptkit.experiment.reading import ESCAPE, read_toml
 from gptkit.experiment.schema import MAX_NAME, Experiment, Name, PluginTable
 from gptkit.files import MAX_DEPTH
 from gptkit.plugins import registry
+from gptkit.words import nearest
 
 Override = tuple[str, Any]
 

@@ -17,9 +17,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from gptkit.errors import ExperimentError, closest, nearest
+from gptkit.errors import ExperimentError
 from gptkit.experiment.places import Entry, Path, find, in_line, mark
 from gptkit.experiment.schema import OPTIMIZERS, Experiment, OptimizerSettings
+from gptkit.words import closest, nearest
 
 SHOWN = 20  # problems that a message shows; a file with more has one cause
 MOST = 1000  # problems that are told apart

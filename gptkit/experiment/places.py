@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
-from gptkit.errors import printable
+from gptkit.words import printable
 
 MAX_PARTS = 8  # of a path; no key of an experiment is deeper
 WIDEST = 72  # characters of a line that are shown

@@ -12,9 +12,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from gptkit.errors import ExperimentError, UsageError, closest
+from gptkit.errors import ExperimentError, UsageError
 from gptkit.experiment.places import Entry, Span, entries, in_line, mark
 from gptkit.files import parse_toml
+from gptkit.words import closest
 
 MAX_BYTES = 1_000_000  # an experiment file larger than this is something else
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")

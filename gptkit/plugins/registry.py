@@ -25,8 +25,9 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from gptkit.errors import PluginError, nearest
+from gptkit.errors import PluginError
 from gptkit.plugins.options import API_VERSION
+from gptkit.words import nearest
 
 TOKENIZERS = "gptkit.tokenizers"
 POSITIONS = "gptkit.positions"

@@ -20,8 +20,9 @@ from typing import Any
 
 import filelock
 
-from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError, closest, nearest
+from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError
 from gptkit.files import disk, disk_errors, make_folder, parse_json, replace_file, to_json
+from gptkit.words import closest, nearest
 
 EXPERIMENT, RECORD, METRICS, TOKENIZER = "experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json"
 CHECKPOINTS, SAMPLES, LOCK, REPORT = "checkpoints", "samples", ".lock", "report.html"

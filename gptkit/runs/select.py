@@ -17,10 +17,11 @@ from math import isnan
 from pathlib import Path, PurePath
 from typing import Any
 
-from gptkit.errors import UsageError, nearest
+from gptkit.errors import UsageError
 from gptkit.runs.run import Run, run_ids
 from gptkit.runs.settings import Value, flatten, plain_value, read_settings
 from gptkit.runs.summaries import RunSummary, by_age, record_of, summarise
+from gptkit.words import nearest
 
 COLUMNS = tuple(column.name for column in fields(RunSummary))
 SHORT = {

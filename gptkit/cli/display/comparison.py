@@ -10,9 +10,9 @@ from typing import Any
 
 from gptkit.cli.display.runs import cell, listed
 from gptkit.cli.display.tables import duration, show_table
-from gptkit.errors import printable
 from gptkit.runs.compare import ComparedRun, Comparison, Curve, Group, Spread
 from gptkit.runs.select import Selected
+from gptkit.words import printable
 
 _WIDTH, _HEIGHT = 64, 12  # of the chart, in letters
 _MOST_LETTERS = 300  # of a sample, and of a value in the table

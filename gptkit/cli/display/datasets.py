@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from gptkit.cli.display.tables import show_table, size_text
 from gptkit.cli.streams import tell
-from gptkit.errors import printable
+from gptkit.words import printable
 
 if TYPE_CHECKING:
     from gptkit.data.catalog import DatasetDescription, DatasetRow, FetchedDataset, TokenCount

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from gptkit import events
 from gptkit.cli.display.curve import ASCII_MARKS, MARKS, TRAIN, VAL, History, curve
-from gptkit.errors import printable
+from gptkit.words import printable
 
 _CELL = 20  # columns that a number takes with its name
 _BESIDE = 84  # columns from which the sample stands beside the curve, not below it

@@ -12,7 +12,7 @@ import sys
 from gptkit import events
 from gptkit.cli.display.tables import duration
 from gptkit.cli.streams import lead_nowhere, warn
-from gptkit.errors import printable
+from gptkit.words import printable
 
 
 def say(text: str) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptkit.cli.display.tables import show_table
-from gptkit.errors import printable
 from gptkit.plugins import registry
+from gptkit.words import printable
 
 if TYPE_CHECKING:
     from gptkit.plugins.registry import PluginDescription, PluginOption

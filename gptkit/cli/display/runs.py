@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptkit.cli.display.tables import duration, show_table, size_text
-from gptkit.errors import printable
 from gptkit.runs import Run, RunSummary
 from gptkit.runs.contents import size_of, strange_entries
 from gptkit.runs.select import Selected
 from gptkit.runs.settings import Value
+from gptkit.words import printable
 
 if TYPE_CHECKING:
     from gptkit.reproduce.replay import Replay

@@ -24,9 +24,10 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from gptkit.errors import DataError, DiskError, GptkitError, NetworkError, PluginError, nearest
+from gptkit.errors import DataError, DiskError, GptkitError, NetworkError, PluginError
 from gptkit.plugins.dataset import DataFolders, Dataset
 from gptkit.plugins.options import PluginOptions, no_progress
+from gptkit.words import nearest
 
 _NAME_ON_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
