@@ -9,7 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+
+
+class RunStatus(StrEnum):
+    """The state of a run, as in run.json."""
+
+    STARTING = "starting"  # its folder is there, its first step is not
+    RUNNING = "running"
+    FINISHED = "finished"  # its schedule, its time or its patience has ended
+    STOPPED = "stopped"  # at the step that it was asked to stop at
+    INTERRUPTED = "interrupted"  # SIGINT
+    TERMINATED = "terminated"  # SIGTERM, SIGHUP
+    DIVERGED = "diverged"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +98,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    status: str  # "finished", "stopped", "interrupted", "terminated", "diverged", "failed"
+    status: RunStatus
     step: int
     max_steps: int  # the step that the run ends at; where the clock decides, as far as is known
     train_loss: float | None  # the last that was logged

@@ -23,8 +23,9 @@ from gptkit.experiment import Experiment, SamplingSettings
 from gptkit.generation import generate_tokens
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
+from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.setup import build_trainer, check_memory, training_flops
-from gptkit.training.trainer import Progress, Trainer
+from gptkit.training.trainer import Trainer
 
 _STREAMS = 64  # sampled at once, beside one alone
 
@@ -251,7 +252,8 @@ def random_trainer(experiment: Experiment, backend: Backend, vocab_size: int) ->
         .integers(0, vocab_size, max(100_000, 4 * experiment.model.context_length))
         .astype(np.min_scalar_type(vocab_size - 1))
     )
-    trainer = build_trainer(experiment, backend, model, ids, Progress(), seed=0)
+    budget = TrainingBudget.of(experiment.training)
+    trainer = build_trainer(experiment, backend, model, ids, TrainingProgress(), seed=0, budget=budget)
     if backend.compile:
         trainer.model = torch.compile(model)  # type: ignore[assignment]
     return trainer, model
@@ -260,11 +262,7 @@ def random_trainer(experiment: Experiment, backend: Backend, vocab_size: int) ->
 def stepper(trainer: Trainer, backend: Backend) -> Callable[[], None]:
     """One update of the trainer at each call, the batch gathered as in a run."""
 
-    def step() -> None:
-        trainer.progress.step += 1
-        trainer.update(trainer.progress.step)
-
-    return waiting(step, backend)
+    return waiting(trainer.step, backend)
 
 
 def write(model: GPT, streams: int, count: int, sampling: SamplingSettings) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from gptkit.events import RunStatus
+
 
 def interrupts_end() -> None:
     """Ctrl-C ends the process at once, as it would any program: for the time of starting.
@@ -31,16 +33,16 @@ class StopFlag:
     """What asked to stop, if anything did; a second SIGINT stops at once."""
 
     def __init__(self) -> None:
-        self._status = ""
+        self._status: RunStatus | None = None
 
-    def __call__(self) -> str:
-        """ "" to go on, "interrupted" or "terminated"."""
+    def __call__(self) -> RunStatus | None:
+        """None to go on, INTERRUPTED or TERMINATED."""
         return self._status
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._status == "interrupted":
+        if number == signal.SIGINT and self._status is RunStatus.INTERRUPTED:
             raise KeyboardInterrupt
-        self._status = "interrupted" if number == signal.SIGINT else "terminated"
+        self._status = RunStatus.INTERRUPTED if number == signal.SIGINT else RunStatus.TERMINATED
 
 
 @contextmanager

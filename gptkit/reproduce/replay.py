@@ -22,7 +22,7 @@ from gptkit.reproduce.diff import compare_losses, different_tensors
 from gptkit.runs import Run, lock_run, refuse_special_files
 from gptkit.runs.checkpoint import Checkpoint, list_steps, load_checkpoint
 from gptkit.runs.load import check_saved, check_tokenizer, recorded_id
-from gptkit.training.budget import FOREVER, Pace
+from gptkit.training.budget import MOST_STEPS, TrainingBudget
 from gptkit.training.origin import ResumedRun, take_up
 from gptkit.training.session import HERE, RunContext, Session, progress_of
 from gptkit.training.setup import check_memory, out_of_memory
@@ -112,11 +112,11 @@ def _train_again(
     taken: ResumedRun, before: Checkpoint | None, last: Checkpoint, place: Run, around: RunContext
 ) -> Checkpoint:
     """The checkpoint of the last step, as it comes out now."""
-    experiment, run = _quiet(taken.experiment), taken.run
+    experiment, run = _quiet(taken.experiment, last.step), taken.run
     made_as = recorded_id(run)
     place.write_record({**taken.record, "id": made_as})
     rows = {row["step"]: row for row in run.metrics()}
-    pace = Pace(experiment.training.minutes, _whole(rows, "expected_steps"))
+    budget = TrainingBudget.of(experiment.training, _whole(rows, "expected_steps"))
 
     def listen(event: events.Event) -> None:
         """What happens there, told of the run; where it is kept and how it ended is nobody's concern."""
@@ -141,22 +141,22 @@ def _train_again(
             {**taken.record, "id": made_as},
             replace(around, listener=listen, writes_report=False),
             resumed=before,
-            pace=pace,
+            budget=budget,
         )
         evaluated = [step for step, row in rows.items() if "val_loss" in row]
-        trained = session.run_to(last.step, FOREVER, evaluate_at=frozenset(evaluated))
+        trained = session.run_to(last.step, None, evaluate_at=frozenset(evaluated))
     if trained.progress.step < last.step:
         stop = _STOPPED.get(trained.status, RunInterruptedError)
         raise stop(f"{trained.status} at step {trained.progress.step}; run {run.id} is as it was")
     return load_checkpoint(place.checkpoints, last.step, run_id=made_as)
 
 
-def _quiet(experiment: Experiment) -> Experiment:
-    """The experiment without what costs time or room and changes no weight, and without ends of its own."""
+def _quiet(experiment: Experiment, end: int) -> Experiment:
+    """The experiment without what costs time or space and changes no weight, and without ends of its own."""
     return experiment.model_copy(
         update={
             "checkpoints": experiment.checkpoints.model_copy(
-                update={"save": True, "checkpoint_interval": FOREVER, "keep_last": 1, "keep_every": 0}
+                update={"save": True, "checkpoint_interval": end, "keep_last": 1, "keep_every": 0}
             ),
             "sampling": experiment.sampling.model_copy(update={"sample_interval": 0}),
             "evaluation": experiment.evaluation.model_copy(update={"stop_after_bad_evals": 0}),
@@ -168,5 +168,5 @@ def _whole(rows: dict[int, dict[str, Any]], key: str) -> dict[int, int]:
     return {
         step: row[key]
         for step, row in rows.items()
-        if isinstance(row.get(key), int) and 0 < row[key] <= FOREVER
+        if isinstance(row.get(key), int) and 0 < row[key] <= MOST_STEPS
     }

@@ -11,14 +11,14 @@ from typing import Any
 
 from gptkit.data.corpus import measure_text
 from gptkit.errors import CheckpointError, UsageError
-from gptkit.events import Warned
+from gptkit.events import RunStatus, Warned
 from gptkit.experiment import Experiment
 from gptkit.reproduce.diff import compare_losses, different_tensors
 from gptkit.runs import Run, lock_run, refuse_special_files, run_ids
 from gptkit.runs.checkpoint import Checkpoint, list_steps, load_checkpoint
 from gptkit.runs.environment import trackers_again
 from gptkit.runs.load import recorded_id, run_experiment, tokenizer_hash, train_again
-from gptkit.training.budget import FOREVER, last_step
+from gptkit.training.budget import MOST_STEPS
 from gptkit.training.origin import check_text, differences, recorded_backend
 from gptkit.training.session import HERE, RunContext, TrainingResult
 from gptkit.training.start import RunSetup, Source, corpus_of, new_run, source_of
@@ -73,9 +73,9 @@ def rerun_run(run: Run, around: RunContext = HERE) -> Rerun:
         beginning = RunSetup(experiment, obtained, corpus, backend, source, trackers)
         beside = replace(around, runs_folder=run.path.parent)
         with new_run(beginning, beside, rerun_of=recorded_id(run)) as session:
-            final = max(last_step(experiment.training), reached)
+            final = max(experiment.training.max_steps, reached)
             trained = session.run_to(reached, final, evaluate_at=evaluated)
-        if trained.status in ("interrupted", "terminated"):
+        if trained.status in (RunStatus.INTERRUPTED, RunStatus.TERMINATED):
             return Rerun(run, trained, None)
         return Rerun(run, trained, _compare(run, trained.run, reached, changed))
 
@@ -98,7 +98,7 @@ def _reached(run: Run, record: dict[str, Any]) -> int:
     known = [step] if isinstance(step, int) and record.get("status") not in ("running", "starting") else []
     known = known or [*list_steps(run.checkpoints), *(row["step"] for row in run.metrics()[-1:])]
     reached = max(known, default=0)
-    if not 0 < reached <= FOREVER:
+    if not 0 < reached <= MOST_STEPS:
         raise CheckpointError(
             f"run {run.id} made no step, so there is nothing to compare with.\n"
             f"To train it from the start: {train_again(run)}"

@@ -41,8 +41,8 @@ from gptkit.runs.load import (
     run_tokenizer,
     train_again,
 )
-from gptkit.training.optim import Optimizer, weights_for
-from gptkit.training.parameters import Weights
+from gptkit.training.optim import Optimizer, flatten_parameters
+from gptkit.training.parameters import FlatParameters
 from gptkit.training.session import progress_of
 
 _MAX_TORN, _MAX_SAMPLE = 100_000, 100_000_000  # bytes
@@ -218,7 +218,7 @@ class _Fitting:
         self._run, self._experiment, self._tokenizer = run, experiment, tokenizer
         dataset = record.get("dataset")
         self._text = dataset.get("sha256") if isinstance(dataset, dict) else None
-        self._built: tuple[Weights, Optimizer] | None = None
+        self._built: tuple[FlatParameters, Optimizer] | None = None
         self.known = experiment is not None and tokenizer is not None
 
     def check(self, checkpoint: Checkpoint) -> None:
@@ -231,15 +231,15 @@ class _Fitting:
         whose = f"step {checkpoint.step}"
         model = build_model_for(self._experiment, self._tokenizer.vocab_size, checkpoint.model, whose)
         try:
-            weights, optimizer = self._build(model, self._experiment)
-            weights.load(checkpoint.model)
-            optimizer.load_state(checkpoint.optimizer)
+            parameters, optimizer = self._build(model, self._experiment)
+            parameters.load_state_dict(checkpoint.model)
+            optimizer.load_state_dict(checkpoint.optimizer)
             progress_of(checkpoint)
         except (ValueError, KeyError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"it does not fit the run: {error}") from error
 
-    def _build(self, model: GPT, experiment: Experiment) -> tuple[Weights, Optimizer]:
+    def _build(self, model: GPT, experiment: Experiment) -> tuple[FlatParameters, Optimizer]:
         if self._built is None:
-            weights = weights_for(model, torch.float32, experiment.optimizer)
-            self._built = weights, Optimizer(weights, experiment.optimizer)
+            parameters = flatten_parameters(model, torch.float32, experiment.optimizer)
+            self._built = parameters, Optimizer(parameters, experiment.optimizer)
         return self._built

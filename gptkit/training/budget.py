@@ -1,45 +1,98 @@
-"""How long a run goes on whose experiment gives minutes instead of steps.
+"""How far a run has come, and when it ends: by the number of steps, or by the minutes spent in training.
 
-In: the time spent in training, as it is where the host looks. Out: whether the time is up, and how many steps
-the speed so far promises. The learning rate follows its schedule over that number as if it had been asked
-for: after half of the time it is where it would be after half of the steps. The number is a part of the
-progress of a run and stands in its metrics, so that a step remains a function of what is recorded.
+A run of minutes estimates how many steps it will make from its speed so far, and its learning rate follows
+the schedule over that number: after half of the time it is where it would be after half of the steps. The
+estimate is part of the progress and of metrics.jsonl, so a step remains a function of what is recorded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from gptkit.experiment.schema import TrainingSettings
-from gptkit.training.progress import Progress
 
-FOREVER = 2**31 - 1  # steps; more than any run makes
+MOST_STEPS = 2**31 - 1  # an estimate never exceeds it
+
+_Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+_Number = Annotated[float, Field(strict=True, gt=-1e300, lt=1e300, allow_inf_nan=False)]
 
 
-def last_step(training: TrainingSettings) -> int:
-    """The step that ends a run, or FOREVER where the clock does."""
-    return training.max_steps if training.minutes is None else FOREVER
+@dataclass
+class TrainingProgress:
+    """How far a run has come; saved with every checkpoint, so that a resumed run reports as if unbroken."""
+
+    step: _Count = 0
+    tokens: _Count = 0
+    seconds: _Number = 0.0  # of training: evaluating, sampling and saving left out
+    loss_sum: _Number = 0.0  # over the steps since the last that was logged
+    loss_count: _Count = 0
+    train_loss: _Number | None = None
+    val_loss: _Number | None = None
+    best_val_loss: _Number | None = None
+    best_step: _Count | None = None
+    bad_evals: _Count = 0  # evaluations since the best
+    expected_steps: _Count | None = None  # of a run of minutes, as of the last step that was logged
+
+    @classmethod
+    def from_json(cls, data: Any) -> TrainingProgress:
+        """Raises ValueError where `data` is not what `to_json` returned."""
+        if not isinstance(data, dict) or data.keys() != {field.name for field in fields(cls)}:
+            raise ValueError("its progress has other fields")
+        try:
+            return _ADAPTER.validate_python(data)
+        except ValidationError as error:
+            name = error.errors()[0]["loc"][0]
+            raise ValueError(f"its progress has {name} = {data[str(name)]!r:.100}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def record_evaluation(self, val_loss: float) -> bool:
+        """Returns whether this evaluation is the best so far."""
+        self.val_loss = val_loss
+        if self.best_val_loss is not None and not val_loss < self.best_val_loss:
+            self.bad_evals += 1
+            return False
+        self.bad_evals = 0
+        self.best_val_loss, self.best_step = val_loss, self.step
+        return True
+
+
+_ADAPTER = TypeAdapter(TrainingProgress)
 
 
 @dataclass(frozen=True)
-class Pace:
-    """`recorded` has the expected steps of a run that is trained again: then the clock is not asked."""
+class TrainingBudget:
+    """Where the schedule of a run ends: at a step, or after minutes of training.
 
+    A run of minutes that is trained again takes its expected steps from `recorded` (step -> expected steps,
+    as in metrics.jsonl) instead of from the clock.
+    """
+
+    max_steps: int | None  # None: the clock decides
     minutes: float | None = None
     recorded: Mapping[int, int] | None = None
 
-    def time_is_up(self, progress: Progress) -> bool:
+    @classmethod
+    def of(cls, training: TrainingSettings, recorded: Mapping[int, int] | None = None) -> TrainingBudget:
+        return cls(training.max_steps if training.minutes is None else None, training.minutes, recorded)
+
+    def schedule_end(self, progress: TrainingProgress) -> int | None:
+        """The last step of the schedule; None before a run of minutes has its first estimate."""
+        return progress.expected_steps if self.max_steps is None else self.max_steps
+
+    def time_is_up(self, progress: TrainingProgress) -> bool:
         return self.minutes is not None and self.recorded is None and progress.seconds >= 60 * self.minutes
 
-    def expected_steps(self, progress: Progress) -> int | None:
-        """The number of steps that the run will come to, as far as is known at this one."""
+    def expected_steps(self, progress: TrainingProgress) -> int | None:
+        """The number of steps that a run of minutes will make, estimated from its speed so far."""
         if self.minutes is None:
             return None
         if self.recorded is not None:
             return self.recorded.get(progress.step, progress.expected_steps)
-        promised = progress.step * 60 * self.minutes / max(progress.seconds, 1e-9)
-        return max(progress.step, round(min(promised, FOREVER)))
-
-
-STEPS = Pace()  # that of a run whose experiment gives steps
+        estimate = progress.step * 60 * self.minutes / max(progress.seconds, 1e-9)
+        return max(progress.step, round(min(estimate, MOST_STEPS)))

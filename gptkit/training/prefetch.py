@@ -1,4 +1,4 @@
-"""Batches on the device that computes, the next one on its way while this one is used.
+"""Batches on the device that computes, the next one copied there while this one is used.
 
 In: a sampler, whose batches are arrays. Out: inputs and targets as tensors. Knows nothing of models.
 """
@@ -15,9 +15,9 @@ from gptkit.data.sampler import BatchSampler
 
 
 def upload(array: NDArray[Any], device: torch.device) -> Tensor:
-    """The array as a tensor on `device`; on a GPU the host does not wait until it is there.
+    """The array as a tensor on `device`; on a GPU the copy is asynchronous.
 
-    A copy from pageable memory would wait. torch keeps the pinned block until the copy is done.
+    A copy from pageable memory would block the host. torch keeps the pinned block until the copy is done.
     """
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
@@ -25,8 +25,8 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-class Feed:
-    """Batches by number. On a CPU each is gathered when it is asked for, as there nothing runs beside it."""
+class Prefetcher:
+    """Batches by number. On a CPU nothing is gathered ahead, since nothing would run beside it."""
 
     def __init__(self, sampler: BatchSampler, device: torch.device) -> None:
         self._sampler = sampler
@@ -39,8 +39,8 @@ class Feed:
         windows = ahead[1] if ahead and ahead[0] == index else self._windows(index)
         return windows[:, :-1], windows[:, 1:]
 
-    def prepare(self, index: int) -> None:
-        """Has a GPU receive batch number `index` while it still computes; nothing on a CPU."""
+    def prefetch(self, index: int) -> None:
+        """Starts copying batch number `index` to a GPU while it still computes; does nothing on a CPU."""
         if self._device.type != "cpu":
             self._ahead = index, self._windows(index)
 

@@ -19,6 +19,7 @@ from gptkit import events
 from gptkit.backend import Backend, fingerprint
 from gptkit.data.corpus import Corpus
 from gptkit.errors import CheckpointError, DiskError, DivergedError, GptkitError, PluginError
+from gptkit.events import RunStatus
 from gptkit.experiment import Experiment
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
@@ -28,21 +29,21 @@ from gptkit.runs import DEFAULT_RUNS_FOLDER, Recorder, Run
 from gptkit.runs.checkpoint import Checkpoint, prune, save_checkpoint
 from gptkit.runs.load import recorded_id, tokenizer_hash
 from gptkit.tracking import ChosenTracker, Tracking
-from gptkit.training.budget import FOREVER, Pace, last_step
+from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.compile import CompilationError, compile_model
 from gptkit.training.loss import bits_per_byte, evaluate
 from gptkit.training.setup import build_trainer
 from gptkit.training.text import telling, title_of
-from gptkit.training.trainer import Evaluation, Progress, Trainer, reason_to_end, train
+from gptkit.training.trainer import Evaluation, StopReason, Trainer
 
 _LONG_EVALUATION = 0.5  # seconds after which it is told how far it is
 
-StopRequested = Callable[[], str]
-"""Asked between steps: "" to go on, or the status to stop with ("interrupted", "terminated")."""
+StopRequested = Callable[[], RunStatus | None]
+"""Called between steps: None to go on, or the status to stop with (INTERRUPTED, TERMINATED)."""
 
 
-def never() -> str:
-    return ""
+def never() -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class TrainingResult:
     """What a session came to. `status` is that of RunFinished."""
 
     run: Run
-    status: str
-    progress: Progress
+    status: RunStatus
+    progress: TrainingProgress
     write: Callable[[int], str]  # the experiment's prompt and N tokens after it, by the model as it is now
 
 
@@ -83,19 +84,19 @@ class Session:
         record: dict[str, Any],
         around: RunContext,
         resumed: Checkpoint | None = None,
-        pace: Pace | None = None,
+        budget: TrainingBudget | None = None,
         trackers: Sequence[ChosenTracker] = (),
     ) -> None:
         self.run, self.experiment, self.corpus, self.backend = run, experiment, corpus, backend
         self.around, self.model, self.resumed = around, model, resumed
-        self.pace = pace or Pace(experiment.training.minutes)
+        self.budget = budget or TrainingBudget.of(experiment.training)
         self.record = record
         self.recorder = Recorder(run, record)
-        self.tracking = Tracking(trackers, experiment, lambda message: self.report(events.Warned(message)))
+        self.tracking = Tracking(trackers, experiment, lambda message: self.emit(events.Warned(message)))
         self.trainer = self._trainer(model.to(backend.device))
         self.reader = self._reader()
 
-    def report(self, event: events.Event) -> None:
+    def emit(self, event: events.Event) -> None:
         self.recorder(event)
         self.tracking(event)
         self.around.listener(event)
@@ -103,7 +104,7 @@ class Session:
     def _trainer(self, model: GPT) -> Trainer:
         resumed = self.resumed
         with self._fitting():
-            progress = progress_of(resumed) if resumed else Progress()
+            progress = progress_of(resumed) if resumed else TrainingProgress()
         trainer = build_trainer(
             self.experiment,
             self.backend,
@@ -111,12 +112,12 @@ class Session:
             self.corpus.train,
             progress,
             seed=int(self.experiment.seed),
-            pace=self.pace,
+            budget=self.budget,
         )
         if resumed:
             with self._fitting():
-                trainer.weights.load(resumed.model)
-                trainer.optimizer.load_state(resumed.optimizer)
+                trainer.parameters.load_state_dict(resumed.model)
+                trainer.optimizer.load_state_dict(resumed.optimizer)
         return trainer
 
     @contextmanager
@@ -133,52 +134,66 @@ class Session:
     def _reader(self) -> GPT:
         """A model in fp32 whose parameters are the master weights themselves: what `generate` will load."""
         reader = build_model(self.experiment, self.corpus.tokenizer.vocab_size).to(self.backend.device)
-        master = self.trainer.weights.named()
+        master = self.trainer.parameters.named()
         for name, parameter in reader.named_parameters():
             parameter.data = master[name]
         return reader.eval()
 
     def run_to(
-        self, stop_at: int | None = None, final_step: int | None = None, evaluate_at: Collection[int] = ()
+        self, stop_step: int | None, final_step: int | None, evaluate_at: Collection[int] = ()
     ) -> TrainingResult:
-        """Trains to `stop_at`, or to the end of the run: `final_step`, which is max_steps unless given."""
+        """Trains to `stop_step`, or to the end of the run; at `final_step` the run is finished.
+
+        None stands for no such step: then the clock decides.
+        """
         with self.tracking:
-            return self._run_to(stop_at, final_step, evaluate_at)
+            return self._run_to(stop_step, final_step, evaluate_at)
 
     def _run_to(
-        self, stop_at: int | None, final_step: int | None, evaluate_at: Collection[int]
+        self, stop_step: int | None, final_step: int | None, evaluate_at: Collection[int]
     ) -> TrainingResult:
-        final = final_step or last_step(self.experiment.training)
-        stop_step = min(stop_at or final, final)
+        if final_step is not None:
+            stop_step = min(stop_step or final_step, final_step)
         progress = self.trainer.progress
         self._announce(stop_step)
         self._warn_of_standstill(stop_step)
         try:
             self._compile()
-            ending = reason_to_end(self.trainer) or train(
-                self.trainer,
-                stop_step=stop_step,
-                final_step=final,
-                evaluate_at=evaluate_at,
-                listener=self.report,
-                evaluate=self._evaluate,
-                sample=self._sample,
-                save=self._save,
-                stop_requested=lambda: bool(self.around.stop_requested()),
+            reason = self.trainer.fit(
+                self, stop_step=stop_step, final_step=final_step, evaluate_at=evaluate_at
             )
         except BaseException as error:
-            with suppress(DiskError):  # what went wrong first is what is told
+            with suppress(DiskError):  # the first error is the one to report
                 hopeless = isinstance(error, KeyboardInterrupt | DiskError)  # at once; on a disk that refuses
-                self._conclude(_how_it_ended(error), final, writes_report=not hopeless)
+                self._conclude(_how_it_ended(error), final_step, writes_report=not hopeless)
             raise
-        finished = ending or progress.step >= final
-        status = "finished" if finished else self.around.stop_requested() or "stopped"
-        self._conclude(status, final, ending if progress.step < final else "")
+        at_end = final_step is not None and progress.step >= final_step
+        if at_end or reason.ends_run:
+            status = RunStatus.FINISHED
+        else:
+            status = self.around.stop_requested() or RunStatus.STOPPED
+        self._conclude(status, final_step, "" if at_end else self._describe(reason))
         return TrainingResult(self.run, status, progress, self.write)
 
-    def _announce(self, stop_step: int) -> None:
+    def _describe(self, reason: StopReason) -> str:
+        """A sentence on why a run is finished short of its last step, for a person; "" where it is not."""
+        progress, most = self.trainer.progress, self.experiment.evaluation.stop_after_bad_evals
+        match reason:
+            case StopReason.TIME_IS_UP:
+                minutes = progress.seconds / 60
+                shown = f"{minutes:.1f}" if minutes >= 1 else f"{minutes:.2g}"
+                return f"stopped after {shown} minutes at step {progress.step}"
+            case StopReason.NO_IMPROVEMENT:
+                evaluations = "evaluation" if most == 1 else f"{most} evaluations"
+                return f"stopped at step {progress.step} after {evaluations} without a better val loss"
+        return ""
+
+    def stop_requested(self) -> bool:
+        return self.around.stop_requested() is not None
+
+    def _announce(self, stop_step: int | None) -> None:
         experiment, corpus, backend = self.experiment, self.corpus, self.backend
-        self.report(
+        self.emit(
             events.RunStarted(
                 run_id=self.run.id,
                 folder=self.run.path,
@@ -192,8 +207,8 @@ class Session:
                 precision=backend.precision,
                 compiled=backend.compile,
                 start_step=self.trainer.progress.step,
-                stop_step=_known(stop_step),
-                max_steps=_known(last_step(experiment.training)),
+                stop_step=stop_step or 0,
+                max_steps=self.budget.max_steps or 0,
                 tokens_per_step=experiment.tokens_per_step,
                 minutes=experiment.training.minutes,
             )
@@ -205,7 +220,7 @@ class Session:
             return
         self.around.listener(events.Working("compiling the model", 0, 0))
         try:
-            self.trainer.model = compile_model(self.model, *self.trainer.feed.batch(0))
+            self.trainer.model = compile_model(self.model, *self.trainer.batches.batch(0))
         except CompilationError as error:
             if self.experiment.training.compile is True:
                 raise PluginError(
@@ -215,12 +230,17 @@ class Session:
             if not self.resumed:
                 self.record["environment"] = fingerprint(self.backend)
                 self.run.write_record(self.record)
-            self.report(events.Warned(f"torch.compile failed here: {error}\nTraining goes on without it."))
+            self.emit(events.Warned(f"torch.compile failed here: {error}\nTraining goes on without it."))
 
-    def _warn_of_standstill(self, stop_step: int) -> None:
-        end = last_step(self.experiment.training)
-        if stop_step > end and self.trainer.learning_rate_factor(end + 1) == 0:
-            self.report(
+    def _warn_of_standstill(self, stop_step: int | None) -> None:
+        end = self.budget.max_steps
+        if (
+            end is not None
+            and stop_step is not None
+            and stop_step > end
+            and self.trainer.learning_rate_factor(end + 1) == 0
+        ):
+            self.emit(
                 events.Warned(
                     f"the schedule of this run ends at step {end} with a learning rate of 0, so later steps "
                     "change nothing.\nTo train its model further, start a new run: "
@@ -228,13 +248,15 @@ class Session:
                 )
             )
 
-    def _conclude(self, status: str, final: int, reason: str = "", *, writes_report: bool = True) -> None:
+    def _conclude(
+        self, status: RunStatus, final_step: int | None, reason: str = "", *, writes_report: bool = True
+    ) -> None:
         progress = self.trainer.progress
         best = progress.best_val_loss
         ended = events.RunFinished(
             status=status,
             step=progress.step,
-            max_steps=_known(final) or progress.expected_steps or progress.step,
+            max_steps=final_step or progress.expected_steps or progress.step,
             train_loss=progress.train_loss,
             val_loss=progress.val_loss,
             best_val_loss=best,
@@ -242,8 +264,7 @@ class Session:
             best_step=progress.best_step,
             tokens=progress.tokens,
             seconds=progress.seconds,
-            saved=self.experiment.checkpoints.save
-            and status in ("finished", "stopped", "interrupted", "terminated"),
+            saved=self.experiment.checkpoints.save and status not in (RunStatus.DIVERGED, RunStatus.FAILED),
             reason=reason,
         )
         self.recorder(ended)
@@ -267,7 +288,7 @@ class Session:
             )
             return None
 
-    def _evaluate(self) -> Evaluation:
+    def evaluate(self) -> Evaluation:
         loss = evaluate(
             self.model,  # not compiled: another shape would be compiled anew, and the last batch once more
             self.corpus.val,
@@ -288,15 +309,15 @@ class Session:
         pieces = generate(self.reader, tokenizer, ids, sampling, seed=int(self.experiment.seed))
         return prompt + "".join(piece for _, piece in pieces)
 
-    def _sample(self, step: int) -> None:
-        self.report(events.SampleDrawn(step, self.write(self.experiment.sampling.max_new_tokens)))
+    def sample(self, step: int) -> None:
+        self.emit(events.SampleDrawn(step, self.write(self.experiment.sampling.max_new_tokens)))
 
     @cached_property
     def _tokenizer_sha256(self) -> str:
         """Once a session: a large vocabulary takes a while to hash."""
         return tokenizer_hash(self.corpus.tokenizer)
 
-    def _save(self, progress: Progress) -> None:
+    def save(self, progress: TrainingProgress) -> None:
         settings = self.experiment.checkpoints
         if not settings.save:
             return
@@ -305,8 +326,8 @@ class Session:
             self.run.checkpoints,
             run_id=recorded_id(self.run),
             step=progress.step,
-            model=self.trainer.weights.named_on_cpu(),
-            optimizer=self.trainer.optimizer.state(),
+            model=self.trainer.parameters.state_dict(),
+            optimizer=self.trainer.optimizer.state_dict(),
             state={
                 "step": progress.step,
                 "progress": progress.to_json(),
@@ -320,24 +341,19 @@ class Session:
             if step is not None
         ]
         prune(self.run.checkpoints, keep=keep, keep_last=settings.keep_last, keep_every=settings.keep_every)
-        self.report(events.CheckpointSaved(progress.step, folder, time.monotonic() - started))
+        self.emit(events.CheckpointSaved(progress.step, folder, time.monotonic() - started))
 
 
-def progress_of(checkpoint: Checkpoint) -> Progress:
+def progress_of(checkpoint: Checkpoint) -> TrainingProgress:
     """Where the run stood. Raises ValueError, or KeyError, where the checkpoint does not say."""
-    progress = Progress.from_json(checkpoint.state["progress"])
+    progress = TrainingProgress.from_json(checkpoint.state["progress"])
     if progress.step != checkpoint.step:
         raise ValueError(f"its progress is that of step {progress.step}")
     return progress
 
 
-def _known(step: int) -> int:
-    """A last step for those who are told; 0 where the clock decides."""
-    return 0 if step == FOREVER else step
-
-
-def _how_it_ended(error: BaseException) -> str:
+def _how_it_ended(error: BaseException) -> RunStatus:
     """The status of a run whose training raised."""
     if isinstance(error, DivergedError):
-        return "diverged"
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        return RunStatus.DIVERGED
+    return RunStatus.INTERRUPTED if isinstance(error, KeyboardInterrupt) else RunStatus.FAILED

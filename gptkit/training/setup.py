@@ -14,9 +14,9 @@ from gptkit.errors import OutOfMemoryError
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
 from gptkit.model.build import matrix_weights, model_shapes
-from gptkit.training.budget import STEPS, Pace
-from gptkit.training.optim import Optimizer, weights_for
-from gptkit.training.trainer import Progress, Trainer
+from gptkit.training.budget import TrainingBudget, TrainingProgress
+from gptkit.training.optim import Optimizer, flatten_parameters
+from gptkit.training.trainer import Trainer
 
 # Bytes for each parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
 _TRAINING_BYTES = 4 + 4 + 8 + 2 + 2
@@ -70,18 +70,18 @@ def build_trainer(
     backend: Backend,
     model: GPT,
     ids: Ids,
-    progress: Progress,
+    progress: TrainingProgress,
     *,
     seed: int,
-    pace: Pace = STEPS,
+    budget: TrainingBudget,
 ) -> Trainer:
     """All that training steps need for a model on its device, whose weights it takes over, and a split."""
-    weights = weights_for(model, backend.dtype, experiment.optimizer)
+    parameters = flatten_parameters(model, backend.dtype, experiment.optimizer)
     return Trainer(
         experiment=experiment,
         model=model,
-        weights=weights,
-        optimizer=Optimizer(weights, experiment.optimizer),
+        parameters=parameters,
+        optimizer=Optimizer(parameters, experiment.optimizer),
         sampler=BatchSampler(
             ids,
             context_length=experiment.model.context_length,
@@ -90,7 +90,7 @@ def build_trainer(
         ),
         seed=seed,
         progress=progress,
-        pace=pace,
+        budget=budget,
     )
 
 

@@ -43,8 +43,7 @@ from gptkit.runs.load import (
     run_tokenizer,
 )
 from gptkit.tracking import ChosenTracker
-from gptkit.training.budget import FOREVER, last_step
-from gptkit.training.origin import ResumedRun, new_record, take_up
+from gptkit.training.origin import ResumedRun, new_record, take_up, target_step
 from gptkit.training.session import HERE, RunContext, Session, TrainingResult
 from gptkit.training.setup import check_memory, out_of_memory, training_flops
 from gptkit.training.text import LoadedText, obtain_text, telling
@@ -70,7 +69,7 @@ def train_run(
     flops = training_flops(experiment, corpus.tokenizer.vocab_size)
     backend = choose_backend(experiment.training, flops)
     with new_run(RunSetup(experiment, obtained, corpus, backend, source, trackers), around) as session:
-        return session.run_to(stop_at)
+        return session.run_to(stop_at, target_step(experiment))
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def resume_run(
             experiment, taken.record, lambda message: around.listener(events.Warned(message))
         )
         record = taken.record | {
-            "target_step": None if final == FOREVER else final,
+            "target_step": final,
             "process": this_process(),
         }
         with computing(taken.backend), out_of_memory(experiment):
@@ -279,13 +278,16 @@ def _set_aside(run: Run, listener: events.Listener) -> Callable[[int, Checkpoint
     return aside
 
 
-def _final_step(taken: ResumedRun, at: int, steps: int | None) -> int:
-    """The step that the run goes on to. Raises UsageError for `steps` that it is past, or stops short of."""
+def _final_step(taken: ResumedRun, at: int, steps: int | None) -> int | None:
+    """The step that the run goes on to; None where the clock decides.
+
+    Raises UsageError for `steps` that it is past, or that are before the end of its schedule.
+    """
     run, training = taken.run, taken.experiment.training
-    scheduled = last_step(training)
+    scheduled = target_step(taken.experiment)
     if steps is None:
-        return max(scheduled, _whole(taken.record.get("target_step")))
-    if training.minutes is not None:
+        return None if scheduled is None else max(scheduled, _whole(taken.record.get("target_step")))
+    if scheduled is None:
         raise UsageError(
             f"run {run.id} trains for {training.minutes:g} minutes, and its schedule ends with them.\n"
             f"To train its model further, start a new run: gptkit train EXPERIMENT --load {run.id}"

@@ -1,8 +1,9 @@
-"""The training loop: batch, forward, loss, backward, clip, step, report.
+"""The training loop: batch, forward, loss, backward, clip, update.
 
-In: a model with its weights and optimizer, a sampler, where to start and stop. Out: events, and whatever the
-callables that it was given make of a step (a checkpoint, a sample). A step is a function of (experiment,
-weights, optimizer state, step number): all that is random in it is seeded by (seed, purpose, step).
+In: a model with its flat parameters and optimizer, a sampler, where to start and stop. Out: updated
+parameters, and calls of the hooks between steps: evaluate, sample, save, emit an event. A step is a function
+of (experiment, parameters, optimizer state, step number): all randomness in it is seeded by (seed, purpose,
+step).
 
 Knows nothing of files, runs or terminals.
 """
@@ -10,25 +11,25 @@ Knows nothing of files, runs or terminals.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gptkit.data.sampler import BatchSampler
-from gptkit.events import EvaluationFinished, Listener, StepDone, StepFinished
+from gptkit.events import EvaluationFinished, Event, StepDone, StepFinished
 from gptkit.experiment.schema import Experiment
 from gptkit.seeds import derive_seed
-from gptkit.training.budget import FOREVER, STEPS, Pace
+from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.loss import cross_entropy
-from gptkit.training.nonfinite import Watch
-from gptkit.training.optim import Optimizer, learning_rate_factor
-from gptkit.training.parameters import Weights
-from gptkit.training.prefetch import Feed
-from gptkit.training.progress import Progress
-
-__all__ = ["Evaluation", "Progress", "Trainer", "reason_to_end", "train"]
+from gptkit.training.nonfinite import NonFiniteGuard, nonfinite_guard
+from gptkit.training.optim import Optimizer
+from gptkit.training.parameters import FlatParameters, clip_factor
+from gptkit.training.prefetch import Prefetcher
+from gptkit.training.schedule import learning_rate_factor
 
 
 @dataclass(frozen=True)
@@ -37,134 +38,156 @@ class Evaluation:
     bits_per_byte: float
 
 
+class StopReason(StrEnum):
+    """Why the loop ended."""
+
+    LAST_STEP = "last step"  # the step that it was to stop at
+    REQUESTED = "requested"  # a hook asked for it
+    TIME_IS_UP = "time is up"  # the minutes of the run are over
+    NO_IMPROVEMENT = "no improvement"  # too many evaluations without a better val loss
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether the run is finished, although it could make more steps."""
+        return self in (StopReason.TIME_IS_UP, StopReason.NO_IMPROVEMENT)
+
+
+class Hooks(Protocol):
+    """What the loop calls between steps."""
+
+    def evaluate(self) -> Evaluation: ...
+
+    def sample(self, step: int) -> None: ...
+
+    def save(self, progress: TrainingProgress) -> None: ...
+
+    def stop_requested(self) -> bool: ...
+
+    def emit(self, event: Event) -> None: ...
+
+
 @dataclass
 class Trainer:
     """All that a step needs."""
 
     experiment: Experiment
     model: nn.Module  # the GPT, or that compiled
-    weights: Weights
+    parameters: FlatParameters
     optimizer: Optimizer
     sampler: BatchSampler
     seed: int
-    progress: Progress
-    pace: Pace = STEPS
-    watch: Watch = field(init=False)
-    feed: Feed = field(init=False)
+    progress: TrainingProgress
+    budget: TrainingBudget
+    guard: NonFiniteGuard = field(init=False)
+    batches: Prefetcher = field(init=False)
 
     def __post_init__(self) -> None:
-        device = self.weights.master.device
-        self.watch = Watch(self.progress, device, self.experiment.tokens_per_step)
-        self.feed = Feed(self.sampler, device)
+        device = self.parameters.master.device
+        self.guard = nonfinite_guard(self.progress, device, self.experiment.tokens_per_step)
+        self.batches = Prefetcher(self.sampler, device)
 
-    def update(self, step: int) -> tuple[Tensor, Tensor]:
-        """One step: the loss (mean over its batches) and the gradient's norm before clipping, scalars.
+    def step(self) -> None:
+        """One optimizer update, over `gradient_accumulation_steps` batches, and its place in the progress.
 
-        On a GPU the step is only begun: the host copies nothing back, and goes on at once.
-        Raises DivergedError on a CPU; on a GPU `watch.look` does.
+        On a GPU the step is only enqueued: the host reads nothing back. Raises DivergedError on a CPU; on a
+        GPU `guard.synchronize` does.
         """
-        training = self.experiment.training
-        batches = training.gradient_accumulation_steps
+        training, step = self.experiment.training, self.progress.step + 1
+        count = training.gradient_accumulation_steps
         if self.experiment.model.drops_out:
             torch.manual_seed(derive_seed(self.seed, "dropout", step))
-        loss = torch.zeros((), device=self.weights.master.device)
-        for index in range((step - 1) * batches, step * batches):
-            inputs, targets = self.feed.batch(index)
+        loss = torch.zeros((), device=self.parameters.master.device)
+        for index in range((step - 1) * count, step * count):
+            inputs, targets = self.batches.batch(index)
             batch_loss = cross_entropy(self.model(inputs), targets)
             batch_loss.backward()  # type: ignore[no-untyped-call]
-            loss += batch_loss.detach() / batches
-            self.feed.prepare(index + 1)
-        self.weights.collect_gradients(scale=1 / batches)
-        norm = self.weights.clip(training.grad_clip)
-        skip = self.watch.take(step, loss, norm)
+            loss += batch_loss.detach() / count
+            self.batches.prefetch(index + 1)
+        norm = self.parameters.collect_gradients(scale=1 / count)
+        if training.grad_clip > 0:
+            self.parameters.scale_gradient(clip_factor(norm, training.grad_clip))
+        skip = self.guard.record(step, loss, norm.float())
         self.optimizer.step(self.learning_rate_factor(step), skip)
-        return loss, norm
+        self.progress.step = step
+        self.progress.tokens += self.experiment.tokens_per_step
+        self.progress.loss_count += 1
 
     def learning_rate_factor(self, step: int) -> float:
-        """The rate of `step` as a share of the peak, over max_steps or the steps that the time does for."""
+        """The learning rate of `step` as a fraction of the peak."""
         experiment = self.experiment
-        end = experiment.training.max_steps
-        if self.pace.minutes is not None:
-            end = self.progress.expected_steps or FOREVER
-        peak = experiment.optimizer.learning_rate
-        return learning_rate_factor(experiment.schedule, step, peak=peak, max_steps=end)
+        return learning_rate_factor(
+            experiment.schedule,
+            step,
+            peak=experiment.optimizer.learning_rate,
+            max_steps=self.budget.schedule_end(self.progress),
+        )
 
+    def fit(
+        self,
+        hooks: Hooks,
+        *,
+        stop_step: int | None,
+        final_step: int | None,
+        evaluate_at: Container[int] = (),
+    ) -> StopReason:
+        """Trains from the step after `progress.step` to `stop_step` (None: to the end that the clock sets).
 
-def train(
-    trainer: Trainer,
-    *,
-    stop_step: int,
-    final_step: int,
-    listener: Listener,
-    evaluate: Callable[[], Evaluation],
-    sample: Callable[[int], None],
-    save: Callable[[Progress], None],
-    stop_requested: Callable[[], bool],
-    evaluate_at: Container[int] = (),
-) -> str:
-    """Trains from the step after `trainer.progress.step` to `stop_step`, or until `stop_requested`.
+        Evaluates at every eval_interval, at `final_step` or an earlier end of the run, and at the steps of
+        `evaluate_at`. Saves when the step is recorded: at every checkpoint_interval, at a new best, and
+        whenever the loop ends. On a CPU every step is checked at once; on a GPU, where that would wait for
+        the device, only where a step is logged and before anything uses the parameters.
+        Raises DivergedError; parameters and progress are then those of the step before.
+        """
+        progress, guard = self.progress, self.guard
+        clock = _Clock(progress)
+        self.model.train()
+        if (reason := self.end_reached()) is not None:
+            return reason
+        while stop_step is None or progress.step < stop_step:
+            clock.start()
+            self.step()
+            step = progress.step
+            last = step == stop_step or hooks.stop_requested()
+            due = _due(self.experiment, step, at_end=step == final_step or step in evaluate_at)
+            if last or due.anything or guard.immediate:
+                norm = guard.synchronize()
+                clock.stop()
+                if self.budget.time_is_up(progress):
+                    due = _due(self.experiment, step, at_end=True)
+            rate = self.experiment.optimizer.learning_rate * self.learning_rate_factor(step)
+            if due.log:
+                progress.expected_steps = self.budget.expected_steps(progress)
+                hooks.emit(_step_finished(progress, norm, rate, clock))
+            best = False
+            if due.evaluate:
+                evaluation = hooks.evaluate()
+                best = progress.record_evaluation(evaluation.val_loss)
+                reason = self.end_reached()
+                hooks.emit(_evaluation_finished(progress, evaluation, rate))
+            hooks.emit(StepDone(step))
+            if due.sample or (reason and self.experiment.sampling.sample_interval):
+                hooks.sample(step)
+            if due.save or best or last or reason:
+                hooks.save(progress)
+            if reason:
+                return reason
+            if last:
+                return StopReason.LAST_STEP if step == stop_step else StopReason.REQUESTED
+        return StopReason.LAST_STEP
 
-    Returns why the run is finished where that is before `stop_step` ("" otherwise): see `reason_to_end`.
-    `evaluate` is called at every eval_interval, at `final_step` or such an end, and at the steps of
-    `evaluate_at`. `save` is called when the step is recorded: at every checkpoint_interval, at a new best,
-    and at the end of this session, however it comes.
-    On a CPU the host looks at every step whether it was finite; on a GPU, which it would have to wait for,
-    only at a step of which something is told, and before whatever uses the weights.
-    Raises DivergedError; weights and progress are then those of the step before.
-    """
-    experiment, progress, watch = trainer.experiment, trainer.progress, trainer.watch
-    clock = _Clock(progress)
-    trainer.model.train()
-    while progress.step < stop_step:
-        step = progress.step + 1
-        clock.start()
-        trainer.update(step)
-        progress.step = step
-        progress.tokens += experiment.tokens_per_step
-        progress.loss_count += 1
-        last = step == stop_step or stop_requested()
-        due = _due(experiment, step, step == final_step or step in evaluate_at)
-        if last or due.anything or not watch.seldom:
-            norm = watch.look()
-            clock.stop()
-            if trainer.pace.time_is_up(progress):
-                due = _due(experiment, step, True)
-        rate = experiment.optimizer.learning_rate * trainer.learning_rate_factor(step)
-        if due.log:
-            progress.expected_steps = trainer.pace.expected_steps(progress)
-            listener(_log(progress, norm, rate, clock))
-        best, ending = False, ""
-        if due.evaluate:
-            evaluation = evaluate()
-            best = _take_in(progress, evaluation)
-            ending = reason_to_end(trainer)
-            listener(_evaluated(progress, evaluation, rate))
-        listener(StepDone(step))
-        if due.sample or (ending and experiment.sampling.sample_interval):
-            sample(step)
-        if due.save or best or last or ending:
-            save(progress)
-        if last or ending:
-            return ending
-    return ""
-
-
-def reason_to_end(trainer: Trainer) -> str:
-    """Why a run is finished where it stands, short of its last step; "" where it is not."""
-    progress, most = trainer.progress, trainer.experiment.evaluation.stop_after_bad_evals
-    if trainer.pace.time_is_up(progress):
-        minutes = progress.seconds / 60
-        said = f"{minutes:.1f}" if minutes >= 1 else f"{minutes:.2g}"
-        return f"stopped after {said} minutes at step {progress.step}"
-    if most and progress.bad_evals >= most:
-        evaluations = "evaluation" if most == 1 else f"{most} evaluations"
-        return f"stopped at step {progress.step} after {evaluations} without a better val loss"
-    return ""
+    def end_reached(self) -> StopReason | None:
+        """Why the run is finished where it stands, short of its last step; None where it is not."""
+        if self.budget.time_is_up(self.progress):
+            return StopReason.TIME_IS_UP
+        most = self.experiment.evaluation.stop_after_bad_evals
+        if most and self.progress.bad_evals >= most:
+            return StopReason.NO_IMPROVEMENT
+        return None
 
 
 @dataclass(frozen=True)
 class _Due:
-    """What a step ends with."""
+    """What follows a step."""
 
     log: bool
     evaluate: bool
@@ -176,7 +199,7 @@ class _Due:
         return self.log or self.evaluate or self.sample or self.save
 
 
-def _due(experiment: Experiment, step: int, at_end: bool) -> _Due:
+def _due(experiment: Experiment, step: int, *, at_end: bool) -> _Due:
     evaluating = step % experiment.evaluation.eval_interval == 0 or at_end
     interval = experiment.sampling.sample_interval
     return _Due(
@@ -190,10 +213,10 @@ def _due(experiment: Experiment, step: int, at_end: bool) -> _Due:
 class _Clock:
     """Training time by a monotonic clock, and the speed since the last log.
 
-    It runs on from step to step until the host has waited for the device: only then is the time true.
+    It runs on from step to step until the host has synchronized with the device: only then is the time true.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: TrainingProgress) -> None:
         self._progress = progress
         self._logged_seconds, self._logged_tokens = progress.seconds, progress.tokens
         self._started: float | None = None
@@ -215,7 +238,9 @@ class _Clock:
         return speed
 
 
-def _log(progress: Progress, grad_norm: float, learning_rate: float, clock: _Clock) -> StepFinished:
+def _step_finished(
+    progress: TrainingProgress, grad_norm: float, learning_rate: float, clock: _Clock
+) -> StepFinished:
     progress.train_loss = progress.loss_sum / progress.loss_count
     progress.loss_sum, progress.loss_count = 0.0, 0
     return StepFinished(
@@ -230,24 +255,17 @@ def _log(progress: Progress, grad_norm: float, learning_rate: float, clock: _Clo
     )
 
 
-def _take_in(progress: Progress, evaluation: Evaluation) -> bool:
-    """Whether the evaluation is the best so far."""
-    progress.val_loss = evaluation.val_loss
-    if progress.best_val_loss is not None and not evaluation.val_loss < progress.best_val_loss:
-        progress.bad_evals += 1
-        return False
-    progress.bad_evals = 0
-    progress.best_val_loss, progress.best_step = evaluation.val_loss, progress.step
-    return True
-
-
-def _evaluated(progress: Progress, evaluation: Evaluation, learning_rate: float) -> EvaluationFinished:
+def _evaluation_finished(
+    progress: TrainingProgress, evaluation: Evaluation, learning_rate: float
+) -> EvaluationFinished:
+    assert progress.best_val_loss is not None
+    assert progress.best_step is not None
     return EvaluationFinished(
         step=progress.step,
         val_loss=evaluation.val_loss,
         bits_per_byte=evaluation.bits_per_byte,
-        best_val_loss=progress.best_val_loss if progress.best_val_loss is not None else evaluation.val_loss,
-        best_step=progress.best_step if progress.best_step is not None else progress.step,
+        best_val_loss=progress.best_val_loss,
+        best_step=progress.best_step,
         tokens=progress.tokens,
         learning_rate=learning_rate,
         seconds=progress.seconds,

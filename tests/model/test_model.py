@@ -15,9 +15,10 @@ from gptkit.data.sampler import BatchSampler, Ids
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
 from gptkit.model.build import build_model, build_new_model
+from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.loss import cross_entropy
-from gptkit.training.optim import Optimizer, weights_for
-from gptkit.training.trainer import Progress, Trainer
+from gptkit.training.optim import Optimizer, flatten_parameters
+from gptkit.training.trainer import Trainer
 
 TINY = {"context_length": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
 # What GPT-2 is, in the words of an experiment file
@@ -280,7 +281,7 @@ def test_logits_are_as_wide_as_the_vocabulary_in_either_precision(model: dict[st
         exact = gpt(tokens)
         assert exact.shape == (3, 7, 13)
         assert exact.dtype == torch.float32
-        weights_for(gpt, torch.bfloat16, Experiment().optimizer)
+        flatten_parameters(gpt, torch.bfloat16, Experiment().optimizer)
         rough = gpt(tokens)
     assert rough.shape == (3, 7, 13)
     assert rough.dtype == torch.bfloat16
@@ -321,7 +322,7 @@ def test_it_learns_one_batch_by_heart(optimizer: dict[str, Any], precision: torc
         seed=3,
     )
     model = build_new_model(settings, 24, seed=3)
-    weights = weights_for(model, precision, settings.optimizer)
+    weights = flatten_parameters(model, precision, settings.optimizer)
     ids = np.random.default_rng(4).integers(0, 24, size=5 * 16)
     sampler = OneBatch(ids, context_length=16, batch_size=4, seed=3)
     assert len(set(sampler.batch(0)[0][:, 0])) == 4  # else not even the first tokens could tell what follows
@@ -332,8 +333,13 @@ def test_it_learns_one_batch_by_heart(optimizer: dict[str, Any], precision: torc
         optimizer=Optimizer(weights, settings.optimizer),
         sampler=sampler,
         seed=3,
-        progress=Progress(),
+        progress=TrainingProgress(),
+        budget=TrainingBudget(max_steps=100),
     )
-    losses = [trainer.update(step)[0].item() for step in range(1, 101)]
+    losses = []
+    for _ in range(100):
+        before = trainer.progress.loss_sum
+        trainer.step()
+        losses.append(trainer.progress.loss_sum - before)
     assert losses[0] == pytest.approx(math.log(24), abs=0.01)
     assert losses[-1] < 0.05

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptkit.cli.signals import StopFlag
+from gptkit.events import RunStatus
 from gptkit.runs import Run, lock_run, run_ids
 from gptkit.runs.checkpoint import list_steps
 from tests.support import Command
@@ -201,7 +202,7 @@ def test_a_signal_stops_it_saved(
 ) -> None:
     run, real, asked = train(), StopFlag.__call__, []
 
-    def after_two_steps(flag: StopFlag) -> str:
+    def after_two_steps(flag: StopFlag) -> RunStatus | None:
         asked.append(1)
         if len(asked) == 3:
             signal.raise_signal(number)

@@ -274,9 +274,9 @@ def test_an_interrupt_leaves_nothing_behind(run: Run) -> None:
     folders = data_folders(None)
     asked: list[int] = []
 
-    def stop() -> str:
+    def stop() -> events.RunStatus:
         asked.append(1)
-        return "interrupted"
+        return events.RunStatus.INTERRUPTED
 
     with pytest.raises(RunInterruptedError, match="is as it was"):
         replay_run(run, RunContext(folders=folders, stop_requested=stop))

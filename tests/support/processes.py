@@ -23,6 +23,7 @@ from typing import Any
 from gptkit.cli.app import run_command
 from gptkit.training import session
 from gptkit.training import start as training
+from gptkit.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -71,7 +72,7 @@ def warm_up() -> None:
 
 def mark_phases() -> None:
     """From now on a forked child says which part of its work it is in."""
-    session.train = _marked(session.train, TRAINING, ENDED)
+    Trainer.fit = _marked(Trainer.fit, TRAINING, ENDED)  # type: ignore[method-assign]
     session.evaluate = _marked(session.evaluate, EVALUATING, TRAINING)
     session.save_checkpoint = _marked(session.save_checkpoint, SAVING, TRAINING)
     session.prune = _marked(session.prune, PRUNING, TRAINING)

@@ -16,8 +16,7 @@ from gptkit.experiment import experiment_from_dict
 from gptkit.runs import Run
 from gptkit.training import session
 from gptkit.training import trainer as loop
-from gptkit.training.budget import Pace
-from gptkit.training.progress import Progress
+from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.session import RunContext
 from gptkit.training.start import resume_run, train_run
 from tests.support import Command, sums
@@ -187,7 +186,7 @@ def test_on_a_device_that_is_looked_at_seldom_the_clock_is_read_where_something_
 ) -> None:
     from gptkit.training import nonfinite as watch
 
-    monkeypatch.setattr(watch, "looks_seldom", lambda device: True)
+    monkeypatch.setattr(watch, "is_deferred", lambda device: True)
     recipe = experiment(
         training={"minutes": 0.1, "log_interval": 4},
         evaluation={"eval_interval": 100},
@@ -226,7 +225,7 @@ def test_minutes_and_epochs_exclude_one_another_and_the_last_override_counts() -
 
 
 def test_a_replay_asks_the_record_instead_of_the_clock() -> None:
-    pace = Pace(1.0, recorded={10: 70, 20: 60})
-    assert not pace.time_is_up(Progress(step=20, seconds=1e6))
-    assert pace.expected_steps(Progress(step=20, seconds=1e6)) == 60
-    assert pace.expected_steps(Progress(step=15, expected_steps=70)) == 70
+    budget = TrainingBudget(None, 1.0, recorded={10: 70, 20: 60})
+    assert not budget.time_is_up(TrainingProgress(step=20, seconds=1e6))
+    assert budget.expected_steps(TrainingProgress(step=20, seconds=1e6)) == 60
+    assert budget.expected_steps(TrainingProgress(step=15, expected_steps=70)) == 70

@@ -13,8 +13,9 @@ from gptkit.experiment import AdamWSettings, Experiment, MuonSettings, ScheduleS
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
 from gptkit.training import optim
-from gptkit.training.optim import Optimizer, learning_rate_factor, orthogonalise, weights_for
-from gptkit.training.parameters import Weights
+from gptkit.training.optim import Optimizer, flatten_parameters, orthogonalise
+from gptkit.training.parameters import FlatParameters, clip_factor
+from gptkit.training.schedule import learning_rate_factor
 
 ADAMW = AdamWSettings(learning_rate=0.01, weight_decay=0.3)
 MUON = MuonSettings(learning_rate=0.05, adamw_learning_rate=0.01, weight_decay=0.3, momentum=0.9)
@@ -30,11 +31,11 @@ def tiny(**model: Any) -> GPT:
     return build_new_model(Experiment.model_validate({"model": settings}), 11, seed=1)
 
 
-def give_gradient(weights: Weights, step: int) -> None:
+def give_gradient(weights: FlatParameters, step: int) -> None:
     weights.gradient.normal_(0, 0.1, generator=torch.Generator().manual_seed(step))
 
 
-def train(weights: Weights, optimizer: Optimizer, steps: range) -> None:
+def train(weights: FlatParameters, optimizer: Optimizer, steps: range) -> None:
     for step in steps:
         give_gradient(weights, step)
         optimizer.step(FACTORS[step])
@@ -71,7 +72,7 @@ def test_updates_are_those_of_torch(
     ):  # in C there is no keeping from it; tests/test_native_optimizer.py holds that beside torch's way
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
         monkeypatch.setattr(optim, "multiplies_pairs", lambda: False)
-    weights = weights_for(tiny(mlp=mlp), torch.float32, settings)
+    weights = flatten_parameters(tiny(mlp=mlp), torch.float32, settings)
     optimizer = Optimizer(weights, settings)
     cut = split if isinstance(settings, MuonSettings) else dict
     theirs = {name: tensor.clone().requires_grad_() for name, tensor in cut(weights.named()).items()}
@@ -127,7 +128,7 @@ def test_orthogonalising_keeps_the_directions_and_evens_out_their_lengths(shape:
 
 def test_a_matrix_without_gradient_is_not_moved_by_muon() -> None:
     settings = MUON.model_copy(update={"weight_decay": 0.0})
-    weights = weights_for(tiny(), torch.float32, settings)
+    weights = flatten_parameters(tiny(), torch.float32, settings)
     before = weights.master.clone()
     Optimizer(weights, settings).step(1.0)
     assert torch.equal(weights.master, before)
@@ -136,7 +137,7 @@ def test_a_matrix_without_gradient_is_not_moved_by_muon() -> None:
 @BOTH
 def test_weight_decay_touches_matrices_only(settings: AdamWSettings | MuonSettings) -> None:
     """Without a gradient, a matrix shrinks by rate times decay, and nothing else moves."""
-    weights = weights_for(tiny(), torch.float32, settings)
+    weights = flatten_parameters(tiny(), torch.float32, settings)
     weights.master.normal_(generator=torch.Generator().manual_seed(2))
     before = {name: tensor.clone() for name, tensor in weights.named().items()}
     Optimizer(weights, settings).step(0.5)
@@ -155,31 +156,31 @@ def test_weight_decay_touches_matrices_only(settings: AdamWSettings | MuonSettin
 def test_an_optimizer_goes_on_from_its_state_as_if_never_stopped(
     settings: AdamWSettings | MuonSettings, tied: bool, done: int
 ) -> None:
-    weights = weights_for(tiny(tie_embeddings=tied), torch.float32, settings)
+    weights = flatten_parameters(tiny(tie_embeddings=tied), torch.float32, settings)
     optimizer = Optimizer(weights, settings)
     train(weights, optimizer, range(done))
-    saved_weights, saved = weights.named_on_cpu(), optimizer.state()
+    saved_weights, saved = weights.state_dict(), optimizer.state_dict()
     saved_weights = {name: tensor.clone() for name, tensor in saved_weights.items()}
     train(weights, optimizer, range(done, 5))
 
-    other = weights_for(tiny(tie_embeddings=tied), torch.float32, settings)
+    other = flatten_parameters(tiny(tie_embeddings=tied), torch.float32, settings)
     other.master.zero_()
     resumed = Optimizer(other, settings)
-    other.load(saved_weights)
-    resumed.load_state(saved)
+    other.load_state_dict(saved_weights)
+    resumed.load_state_dict(saved)
     train(other, resumed, range(done, 5))
     assert torch.equal(other.master, weights.master)
-    state, other_state = optimizer.state(), resumed.state()
+    state, other_state = optimizer.state_dict(), resumed.state_dict()
     assert state.keys() == other_state.keys()
     assert all(torch.equal(state[name], other_state[name]) for name in state)
 
 
 @BOTH
 def test_a_state_is_a_copy_by_parameter_name(settings: AdamWSettings | MuonSettings) -> None:
-    weights = weights_for(tiny(), torch.float32, settings)
+    weights = flatten_parameters(tiny(), torch.float32, settings)
     optimizer = Optimizer(weights, settings)
     train(weights, optimizer, range(1))
-    state = optimizer.state()
+    state = optimizer.state_dict()
     before = {name: tensor.clone() for name, tensor in state.items()}
     train(weights, optimizer, range(1, 3))
     assert all(torch.equal(state[name], before[name]) for name in state)
@@ -198,10 +199,10 @@ def test_a_state_that_does_not_fit_is_refused(
     settings: AdamWSettings | MuonSettings, wrong: str, message: str
 ) -> None:
     """Each of its tensors missing or of another shape in turn; or one too many."""
-    weights = weights_for(tiny(), torch.float32, settings)
+    weights = flatten_parameters(tiny(), torch.float32, settings)
     optimizer = Optimizer(weights, settings)
     train(weights, optimizer, range(1))
-    state = optimizer.state()
+    state = optimizer.state_dict()
     for name in state:
         if wrong == "missing":
             bad = {key: tensor for key, tensor in state.items() if key != name}
@@ -209,22 +210,22 @@ def test_a_state_that_does_not_fit_is_refused(
             bad = {**state, f"{name}.more": state[name]}
         else:
             bad = {**state, name: state[name].new_zeros(3, 1)}
-        fresh = weights_for(tiny(), torch.float32, settings)
+        fresh = flatten_parameters(tiny(), torch.float32, settings)
         with pytest.raises(ValueError, match=message):
-            Optimizer(fresh, settings).load_state(bad)
+            Optimizer(fresh, settings).load_state_dict(bad)
 
 
 def test_the_state_of_another_optimizer_is_refused() -> None:
     states = []
     for settings in (ADAMW, MUON):
-        weights = weights_for(tiny(), torch.float32, settings)
+        weights = flatten_parameters(tiny(), torch.float32, settings)
         optimizer = Optimizer(weights, settings)
         train(weights, optimizer, range(1))
-        states.append((optimizer, optimizer.state()))
+        states.append((optimizer, optimizer.state_dict()))
     (adamw, adamw_state), (muon, muon_state) = states
     for optimizer, state in ((adamw, muon_state), (muon, adamw_state)):
         with pytest.raises(ValueError, match=r"is missing|not this run's"):
-            optimizer.load_state(state)
+            optimizer.load_state_dict(state)
 
 
 # The learning rate
@@ -296,7 +297,7 @@ def test_weights_lie_in_one_tensor_that_the_model_computes_with(
     model, tokens = tiny(tie_embeddings=tied), torch.arange(8).unsqueeze(0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     logits = model(tokens)
-    weights = weights_for(model, torch.float32, settings)
+    weights = flatten_parameters(model, torch.float32, settings)
     assert torch.equal(model(tokens), logits)
     assert weights.master.numel() == model.parameter_count == weights.gradient.numel()
     named = weights.named()
@@ -313,13 +314,13 @@ def test_weights_lie_in_one_tensor_that_the_model_computes_with(
 
 def test_a_bf16_model_gets_the_weights_when_they_are_published() -> None:
     model = tiny()
-    weights = weights_for(model, torch.bfloat16, ADAMW)
+    weights = flatten_parameters(model, torch.bfloat16, ADAMW)
     assert weights.master.dtype == weights.gradient.dtype == torch.float32
     published = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     weights.master.normal_(generator=torch.Generator().manual_seed(1))
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, published[name])
-    weights.publish()
+    weights.sync_model()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, weights.named()[name].bfloat16())
 
@@ -328,7 +329,7 @@ def test_a_bf16_model_gets_the_weights_when_they_are_published() -> None:
 def test_updates_too_small_for_bf16_are_not_lost(settings: AdamWSettings | MuonSettings) -> None:
     """The master weights add up what one update alone would not change in the model; it gets the sum."""
     model = tiny()
-    weights = weights_for(model, torch.bfloat16, settings)
+    weights = flatten_parameters(model, torch.bfloat16, settings)
     weights.master.fill_(1.0)
     optimizer = Optimizer(weights, settings)
     for _ in range(30):
@@ -343,7 +344,7 @@ def test_updates_too_small_for_bf16_are_not_lost(settings: AdamWSettings | MuonS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_collected_in_fp32_scaled_and_taken_from_the_model(dtype: torch.dtype) -> None:
     model = tiny()
-    weights = weights_for(model, dtype, ADAMW)
+    weights = flatten_parameters(model, dtype, ADAMW)
     given = {}
     for name, parameter in model.named_parameters():
         if name != "position.embedding.weight":  # one that took no part has a gradient of zero
@@ -359,42 +360,46 @@ def test_gradients_are_collected_in_fp32_scaled_and_taken_from_the_model(dtype: 
 
 @pytest.mark.parametrize("largest", [0.5, 1000.0])
 def test_clipping_is_that_of_torch(largest: float) -> None:
-    weights = weights_for(tiny(), torch.float32, ADAMW)
+    weights = flatten_parameters(tiny(), torch.float32, ADAMW)
     give_gradient(weights, 1)
     plain = torch.nn.Parameter(weights.master.clone())
     plain.grad = weights.gradient.clone()
     wanted = torch.nn.utils.clip_grad_norm_([plain], largest)
-    torch.testing.assert_close(weights.clip(largest), wanted)
+    norm = torch.linalg.vector_norm(weights.gradient)
+    torch.testing.assert_close(norm, wanted)
+    weights.scale_gradient(clip_factor(norm, largest))
     torch.testing.assert_close(weights.gradient, plain.grad)
     assert weights.gradient.norm() == pytest.approx(min(largest, wanted.item()), rel=1e-4)
 
 
-def test_clipping_at_zero_leaves_the_gradient() -> None:
-    weights = weights_for(tiny(), torch.float32, ADAMW)
-    give_gradient(weights, 1)
-    before = weights.gradient.clone()
-    assert weights.clip(0.0) == pytest.approx(before.norm().item())
-    assert torch.equal(weights.gradient, before)
+@pytest.mark.usefixtures("both_ways")
+def test_collecting_returns_the_norm_of_the_gradient() -> None:
+    model = tiny()
+    weights = flatten_parameters(model, torch.float32, ADAMW)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert weights.collect_gradients(scale=0.5).item() == pytest.approx(0.5 * weights.master.numel() ** 0.5)
+    assert weights.gradient.norm() == pytest.approx(0.5 * weights.master.numel() ** 0.5)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
-    weights = weights_for(tiny(), torch.float32, ADAMW)
-    good = {name: tensor.clone() for name, tensor in weights.named_on_cpu().items()}
+    weights = flatten_parameters(tiny(), torch.float32, ADAMW)
+    good = {name: tensor.clone() for name, tensor in weights.state_dict().items()}
     name = "blocks.0.mlp.up.weight"
     without = {key: tensor for key, tensor in good.items() if key != name}
     with pytest.raises(ValueError, match=name):
-        weights.load(without)
+        weights.load_state_dict(without)
     with pytest.raises(ValueError, match="stranger"):
-        weights.load({**good, "stranger": torch.zeros(1)})
+        weights.load_state_dict({**good, "stranger": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.up\.weight has shape \(3, 1\), not \(64, 16\)"):
-        weights.load({**good, name: torch.zeros(3, 1)})
+        weights.load_state_dict({**good, name: torch.zeros(3, 1)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_that_fit_are_what_the_model_computes_with(dtype: torch.dtype) -> None:
     model = tiny()
-    weights = weights_for(model, dtype, MUON)
+    weights = flatten_parameters(model, dtype, MUON)
     new = {name: torch.randn_like(tensor) for name, tensor in weights.named().items()}
-    weights.load(new)
+    weights.load_state_dict(new)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, new[name].to(dtype)), name

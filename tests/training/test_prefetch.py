@@ -15,8 +15,8 @@ from gptkit.data.sampler import BatchSampler, Ids
 from gptkit.experiment import Experiment
 from gptkit.model.build import build_new_model
 from gptkit.training.loss import evaluate
-from gptkit.training.optim import weights_for
-from gptkit.training.prefetch import Feed
+from gptkit.training.optim import flatten_parameters
+from gptkit.training.prefetch import Prefetcher
 
 IDS = np.random.default_rng(2).integers(0, 20, 3000).astype(np.uint8)
 
@@ -39,7 +39,7 @@ def sampler() -> Counting:
 
 def test_batches_are_those_of_the_sampler() -> None:
     batches = sampler()
-    feed = Feed(batches, torch.device("cpu"))
+    feed = Prefetcher(batches, torch.device("cpu"))
     for index in (3, 0, 1):
         for ours, theirs in zip(feed.batch(index), batches.batch(index), strict=True):
             assert ours.dtype == torch.int64
@@ -52,11 +52,11 @@ def test_batches_are_those_of_the_sampler() -> None:
 )
 def test_the_next_batch_is_gathered_ahead_and_once(device: str, gathered: list[int]) -> None:
     batches = sampler()
-    feed = Feed(batches, torch.device(device))
+    feed = Prefetcher(batches, torch.device(device))
     assert feed.batch(0)[0].device.type == device
-    feed.prepare(1)
+    feed.prefetch(1)
     feed.batch(1)
-    feed.prepare(2)
+    feed.prefetch(2)
     feed.batch(7)  # another one than was expected
     assert batches.gathered == gathered
 
@@ -69,7 +69,7 @@ def test_an_evaluation_is_the_sum_over_all_windows(
     monkeypatch.setattr("gptkit.training.loss._EVALUATION_TOKENS", 8 * 50)
     settings = Experiment.model_validate({"model": {"context_length": 8, "n_embd": 16, "init": "gpt2"}})
     model = build_new_model(settings, 20, seed=1)
-    weights_for(model, dtype, settings.optimizer)
+    flatten_parameters(model, dtype, settings.optimizer)
     windows = torch.from_numpy(IDS[: 374 * 8].reshape(374, 8).astype(np.int64))
     targets = torch.from_numpy(IDS[1 : 374 * 8 + 1].reshape(374, 8).astype(np.int64))
     total = torch.zeros((), dtype=torch.float64)

@@ -38,7 +38,7 @@ _AFTER_RESIZE = 0.05  # seconds; a window that is being drawn larger changes oft
 
 
 @contextmanager
-def live_view(stop_requested: Callable[[], str] = str) -> Iterator[events.Listener]:
+def live_view(stop_requested: Callable[[], object] = str) -> Iterator[events.Listener]:
     """The live display on standard output; plain lines where that is a terminal that can only do lines."""
     console = Console(file=sys.stdout)
     if not console.is_terminal or console.is_dumb_terminal:
@@ -64,7 +64,7 @@ class LiveView:
         self,
         console: Console,
         *,
-        stop_requested: Callable[[], str] = str,
+        stop_requested: Callable[[], object] = str,
         ascii_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -17,9 +17,9 @@ from gptkit.cli.streams import warn
 
 @contextmanager
 def training_view(
-    *, quiet: bool = False, as_json: bool = False, stop_requested: Callable[[], str] = str
+    *, quiet: bool = False, as_json: bool = False, stop_requested: Callable[[], object] = str
 ) -> Iterator[events.Listener]:
-    """The view that fits. `stop_requested` says "" or why the run is about to stop, as a signal asked."""
+    """The view that fits. `stop_requested` returns something true once a signal asked to stop."""
     if quiet:
         yield quiet_view
     elif as_json:
