@@ -1,38 +1,72 @@
-"""What a person is told when a command fails, and with which exit code.
+"""What is printed when a command fails, and its exit code.
 
-In: a message, or an exception that nobody has turned into a GptkitError. Out: standard error.
+In: an exception: a GptkitError, a command line that typer cannot parse, or anything else. Out: one to three
+lines on standard error that say what, where and what to do.
 """
 
 from __future__ import annotations
 
 import errno
+import re
+import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 
-from gptkit.cli.streams import lead_nowhere, tell
+from gptkit.cli.streams import discard, log
 from gptkit.errors import DiskError, GptkitError, OutOfMemoryError, PluginError
 from gptkit.words import printable
 
-# What the operating system refuses for reasons of its own, wherever it comes up
+# What the operating system refuses for its own reasons, in whatever code that happens
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (
     *(*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENXIO, errno.ESTALE),
     *(errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN),
 )
+# How a command is called whose argument is missing
+_EXAMPLES = {
+    "gptkit train": "gptkit train experiments/shakespeare.toml",
+    "gptkit resume": "gptkit resume latest",
+    "gptkit runs verify": "gptkit runs verify latest",
+    "gptkit datasets show": "gptkit datasets show shakespeare",
+    "gptkit datasets fetch": "gptkit datasets fetch shakespeare",
+    "gptkit datasets add": "gptkit datasets add my_text novel.txt",
+    "gptkit plugins show": "gptkit plugins show rope",
+    "gptkit plugins new": "gptkit plugins new tokenizer my_tokenizer",
+}
+_NUMBERS = {  # of pydantic, and of click before it
+    r"(Input should be|'.*' is not) a valid (integer|int)\b.*": "should be a whole number, as in 200",
+    r"(Input should be|'.*' is not) a valid (number|float)\b.*": "should be a number, as in 0.5",
+}
 
 
 def fail(message: str, code: int, *, debug: bool = False) -> int:
-    """Says what went wrong, after the traceback of the error at hand where `debug` is set."""
+    """Prints the message, after the traceback of the current exception if `debug`, and returns the code."""
     if debug:
-        tell(traceback.format_exc().rstrip())
-    tell(f"gptkit: {message}")
+        log(traceback.format_exc().rstrip())
+    log(f"gptkit: {message}")
     return code
 
 
+def explain_usage(message: str, command: str, arguments: Sequence[str]) -> str:
+    """Typer's message about the `arguments` of `command`, with a remedy."""
+    for pattern, words in _NUMBERS.items():
+        message = re.sub(pattern, words, message)
+    message = message.rstrip(".") if message.startswith("Missing argument") else message
+    if message.startswith("Missing argument") and command in _EXAMPLES:
+        message += f"; as in: {_EXAMPLES[command]}"
+    if message.startswith("No such command") and arguments and arguments[0].endswith(".toml"):
+        message += f" To train it: gptkit train {shlex.join(arguments)}"
+    return f"{message}\nSee '{command} --help'."
+
+
 def unexpected(error: Exception) -> tuple[str, int]:
-    """Whose doing it is: memory's, a package's, a plugin's, the disk's, and only then gptkit's own."""
+    """Message and exit code of an exception that nobody has turned into a GptkitError.
+
+    In this order the cause is memory, a package, a plugin, the disk, and only then a defect of gptkit.
+    """
     if isinstance(error, MemoryError):
-        return "out of memory; give it less at a time.", OutOfMemoryError.exit_code
+        return "out of memory; use smaller sizes.", OutOfMemoryError.exit_code
     if package := _not_importable(error):
         return (
             f"the package {package} cannot be imported: {type(error).__name__}: {error}\n"
@@ -43,12 +77,13 @@ def unexpected(error: Exception) -> tuple[str, int]:
     if plugin := registry.culprit(error):
         return (
             f"{registry.KINDS[plugin.family]} {plugin.name!r} failed: {type(error).__name__}: {error}\n"
-            f"It comes from {plugin.distribution} {plugin.version}: tell its author, with what --debug shows."
+            f"It comes from {plugin.distribution} {plugin.version}: report it to its author, with the output "
+            "of --debug."
         ), PluginError.exit_code
     if isinstance(error, OSError) and error.errno in _REFUSED:
         if error.filename:
             return f"cannot use {printable(str(error.filename))}: {error.strerror}.", DiskError.exit_code
-        lead_nowhere(sys.stdout)  # files are written elsewhere, with an error of their own
+        discard(sys.stdout)  # files are written elsewhere, with an error of their own
         what = "write standard output" if error.errno in _FULL else "go on"
         return f"cannot {what}: {error.strerror}.", DiskError.exit_code
     advice = "This is a defect of gptkit. Please report it, with what --debug shows."
@@ -56,7 +91,7 @@ def unexpected(error: Exception) -> tuple[str, int]:
 
 
 def _not_importable(error: Exception) -> str:
-    """The package, none of gptkit's own, that failed while it was being imported; "" where it is not that."""
+    """The package, none of gptkit's own, that failed while it was being imported; "" for another failure."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if package == "gptkit":

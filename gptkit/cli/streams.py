@@ -1,7 +1,7 @@
-"""Standard output and standard error that are closed, full, ASCII, or a terminal that has gone away.
+"""Standard output and standard error that may be closed, full, ASCII, or a terminal that has gone away.
 
-Whatever they are: a command whose output is lost ends with a word and an exit code of the table, and a
-training is stopped by none of it.
+Whatever they are, a command whose output is lost ends with a message and an exit code of the table, and no
+training stops because of it.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
 from typing import IO
 
 
 def prepare() -> None:
-    """Has every stream be there, and standard output take every character.
+    """Replaces streams that the caller closed, and lets standard output take every character.
 
-    One that the caller closed (`>&-`) leads nowhere: Python has None in its place. Opened in this order each
-    gets its own number back, which the first file of a run would get otherwise, and with it whatever a
-    library prints. A character that the locale does not have is written as its escape.
+    A closed stream (`>&-`) leads to devnull: Python has None in its place. Opened in this order each gets its
+    own number back, which the first file of a run would get otherwise, and with it whatever a library prints.
+    A character that the locale does not have is written as its escape.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -26,20 +27,46 @@ def prepare() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def lead_nowhere(stream: IO[str]) -> None:
-    """What waits in it to be written is lost, and all that follows."""
+def discard(stream: IO[str]) -> None:
+    """Redirects the stream to devnull: buffered and later output is lost."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
-def tell(text: str) -> None:
-    """A line on standard error, where there is one still."""
+def log(text: str) -> None:
+    """A line on standard error, if there still is one."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
-        lead_nowhere(sys.stderr)
+        discard(sys.stderr)
 
 
 def warn(message: str) -> None:
-    tell(f"gptkit: warning: {message}")
+    log(f"gptkit: warning: {message}")
+
+
+def write_line(text: str) -> None:
+    """A line on standard output, at once. A training goes on where it cannot be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:  # the log's disk is full, or its terminal was closed
+        discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):  # `gptkit train | head`: the reader has had enough
+            warn(f"cannot write standard output: {error.strerror}; training goes on without it.")
+
+
+def write_text(text: str) -> None:
+    """Exactly these characters on standard output, in UTF-8, at once."""
+    _write(text.encode("utf-8", "replace"))
+
+
+def write_path(path: Path) -> None:
+    """A path on a line of standard output, byte for byte as the system has it."""
+    _write(os.fsencode(path) + os.linesep.encode())
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

@@ -874,7 +874,7 @@ def test_a_defect_is_called_one_and_exits_with_1(
     def fail(*arguments: object, **named: object) -> None:
         raise ZeroDivisionError("by 0")
 
-    monkeypatch.setattr("gptkit.cli.commands.list_runs", fail)
+    monkeypatch.setattr("gptkit.runs.select.select_runs", fail)
     done = gptkit_command("runs")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("gptkit: ZeroDivisionError: by 0\nThis is a defect of gptkit.")

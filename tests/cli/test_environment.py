@@ -47,7 +47,7 @@ def test_a_package_that_cannot_be_imported_is_code_3(
 
 
 def test_a_module_of_gptkit_that_cannot_be_imported_is_a_defect() -> None:
-    code = "import sys; sys.modules['gptkit.cli.help'] = None; from gptkit.__main__ import main; main()"
+    code = "import sys; sys.modules['gptkit.cli.command'] = None; from gptkit.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1
     assert done.stderr.startswith("gptkit: ModuleNotFoundError: ")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from gptkit.cli.run_commands import clean
+from gptkit.cli.commands.runs import clean
 from gptkit.errors import UsageError
 from gptkit.runs import Run, lock_run, run_ids, this_process
 from gptkit.runs.checkpoint import list_steps

@@ -8,16 +8,38 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from gptkit import api
+from gptkit.cli.app import run_command
 from gptkit.runs import Run, find_run
-from tests.support import Command
+from tests.support import TINY, Command, small_text
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full and terminals as Linux has")
 
 EVERY_STEP = ("--set", "training.log_interval=1")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("streams")
+    (root / "data").mkdir()
+    (root / "data" / "mine.txt").write_text(small_text())
+    (root / "tiny.toml").write_text(TINY)
+    run = api.train(root / "tiny.toml", runs_folder=root / "runs", data_dir=root)
+    run.path.rename(root / "runs" / "mine")
+    return root
+
+
+@pytest.fixture
+def finished(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace with a finished run `mine`, for commands that only read."""
+    monkeypatch.chdir(trained)
+    return trained
 
 
 def gptkit(redirected: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -60,6 +82,38 @@ def test_a_log_of_everything_on_a_full_disk_does_not_either(tiny_experiment: Pat
     assert gptkit("> /dev/full 2>&1", "train", tiny_experiment, *EVERY_STEP).returncode == 0
     assert find_run("latest").record()["status"] == "finished"
     assert gptkit("2> /dev/full", "generate", "no-such-run").returncode == 2
+
+
+@contextmanager
+def pipe_without_reader() -> Iterator[None]:
+    """Within it standard output is a pipe that nobody reads any more."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with pytest.MonkeyPatch.context() as patch, open(theirs, "w") as out:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", sys.stderr)  # click replaces both
+        yield
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("--help", "train --help", "schema", "runs", "runs list --json", "runs show mine", "plugins list"),
+        *("plugins show rope", "datasets list", "generate mine -n 5", "generate mine --num-samples 2 -n 5"),
+        "runs verify mine",
+    ],
+)
+def test_a_reader_that_has_gone_is_no_error(
+    command: str, finished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pipe_without_reader():
+        assert run_command(command.split()) == 0
+    assert "gptkit: " not in capfd.readouterr().err
+
+
+def test_a_shell_sees_no_error_either(finished: Path) -> None:
+    done = gptkit("| true; exit ${PIPESTATUS[0]}", "runs", "show", "mine")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from gptkit.cli.datasets import datasets_app
+from gptkit.cli.commands.datasets import datasets_app
 from gptkit.cli.display import datasets as render_datasets
 from gptkit.data import catalog as catalogue
 from gptkit.data.catalog import (
@@ -429,7 +429,7 @@ def test_sizes_are_for_people(size: int | None, text: str) -> None:
 def test_listing_imports_nothing_heavy() -> None:
     script = """if True:
         import sys
-        from gptkit.cli.datasets import datasets_app
+        from gptkit.cli.commands.datasets import datasets_app
         try:
             datasets_app(["list"])
         except SystemExit as leaving:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptkit.cli.display.tables import show_table, size_text
-from gptkit.cli.streams import tell
+from gptkit.cli.streams import log
 from gptkit.words import printable
 
 if TYPE_CHECKING:
@@ -116,6 +116,6 @@ def _one_line(what: str) -> Callable[[int, int], None]:
     def call(done: int, total: int) -> None:
         if not said:
             said.append(what)
-            tell(f"{printable(what)} ({size_text(total)})" if total else printable(what))
+            log(f"{printable(what)} ({size_text(total)})" if total else printable(what))
 
     return call

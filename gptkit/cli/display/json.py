@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptkit import events
-from gptkit.cli.display.plain import say
-from gptkit.cli.streams import warn
+from gptkit.cli.streams import warn, write_line
 
 _WORKING_EVERY = 1.0  # seconds: how often it is told how far some work has come
 
@@ -35,7 +34,7 @@ class JsonView:
             return
         if isinstance(event, events.Working) and not self._is_news(event):
             return
-        say(json.dumps(as_object(event), allow_nan=False))
+        write_line(json.dumps(as_object(event), allow_nan=False))
         if isinstance(event, events.Warned):
             warn(event.message)
 

@@ -7,22 +7,11 @@ live display's too. Knows nothing of rich.
 from __future__ import annotations
 
 import shlex
-import sys
 
 from gptkit import events
 from gptkit.cli.display.tables import duration
-from gptkit.cli.streams import lead_nowhere, warn
+from gptkit.cli.streams import warn, write_line
 from gptkit.words import printable
-
-
-def say(text: str) -> None:
-    """A line on standard output, at once. That nobody can have it is no reason to stop training."""
-    try:
-        print(text, flush=True)
-    except OSError as error:  # the log's disk is full, or its terminal was closed
-        lead_nowhere(sys.stdout)
-        if not isinstance(error, BrokenPipeError):  # `gptkit train | head`: the reader has had enough
-            warn(f"cannot write standard output: {error.strerror}; training goes on without it.")
 
 
 def describe_start(event: events.RunStarted) -> list[str]:
@@ -128,4 +117,4 @@ class PlainView:
             self._say(event.what)
 
     def _say(self, *lines: str) -> None:
-        say("\n".join(printable(line) for line in lines))
+        write_line("\n".join(printable(line) for line in lines))

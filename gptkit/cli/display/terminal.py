@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from gptkit.cli.streams import lead_nowhere
+from gptkit.cli.streams import discard
 
 # Nothing is wrapped while we draw: a letter wider than we believe is to cost its line's end, not the count
 # of lines. And the terminal, where it knows how to, shows all of it at once.
@@ -79,7 +79,7 @@ class Screen:
         try:
             yield
         except OSError:
-            lead_nowhere(self._console.file)
+            discard(self._console.file)
 
     def _rewrapped(self) -> str:
         """A terminal that became narrower has wrapped our lines: the region is taken away, the cursor put

@@ -1,12 +1,7 @@
-"""`gptkit plugins`: list, show, check and begin them; and `gptkit schema`.
-
-In: the command line. Out: one call of a function for each command, its result shown by render_plugins.
-Imports no torch until a plugin is loaded.
-"""
+"""`gptkit plugins`: list, show, check and create plugins. Imports no torch until a plugin is loaded."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,22 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from gptkit.cli import completion, options
-from gptkit.cli.help import command, paragraphs
+from gptkit.cli.command import command, group
 from gptkit.errors import PluginError, UsageError
-
-_ABOUT = """Examples:
-
-gptkit plugins
-
-gptkit plugins show rope
-
-gptkit plugins check my_tokenizer
-
-gptkit plugins new tokenizer my_tokenizer
-
-Lists the tokenizers, positional encodings, datasets and trackers that are installed: the name, the package
-that it comes from, and what it is, or why it cannot be used. Piped, it is plain lines.
-"""
 
 plugins_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
@@ -54,15 +35,27 @@ _Family = Annotated[
 ]
 
 
-@plugins_app.callback(help=paragraphs(_ABOUT), short_help="What is installed; show, check or begin one.")
-def plugins(context: typer.Context, debug: options.Debug = False) -> None:
-    """Lists the plugins, unless a command of its own follows."""
+@group(plugins_app, short_help="What is installed; show, check or begin one.")
+def plugins(context: typer.Context) -> None:
+    """Examples:
+
+      gptkit plugins
+
+      gptkit plugins show rope
+
+      gptkit plugins check my_tokenizer
+
+      gptkit plugins new tokenizer my_tokenizer
+
+    Lists the tokenizers, positional encodings, datasets and trackers that are installed: the name, the
+    package that it comes from, and what it is, or why it cannot be used. Piped, it is plain lines.
+    """
     if context.invoked_subcommand is None:
         _list()
 
 
 @command(plugins_app, "list", short_help="What is installed, and whether it loads.")
-def list_command(debug: options.Debug = False) -> None:
+def list_command() -> None:
     """Example:
 
       gptkit plugins list
@@ -73,14 +66,14 @@ def list_command(debug: options.Debug = False) -> None:
 
 
 def _list() -> None:
-    from gptkit.cli.display import plugins as render_plugins
+    from gptkit.cli.display import plugins as display
     from gptkit.plugins.registry import list_plugins
 
-    render_plugins.show_list(list_plugins())
+    display.show_list(list_plugins())
 
 
 @command(plugins_app, "show", short_help="What one is, and its options.")
-def show_command(name: _Name, family: _Family = None, debug: options.Debug = False) -> None:
+def show_command(name: _Name, family: _Family = None) -> None:
     """Example:
 
       gptkit plugins show rope
@@ -88,13 +81,13 @@ def show_command(name: _Name, family: _Family = None, debug: options.Debug = Fal
     Shows what a plugin is, where it comes from, its options with their defaults, and how an experiment file
     names it.
     """
-    from gptkit.cli.display import plugins as render_plugins
+    from gptkit.cli.display import plugins as display
     from gptkit.plugins.registry import describe_plugin
 
-    for number, group in enumerate(_families(name, family)):
+    for number, kind in enumerate(_families(name, family)):
         if number:
             print()
-        render_plugins.show_description(describe_plugin(group, name))
+        display.show_description(describe_plugin(kind, name))
 
 
 @command(plugins_app, "check", short_help="Does it keep what gptkit relies on?")
@@ -113,7 +106,6 @@ def check_command(
         typer.Option("--set", metavar="OPTION=VALUE", help="An option of the plugin. Repeatable."),
     ] = None,
     data_dir: options.DataDir = None,
-    debug: options.Debug = False,
 ) -> None:
     """Examples:
 
@@ -124,25 +116,25 @@ def check_command(
     Tries what gptkit relies on, a line for each thing: that text comes back from a tokenizer, say, or that
     the future has no effect on the past. Downloads nothing. Exits with 3 where something is bad.
     """
-    from gptkit.cli.display import plugins as render_plugins
+    from gptkit.cli.display import plugins as display
     from gptkit.data.catalog import data_folders
     from gptkit.plugins import registry
     from gptkit.plugins.registry import list_plugins
     from gptkit.testing import check_plugin
 
     if names:
-        wanted = [(group, name) for name in names for group in _families(name, family)]
+        wanted = [(kind, name) for name in names for kind in _families(name, family)]
     else:
         wanted = list(dict.fromkeys((row.plugin.family, row.plugin.name) for row in list_plugins()))
     bad = []
-    for group, name in wanted:
-        render_plugins.show_heading(group, name)
-        cls = registry.load(group, name)
+    for kind, name in wanted:
+        display.show_heading(kind, name)
+        cls = registry.load(kind, name)
         given = _options(cls, set_, name)
         with tempfile.TemporaryDirectory(prefix="gptkit-check-") as folder:
-            lines = check_plugin(group, cls, given, folder=Path(folder), folders=data_folders(data_dir))
+            lines = check_plugin(kind, cls, given, folder=Path(folder), folders=data_folders(data_dir))
             for line in lines:
-                render_plugins.show_line(line)
+                display.show_line(line)
                 bad += [name] if line.verdict == "bad" else []
     if bad:
         many = ", ".join(dict.fromkeys(bad))
@@ -166,7 +158,6 @@ def new_command(
     folder: Annotated[
         Path, typer.Option("--folder", metavar="FOLDER", help="Where the package's folder is made.")
     ] = Path(),
-    debug: options.Debug = False,
 ) -> None:
     """Example:
 
@@ -175,26 +166,12 @@ def new_command(
     Writes an installable package, gptkit-NAME, with a small plugin that works: pyproject.toml, the code, its
     tests and a README.
     """
-    from gptkit.cli.display import plugins as render_plugins
+    from gptkit.cli.display import plugins as display
     from gptkit.plugins.scaffold import new_package
 
     group = _group(family)
     assert group is not None
-    render_plugins.show_new(new_package(group, name, folder), name)
-
-
-def schema_command(debug: options.Debug = False) -> None:
-    """Example:
-
-      gptkit schema > experiments/experiment.schema.json
-
-    Prints the JSON schema of experiment files, with the options of all plugins that are installed here. An
-    editor that knows TOML checks and completes a file by it, where the file's first line is:
-    #:schema ./experiment.schema.json
-    """
-    from gptkit.experiment.fields import json_schema
-
-    print(json.dumps(json_schema(), indent=2))
+    display.show_new(new_package(group, name, folder), name)
 
 
 def _group(family: str | None) -> str | None:

@@ -10,7 +10,7 @@ import typer
 from gptkit.cli import completion, options
 
 
-def bench_command(
+def bench(
     experiment: Annotated[
         Path | None,
         typer.Argument(
@@ -31,7 +31,6 @@ def bench_command(
     ] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
     backend: options.Backend = None,
-    debug: options.Debug = False,
 ) -> None:
     """Examples:
 
@@ -39,9 +38,16 @@ def bench_command(
 
       gptkit bench experiments/baseline.toml --against transformers
 
-    Measures tokens a second of training and of sampling, the share of the machine's peak that training
+    Measures tokens per second in training and in sampling, the share of the machine's peak that training
     reaches, and what the whole experiment will take. Needs no text and records nothing.
     """
-    from gptkit.cli import commands
+    from gptkit.bench.measure import benchmark
+    from gptkit.cli.display.bench import show
+    from gptkit.experiment import experiment_from_dict, load_experiment
 
-    commands.bench(experiment, options.overrides(set_, {"training.backend": backend}), against, as_json=json)
+    overrides = options.overrides(set_, {"training.backend": backend})
+    if experiment is None:
+        checked = experiment_from_dict({}, overrides)
+    else:
+        checked = load_experiment(experiment, overrides)
+    show(benchmark(checked, against=against), as_json=json)

@@ -1,9 +1,4 @@
-"""`gptkit datasets`: see, show, fetch and add texts.
-
-In: the command line. Out: one call of gptkit.data.catalog for each command, its result shown by
-render_datasets. What goes wrong is raised, for the command line's one handler. Imports no torch, and the
-catalogue only when a command runs, so that --help is quick.
-"""
+"""`gptkit datasets`: list, show, fetch and add texts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,24 +8,10 @@ from typing import Annotated
 import typer
 
 from gptkit.cli import completion
-from gptkit.cli.display import datasets as render
-from gptkit.cli.help import command, paragraphs
-from gptkit.cli.options import Debug
+from gptkit.cli.command import command, group
+from gptkit.cli.display import datasets as display
 
-datasets_app = typer.Typer(
-    help=paragraphs("""Examples:
-
-    gptkit datasets list
-
-    gptkit datasets show shakespeare
-
-    gptkit datasets add my_text novel.txt
-
-    Texts to train on: see, show, fetch and add them.
-    """),
-    short_help="Texts to train on: list, show, fetch, add.",
-    no_args_is_help=True,
-)
+datasets_app = typer.Typer(no_args_is_help=True)
 
 DataDir = Annotated[
     Path | None,
@@ -52,16 +33,30 @@ Field = Annotated[
 ]
 
 
+@group(datasets_app, short_help="Texts to train on: list, show, fetch, add.")
+def datasets() -> None:
+    """Examples:
+
+      gptkit datasets list
+
+      gptkit datasets show shakespeare
+
+      gptkit datasets add my_text novel.txt
+
+    Texts to train on: list, show, fetch and add them.
+    """
+
+
 @command(datasets_app, "list", short_help="What there is, and whether it is here.")
-def list_command(data_dir: DataDir = None, debug: Debug = False) -> None:
+def list_command(data_dir: DataDir = None) -> None:
     """Example:  gptkit datasets list
 
     Lists the registered datasets and the texts in the data folders.
     Piped, it is plain lines: gptkit datasets list | grep yes
     """
-    from gptkit.data import catalog as catalogue
+    from gptkit.data import catalog
 
-    render.show_list(catalogue.list_datasets(catalogue.data_folders(data_dir)))
+    display.show_list(catalog.list_datasets(catalog.data_folders(data_dir)))
 
 
 @command(datasets_app, "show", short_help="Characters, tokens, hash and first lines of one.")
@@ -76,20 +71,19 @@ def show_command(
     ],
     field: Field = None,
     data_dir: DataDir = None,
-    debug: Debug = False,
 ) -> None:
     """Example:  gptkit datasets show shakespeare
 
     Shows characters, tokens per tokenizer, hash, splits and the first lines.
     A text will do as well: gptkit datasets show corpus.jsonl --field body
     """
-    from gptkit.data import catalog as catalogue
+    from gptkit.data import catalog
 
     options = {} if field is None else {"field": field}
-    with render.progress(f"downloading {name}") as progress:
-        folders = catalogue.data_folders(data_dir, progress)
-        description = catalogue.describe_dataset(name, folders, options=options)
-    render.show_description(description)
+    with display.progress(f"downloading {name}") as progress:
+        folders = catalog.data_folders(data_dir, progress)
+        description = catalog.describe_dataset(name, folders, options=options)
+    display.show_description(description)
 
 
 @command(datasets_app, "fetch", short_help="Download one, verified.")
@@ -102,17 +96,16 @@ def fetch_command(
     ],
     repair: Annotated[bool, typer.Option("--repair", help="Replace a file that is damaged.")] = False,
     data_dir: DataDir = None,
-    debug: Debug = False,
 ) -> None:
     """Example:  gptkit datasets fetch shakespeare
 
     Downloads a dataset into the data folder, unless it is there, and verifies it.
     """
-    from gptkit.data import catalog as catalogue
+    from gptkit.data import catalog
 
-    with render.progress(f"downloading {name}") as progress:
-        fetched = catalogue.fetch_dataset(name, catalogue.data_folders(data_dir, progress), repair=repair)
-    render.show_fetched(fetched)
+    with display.progress(f"downloading {name}") as progress:
+        fetched = catalog.fetch_dataset(name, catalog.data_folders(data_dir, progress), repair=repair)
+    display.show_fetched(fetched)
 
 
 @command(datasets_app, "add", short_help="Copy a text of yours to where it is found by name.")
@@ -122,15 +115,14 @@ def add_command(
     field: Field = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a text of that name.")] = False,
     data_dir: DataDir = None,
-    debug: Debug = False,
 ) -> None:
     """Example:  gptkit datasets add my_text ~/Documents/novel.txt
 
     Copies a text into the data folder after reading it, with its ending. Then train on it:
     gptkit train experiments/shakespeare.toml --dataset my_text
     """
-    from gptkit.data import catalog as catalogue
+    from gptkit.data import catalog
 
-    folders = catalogue.data_folders(data_dir)
-    target = catalogue.add_text(name, file, folders, force=force, field=field or "text")
-    render.show_added(name, target, field)
+    folders = catalog.data_folders(data_dir)
+    target = catalog.add_text(name, file, folders, force=force, field=field or "text")
+    display.show_added(name, target, field)

@@ -1,0 +1,168 @@
+"""`gptkit generate`: write text with a run's model."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gptkit.cli import completion, options
+from gptkit.cli.streams import log, warn, write_text
+from gptkit.errors import UsageError
+
+
+def generate(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run's folder, its id, a unique beginning of it, or 'latest'.",
+            autocompletion=completion.runs,
+        ),
+    ] = "latest",
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens",
+            "-n",
+            min=0,
+            metavar="N",
+            help="Tokens to write; the experiment's number, unless given.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT|-|@FILE", help="What to go on from; - reads standard input."
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", "-t", metavar="X", help="Below 1 bolder, above 1 wilder, 0 greedy."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="N", help="Only the N likeliest tokens; 0: all.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", metavar="X", help="Only the likeliest tokens with this probability."),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", metavar="X", help="Only tokens this probable beside the likeliest."),
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End when this appears. Repeatable.")
+    ] = None,
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", min=1, max=4096, metavar="N", help="How many texts.")
+    ] = 1,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same text.")
+    ] = None,
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            "--checkpoint",
+            metavar="best|last|STEP",
+            help="Which weights.",
+            autocompletion=completion.checkpoints,
+        ),
+    ] = "best",
+    unknown: Annotated[
+        str,
+        typer.Option(
+            "--unknown",
+            metavar="error|skip",
+            help="Prompt characters that the model has never seen.",
+            autocompletion=completion.choice("error", "skip"),
+        ),
+    ] = "error",
+    echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Write the prompt first.")] = True,
+    backend: options.Backend = None,
+    runs_dir: options.RunsDir = Path("runs"),
+) -> None:
+    """Examples:
+
+      gptkit generate latest
+
+      gptkit generate shakespeare.c64 --prompt "ROMEO:" -n 300 --temperature 0.8
+
+      cat beginning.txt | gptkit generate latest --prompt - > story.txt
+
+    Writes text as it is made. Only the text goes to standard output; all else goes to standard error.
+    """
+    if unknown not in ("error", "skip"):
+        raise UsageError(f"--unknown {unknown!r}: expected error or skip.")
+    text = _prompt_text(prompt)
+    from gptkit.runs import find_run
+
+    folder = find_run(run, runs_dir)
+    from gptkit.experiment import FlagKey
+    from gptkit.training.writing import open_writer
+
+    flags = {
+        "max_new_tokens": ("--tokens", tokens),
+        "temperature": ("--temperature", temperature),
+        "top_k": ("--top-k", top_k),
+        "top_p": ("--top-p", top_p),
+        "min_p": ("--min-p", min_p),
+        "stop": ("--stop", stop or None),
+    }
+    sampling: dict[str, Any] = {
+        FlagKey(field, _as_typed(flag, value)): value
+        for field, (flag, value) in flags.items()
+        if value is not None
+    }
+    writer = open_writer(
+        folder,
+        checkpoint=checkpoint,
+        backend=backend or "auto",
+        prompt=text,
+        sampling=sampling,
+        skip_unknown=unknown == "skip",
+        warn=warn,
+    )
+    seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+    log(f"{writer.title}; seed {seed}")
+    started = time.monotonic()
+    begin = writer.prompt if echo else ""
+    if num_samples == 1:
+        write_text(begin)
+        for _, piece in writer.write(seed=seed, num_samples=1):
+            write_text(piece)
+    else:
+        texts = [begin] * num_samples
+        for number, piece in writer.write(seed=seed, num_samples=num_samples):
+            texts[number] += piece
+        for number, text in enumerate(texts):
+            log(f"sample {number + 1} of {num_samples}")
+            write_text(text if text.endswith("\n") else text + "\n")
+    if sys.stdout.isatty():
+        log("")
+    seconds = time.monotonic() - started
+    speed = writer.tokens_written / max(seconds, 1e-9)
+    log(f"{writer.tokens_written} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
+
+
+def _as_typed(flag: str, value: Any) -> str:
+    return " ".join([flag, *map(repr, value)]) if isinstance(value, list) else f"{flag} {value}"
+
+
+def _prompt_text(prompt: str | None) -> str | None:
+    """The prompt itself, standard input for '-', the contents of a file for '@FILE'."""
+    if prompt is None or not (prompt == "-" or prompt.startswith("@")):
+        return prompt
+    where = "standard input" if prompt == "-" else prompt[1:]
+    try:
+        data = sys.stdin.buffer.read() if prompt == "-" else Path(prompt[1:]).read_bytes()
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt from {where} is not UTF-8 at byte {error.start}.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read the prompt from {where}: {reason}.") from None

@@ -1,0 +1,41 @@
+"""`gptkit rerun`: train a run again from the start as a new run, and compare the two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gptkit.cli import options
+from gptkit.cli.session import finish, training_context
+from gptkit.cli.signals import stop_signals
+from gptkit.errors import CheckpointError
+
+
+def rerun(
+    run: options.RunArgument,
+    data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    quiet: options.Quiet = False,
+) -> None:
+    """Examples:
+
+      gptkit rerun latest
+
+    Trains the experiment of a run again from the start, as far as the run came, as a new run beside it, and
+    holds the two against one another: "identical", where the weights of the last checkpoint and all recorded
+    losses are the same, bit for bit; else what differs, and exit code 5. A run of --minutes cannot come out
+    the same and is refused.
+    """
+    with stop_signals() as stop:
+        from gptkit.runs import find_run
+
+        folder = find_run(run, runs_dir)
+        from gptkit.cli.display.runs import describe_rerun
+        from gptkit.reproduce.rerun import rerun_run
+
+        with training_context(stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet) as context:
+            done = rerun_run(folder, context)
+        finish(done.trained, quiet=quiet)
+        if done.sameness and not done.sameness.identical:
+            raise CheckpointError(describe_rerun(done))
+        if not quiet:
+            print(describe_rerun(done))

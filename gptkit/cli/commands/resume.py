@@ -1,0 +1,85 @@
+"""`gptkit resume`: continue a run that was stopped; with --verify, replay its last steps and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptkit.cli import options
+from gptkit.cli.session import finish, training_context
+from gptkit.cli.signals import stop_signals
+from gptkit.errors import CheckpointError, UsageError
+
+
+def resume(
+    run: options.RunArgument,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="N", min=1, help="Go on to step N, past the end of the schedule."),
+    ] = None,
+    stop_at: options.StopAt = None,
+    require_exact: Annotated[
+        bool,
+        typer.Option("--require-exact", help="Refuse (exit 3) where it would not come out bit for bit."),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Only train the last stretch again elsewhere, and compare every bit."),
+    ] = False,
+    data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Examples:
+
+      gptkit resume latest
+
+      gptkit resume shakespeare.c64 --steps 2000
+
+      gptkit resume latest --verify
+
+    Goes on in the same run from its newest checkpoint, as if it had never been stopped: the weights come out
+    the same, bit for bit, on the same machine. Past the end of the schedule the learning rate stays as it
+    ended. With --verify the run stays as it is: the stretch from the checkpoint before the last is trained
+    again in a temporary folder, and the answer is "identical", or what differs and exit code 5.
+
+    With --json each line of standard output is an object, as 'gptkit train --help' says.
+    """
+    options.check_json(json, {"--quiet": quiet, "--verify": verify})
+    if verify:
+        if steps is not None or stop_at is not None or require_exact:
+            raise UsageError(
+                "--verify trains what the run has trained already; it goes with no other length."
+            )
+        _verify(run, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet)
+        return
+    with stop_signals() as stop:
+        from gptkit.runs import find_run
+
+        folder = find_run(run, runs_dir)
+        from gptkit.training.start import resume_run
+
+        with training_context(
+            stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet, as_json=json
+        ) as context:
+            trained = resume_run(folder, context, steps=steps, stop_at=stop_at, require_exact=require_exact)
+        finish(trained, quiet=quiet)
+
+
+def _verify(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> None:
+    with stop_signals() as stop:
+        from gptkit.runs import find_run
+
+        folder = find_run(run, runs_dir)
+        from gptkit.cli.display.runs import describe_replay
+        from gptkit.reproduce.replay import replay_run
+
+        with training_context(stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet) as context:
+            replayed = replay_run(folder, context)
+        if not replayed.identical:
+            raise CheckpointError(describe_replay(replayed))
+        if not quiet:
+            print(describe_replay(replayed))

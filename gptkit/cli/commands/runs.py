@@ -1,0 +1,318 @@
+"""`gptkit runs`: list, show, compare, verify, report on, delete and clean up runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptkit.cli import options
+from gptkit.cli.command import command, group
+from gptkit.cli.streams import write_path
+from gptkit.errors import CheckpointError, RunInUseError, UsageError
+from gptkit.words import printable
+
+runs_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+
+_RunsDir = Annotated[
+    Path | None,
+    typer.Option("--runs-dir", metavar="FOLDER", help="Where runs are kept.", rich_help_panel="Where"),
+]
+_Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="KEY=VALUE",
+        help="Only runs for which it holds; also != < > <= >=, and * ? [] in texts. A key is a column (best, "
+        "step, started, status, …), a field of the experiment (model.n_embd) or of run.json. Repeatable.",
+    ),
+]
+_Sort = Annotated[str, typer.Option("--sort", metavar="KEY", help="In the order of a key, lowest first.")]
+_Reverse = Annotated[bool, typer.Option("--reverse", help="In the opposite order.")]
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+_Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="Folders, ids, unique beginnings of ids, or 'latest'."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
+
+
+@group(runs_app, short_help="A table of all runs; show, compare, report, verify, tidy up.")
+def runs(
+    context: typer.Context,
+    where: _Where = None,
+    sort: _Sort = "",
+    reverse: _Reverse = False,
+    json: _Json = False,
+    runs_dir: options.RunsDir = Path("runs"),
+) -> None:
+    """Examples:
+
+      gptkit runs
+
+      gptkit runs --sort best --where data.dataset=shakespeare --where 'step>=500'
+
+      gptkit runs show latest
+
+      gptkit runs report latest
+
+    Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, the same in bits
+    per byte (which compares across tokenizers), when. Piped, it is plain lines.
+    """
+    context.obj = runs_dir
+    if context.invoked_subcommand is None:
+        _list(runs_dir, where, sort, reverse=reverse, as_json=json)
+    elif where or sort or reverse or json:
+        name = context.invoked_subcommand
+        raise UsageError(f"--where, --sort, --reverse and --json stand after {name!r}: gptkit runs {name} …")
+
+
+@command(runs_app, "list", short_help="A table of all runs, or of some.")
+def list_command(
+    context: typer.Context,
+    where: _Where = None,
+    sort: _Sort = "",
+    reverse: _Reverse = False,
+    json: _Json = False,
+    runs_dir: _RunsDir = None,
+) -> None:
+    """Examples:
+
+      gptkit runs list
+
+      gptkit runs list --sort best --where data.dataset=shakespeare --where 'model.n_embd>=128'
+
+      gptkit runs list --where 'started>=2026-11' --json
+
+    Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, also in bits per
+    byte, when. A key that is no column becomes one.
+    """
+    _list(runs_dir or context.obj, where, sort, reverse=reverse, as_json=json)
+
+
+def _list(runs_dir: Path, where: Sequence[str] | None, sort: str, *, reverse: bool, as_json: bool) -> None:
+    from gptkit.cli.display import runs as display
+    from gptkit.runs.select import select_runs
+
+    found = select_runs(runs_dir, where or (), sort, reverse)
+    if as_json:
+        display.print_json([display.listed(run, runs_dir) for run in found])
+    else:
+        display.show_runs(found, runs_dir, chosen=bool(where))
+
+
+@command(runs_app, "show", short_help="One run in full.")
+def show_command(
+    context: typer.Context, run: options.RunArgument, json: _Json = False, runs_dir: _RunsDir = None
+) -> None:
+    """Examples:
+
+      gptkit runs show latest
+
+      gptkit runs show shakespeare.c64 --json
+
+    What the run is and how it went: status, steps, losses, time; the settings that differ from the defaults;
+    text, tokenizer, plugins, environment; its checkpoints and their sizes; the commands to go on with.
+    """
+    from gptkit.cli.display import runs as display
+    from gptkit.runs import find_run
+    from gptkit.runs.details import describe_run
+
+    details = describe_run(find_run(run, runs_dir or context.obj))
+    if json:
+        display.print_json(display.details_as_json(details))
+    else:
+        display.show_details(details)
+
+
+@command(runs_app, "compare", short_help="What differs between runs, and what came of it.")
+def compare_command(
+    context: typer.Context,
+    run: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN...]", help="Two or more; or those that --where finds."),
+    ] = None,
+    where: _Where = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Also as a page: one HTML file that opens offline."),
+    ] = None,
+    json: _Json = False,
+    runs_dir: _RunsDir = None,
+) -> None:
+    """Examples:
+
+      gptkit runs compare shakespeare.c64 shakespeare.c128
+
+      gptkit runs compare --where name=shakespeare --where status=finished --html comparison.html
+
+    The settings that differ, the losses (also in bits per byte), a chart of them, and what each writes. Runs
+    that differ by their seed alone are one column, with the mean and the spread of their best losses.
+    """
+    from gptkit.cli.display import comparison as display
+    from gptkit.cli.display.runs import print_json
+    from gptkit.runs import Run, find_run
+    from gptkit.runs.compare import compare_runs
+    from gptkit.runs.select import select_runs
+
+    runs_dir = runs_dir or context.obj
+    runs = [find_run(name, runs_dir) for name in run or ()]
+    if where:
+        chosen = [runs_dir / found.run.id for found in select_runs(runs_dir, where)]
+        ours = {path.absolute() for path in chosen}
+        runs = [one for one in runs if one.path.absolute() in ours] if run else list(map(Run, chosen))
+    runs = list({one.path.absolute(): one for one in runs}.values())
+    if len(runs) < 2:
+        found = f"only {runs[0].id}" if runs else "none"
+        raise UsageError(
+            f"two runs or more are needed to compare; here is {found}.\n"
+            "Name them, or choose them with --where, as in --where data.dataset=shakespeare"
+        )
+    comparison = compare_runs(runs)
+    if html is not None:
+        from gptkit.report.comparison_page import comparison_page
+        from gptkit.report.pages import write_page
+
+        write_page(html, comparison_page(comparison))
+    if json:
+        print_json(display.as_json(comparison))
+    else:
+        display.show_comparison(comparison)
+        if html is not None:
+            print(f"\nThe page: {printable(str(html))}")
+
+
+@command(runs_app, "delete", short_help="Remove runs, after asking.")
+def delete_command(context: typer.Context, run: _Runs, yes: _Yes = False, runs_dir: _RunsDir = None) -> None:
+    """Examples:
+
+      gptkit runs delete tiny.c16.e32.h2.b2-20261122-104012
+
+      gptkit runs delete runs/tiny.c16.e32.h2.b2-20261122-104012 --yes
+
+    Removes whole run folders, after asking on the terminal. A run that is in use is refused, and so is
+    whatever is no run. A run outside of --runs-dir is meant only where its path is given.
+    """
+    from gptkit.cli.display import runs as display
+    from gptkit.runs.cleanup import delete_run, refuse_use, run_to_delete
+
+    # Nothing is removed where one of them is no run or in use, or where nobody can be asked
+    found = [run_to_delete(name, runs_dir or context.obj) for name in run]
+    runs = list({one.path.absolute(): one for one in found}.values())
+    for one in runs:
+        refuse_use(one)
+    if not yes and not _confirmed(display.deletion_question(runs)):
+        print("Nothing was deleted.")
+        return
+    for one in runs:
+        display.show_removed(str(one.path), delete_run(one))
+
+
+def _confirmed(question: str) -> bool:
+    """Asks on the terminal. Raises UsageError where there is none."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("there is no terminal to ask on. To delete without being asked: --yes")
+    print(question, end=" ", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@command(runs_app, "clean", short_help="What could go, and how much room that makes.")
+def clean_command(
+    context: typer.Context,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove all that is listed.")] = False,
+    runs_dir: _RunsDir = None,
+) -> None:
+    """Examples:
+
+      gptkit runs clean
+
+      gptkit runs clean --yes
+
+    Lists what could go, with its size: checkpoints of finished runs that are neither the best nor the last;
+    runs that crashed before their first checkpoint; checkpoints that were set aside; what saves and removals
+    that were cut off have left. Removes nothing without --yes. Runs that are in use are left alone.
+    """
+    clean(runs_dir or context.obj, yes=yes)
+
+
+def clean(runs_dir: Path, *, yes: bool) -> None:
+    from functools import cache
+
+    from gptkit.cli.display import runs as display
+    from gptkit.runs import Run
+    from gptkit.runs.cleanup import remove, what_could_go
+
+    things = what_could_go(runs_dir)
+    if not yes or not things:
+        display.show_removable(things, runs_dir)
+        return
+
+    @cache
+    def whole(run: Run, step: int) -> bool:
+        from gptkit.runs.checkpoint import verify_checkpoint
+        from gptkit.runs.load import recorded_id
+
+        try:
+            verify_checkpoint(run.checkpoints, step, run_id=recorded_id(run))
+        except CheckpointError:
+            return False
+        return True
+
+    freed = 0
+    for thing in things:
+        try:
+            removed = remove(thing, whole)
+        except RunInUseError:  # since it was looked at
+            display.show_kept(str(thing.path), "the run is in use")
+            continue
+        if removed is None:
+            display.show_kept(str(thing.path), "no checkpoint that would stay is whole")
+        else:
+            display.show_removed(str(thing.path), removed)
+            freed += removed
+    display.show_freed(freed)
+
+
+@command(runs_app, "verify", short_help="Check every file of a run against its hashes.")
+def verify_command(context: typer.Context, run: options.RunArgument, runs_dir: _RunsDir = None) -> None:
+    """Example:
+
+      gptkit runs verify latest
+
+    Checks every file of a run: each checkpoint against its hashes and the model, the experiment, the record,
+    the tokenizer, the metrics, the samples. A line for each: ok, note (harmless), or bad and what to do.
+    Exits with 5 where something is bad. Changes nothing.
+    """
+    from gptkit.runs import find_run
+
+    folder, bad, things = find_run(run, runs_dir or context.obj), 0, 0
+    from gptkit.cli.display import runs as display
+    from gptkit.reproduce.verify import verify_run
+
+    for finding in verify_run(folder):
+        display.show_finding(finding)
+        bad += finding.verdict == "bad"
+        things += finding.verdict != "note"
+    if bad:
+        raise CheckpointError(
+            f"of {things} things in run {folder.id}, {bad} {'is' if bad == 1 else 'are'} bad."
+        )
+
+
+@command(runs_app, "report", short_help="Write a run's report: one HTML file that opens offline.")
+def report_command(context: typer.Context, run: options.RunArgument, runs_dir: _RunsDir = None) -> None:
+    """Example:
+
+      gptkit runs report latest
+
+    Writes report.html into the run's folder and prints its path: curves, samples, settings, environment, in
+    one file that opens without a network. A run writes it itself when it ends; this writes it anew, also of
+    one that is still being trained, or was copied from elsewhere.
+    """
+    from gptkit.report.run_page import write_report
+    from gptkit.runs import find_run
+
+    write_path(write_report(find_run(run, runs_dir or context.obj)))

@@ -1,0 +1,19 @@
+"""`gptkit schema`: the JSON schema of experiment files."""
+
+from __future__ import annotations
+
+import json
+
+
+def schema() -> None:
+    """Example:
+
+      gptkit schema > experiments/experiment.schema.json
+
+    Prints the JSON schema of experiment files, with the options of all plugins that are installed here. An
+    editor that knows TOML checks and completes a file by it, where the file's first line is:
+    #:schema ./experiment.schema.json
+    """
+    from gptkit.experiment.fields import json_schema
+
+    print(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,80 @@
+"""What `train`, `resume` and `rerun` share: a view of the training, and how the command ends.
+
+In: what the command line asked for. Out: the context in which `gptkit.training` runs, then the exit by the
+signal that stopped it. Imports rich only for a terminal, and no torch until a training begins.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptkit import events
+from gptkit.cli.streams import warn, write_path
+from gptkit.errors import RunInterruptedError, RunTerminatedError, StoppedError
+from gptkit.events import RunStatus
+
+if TYPE_CHECKING:
+    from gptkit.cli.signals import StopFlag
+    from gptkit.training.session import RunContext, TrainingResult
+
+_STOPPED: dict[str, type[StoppedError]] = {
+    RunStatus.INTERRUPTED: RunInterruptedError,
+    RunStatus.TERMINATED: RunTerminatedError,
+}
+
+
+@contextmanager
+def training_context(
+    stop: StopFlag, *, runs_dir: Path, data_dir: Path | None, quiet: bool = False, as_json: bool = False
+) -> Iterator[RunContext]:
+    """Where runs and texts are, a view that shows the events of the run, and the flag that may stop it."""
+    from gptkit.data.catalog import data_folders
+    from gptkit.training.session import RunContext
+
+    with training_view(quiet=quiet, as_json=as_json, stop_requested=stop) as view:
+        yield RunContext(
+            runs_folder=runs_dir,
+            folders=data_folders(data_dir),
+            listener=view,
+            stop_requested=stop,
+            command=("gptkit", *sys.argv[1:]),
+        )
+
+
+@contextmanager
+def training_view(
+    *, quiet: bool = False, as_json: bool = False, stop_requested: Callable[[], object] = str
+) -> Iterator[events.Listener]:
+    """Live on a terminal, plain lines elsewhere, JSON for programs, only warnings if `quiet`."""
+    if quiet:
+        yield warnings_only
+    elif as_json:
+        from gptkit.cli.display.json import JsonView
+
+        yield JsonView()
+    elif sys.stdout.isatty():
+        from gptkit.cli.display.live import live_view
+
+        with live_view(stop_requested) as view:
+            yield view
+    else:
+        from gptkit.cli.display.plain import PlainView
+
+        yield PlainView()
+
+
+def warnings_only(event: events.Event) -> None:
+    if isinstance(event, events.Warned):
+        warn(event.message)
+
+
+def finish(trained: TrainingResult, *, quiet: bool) -> None:
+    """Prints the run's folder if `quiet`. Raises a StoppedError where a signal ended the training."""
+    if quiet:
+        write_path(trained.run.path)
+    if trained.status in _STOPPED:
+        raise _STOPPED[trained.status](f"{trained.status} at step {trained.progress.step}, saved")
