@@ -1,10 +1,10 @@
-"""Makes the pictures and the shown output of the README from real runs: python docs/make_pictures.py
+"""Makes the pictures and the shown output of the documentation: python -m tools.make_pictures
 
 - docs/live_60.svg, live_display.svg (100 columns) and live_160.svg: what the live display shows at a step of
   experiments/shakespeare.toml.
 - docs/report.png and comparison.png, light and dark: pages of twelve runs of shakespeare_quick.toml,
   four positional encodings by three seeds, as Chromium shows them.
-- In README.md, what stands below each `<!-- output of: COMMAND -->`.
+- In docs/getting-started.md, what stands below each `<!-- output of: COMMAND -->`.
 
 It takes some three minutes on two CPU cores, and Tiny Shakespeare in a data folder.
 """
@@ -118,12 +118,12 @@ def shown(output: str) -> str:
 
 
 def outputs(workspace: Path) -> None:
-    readme = ROOT / "README.md"
+    page = DOCS / "getting-started.md"
     text = OUTPUT.sub(
         lambda found: found[1] + shown(run_gptkit(found[2].removeprefix("gptkit "), workspace)) + found[3],
-        readme.read_text(),
+        page.read_text("utf-8"),
     )
-    readme.write_text(text)
+    page.write_text(text, "utf-8")
 
 
 def main() -> None:

@@ -490,33 +490,34 @@ def test_a_new_package_installs_passes_its_check_and_its_own_tests(
     assert trained.code == 0, trained.err
 
 
-def readme_blocks(language: str) -> list[str]:
-    """The code of the README's chapter on plugins."""
-    chapter = (ROOT / "README.md").read_text().split("\n## Plugins\n")[1].split("\n## ")[0]
+def documented_blocks(language: str) -> list[str]:
+    """The code of the documentation's chapter on plugins, whose pages build one package."""
+    pages = ("index", "tutorial", "positions", "datasets", "trackers")
+    chapter = "".join((ROOT / "docs" / "plugins" / f"{page}.md").read_text("utf-8") for page in pages)
     return re.findall(rf"^```{language}\n(.*?)^```", chapter, re.MULTILINE | re.DOTALL)
 
 
-def test_the_examples_of_the_readme_are_a_package_that_installs_passes_and_trains(
+def test_the_examples_of_the_documentation_are_a_package_that_installs_passes_and_trains(
     environment: Environment,
 ) -> None:
-    project, experiment = readme_blocks("toml")
+    project, experiment, *_ = documented_blocks("toml")
     package = environment.sources / "gptkit-examples"
     (package / "gptkit_examples").mkdir(parents=True)
     (package / "pyproject.toml").write_text(project)
     (package / "gptkit_examples" / "__init__.py").touch()
-    modules = readme_blocks("python")
+    modules = documented_blocks("python")
     for code in modules:
         first, _ = code.split("\n", 1)
         (package / first.removeprefix("# ")).write_text(code)
-    assert len(modules) == 3
+    assert len(modules) == 4
     small = "[training]\nmax_steps = 3\nbatch_size = 2\nbackend = 'cpu'\nthreads = 1\n"
     (environment.workspace / "examples.toml").write_text(f"{experiment}context_length = 16\n\n{small}")
     environment.install("gptkit-examples")
     try:
-        checked = environment.gptkit("plugins", "check", "words", "kerple", "brackets")
+        checked = environment.gptkit("plugins", "check", "words", "kerple", "brackets", "table")
         trained = environment.gptkit("train", "examples.toml", "--quiet")
         assert checked.code == 0, checked.out + checked.err
-        assert checked.out.count("ok       base class") == 3
+        assert checked.out.count("ok       base class") == 4
         assert trained.code == 0, trained.err
         written = environment.gptkit("generate", trained.out.strip(), "--prompt", "([", "-n", 8)
         assert written.code == 0, written.err
