@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptkit.data.corpus import quote_characters
 from gptkit.errors import UsageError
 from gptkit.experiment.schema import SamplingSettings
 from gptkit.model import GPT
 from gptkit.model.decoding import decoder_for
 from gptkit.plugins import Tokenizer
 from gptkit.seeds import derive_seed
+from gptkit.words import quote_characters
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, *, skip_unknown: bool = False) -> tuple[str, list[int]]:

@@ -29,3 +29,9 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )
+
+
+def quote_characters(characters: str, at_most: int = 20) -> str:
+    """The first few characters, each quoted, and how many more there are."""
+    shown = " ".join(repr(character) for character in characters[:at_most])
+    return shown + (f" and {len(characters) - at_most} more" if len(characters) > at_most else "")

@@ -1,7 +1,7 @@
-"""A text as a run uses it: split, tokenized, hashed.
+"""The corpus of a run: a text split, tokenized and hashed.
 
-In: the text and a tokenizer plugin, or the tokenizer of another run. Out: ids of both splits, with the counts
-that a run records. Knows nothing of models.
+In: the text, and a tokenizer or the class of one to train. Out: the ids of both splits, and the counts that a
+run records. Knows no models.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptkit.errors import DataError, PluginError
 from gptkit.plugins import Splits, Tokenizer
 from gptkit.plugins.options import ProgressCallback, no_progress
+from gptkit.plugins.tokenizer import Ids
+from gptkit.words import quote_characters
 
-Ids = NDArray[np.integer[Any]]
-
-_LONG_TEXT = 8_000_000  # characters from which on tokenizing may take long enough to be told
+_LONG_TEXT = 8_000_000  # characters from which on tokenizing takes seconds, so that progress is reported
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class Corpus:
     tokenizer: Tokenizer
     train: Ids  # (tokens of the train split,)
     val: Ids  # (tokens of the val split,)
-    val_bytes: int  # UTF-8 bytes of the val split, to turn nats a token into bits a byte
+    val_bytes: int  # UTF-8 bytes of the val split, to convert nats per token to bits per byte
     characters: int
     text_sha256: str
 
 
 def split_text(text: str, val_fraction: float) -> tuple[str, str]:
-    """The first part of the text to train on, the last to evaluate on."""
+    """The train split, which is the beginning of the text, and the val split, which is its end."""
     cut = int(len(text) * (1 - val_fraction))
     return text[:cut], text[cut:]
 
@@ -48,11 +47,11 @@ def build_corpus(
     progress: ProgressCallback = no_progress,
     tokenizing: ProgressCallback = no_progress,
 ) -> Corpus:
-    """Tokenizes a text. `tokenizer` is a Tokenizer, or a class of them to train one with `options`.
+    """Tokenizes a text with `tokenizer`, or with one trained by that class and `options`.
 
-    Raises DataError where the text has characters that the tokenizer lacks, or is too short; PluginError
-    where the tokenizer gives what no ids can be. `progress` is told how far training the tokenizer has come;
-    `tokenizing` the characters of a long text, of which a plugin takes a split in one go.
+    `progress` is called while the tokenizer is trained; `tokenizing`, with characters, between the splits of
+    a long text. Raises DataError for a text that is too short or has characters that the tokenizer lacks;
+    PluginError for ids that are no array of integers within the vocabulary.
     """
     if len(text) < _LONG_TEXT:
         tokenizing = no_progress
@@ -81,31 +80,25 @@ def build_corpus(
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> Ids:
-    """The ids of a text, which a stranger's tokenizer may get wrong."""
-    ids, size, whose = tokenizer.encode(text), tokenizer.vocab_size, type(tokenizer).__name__
+    """The ids of a text, checked, since the tokenizer may be a plugin."""
+    ids, size, name = tokenizer.encode(text), tokenizer.vocab_size, type(tokenizer).__name__
     if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)):
         raise PluginError(
-            f"encode of {whose} should give a numpy array of integers, shape (T,), not {_shape_of(ids)}. "
+            f"{name}.encode should return a numpy array of integers, shape (T,), not {_describe(ids)}. "
             "Tell its author."
         )
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
         raise PluginError(
-            f"{whose} gave ids from {ids.min()} to {ids.max()}, but its vocab_size is {size}. "
+            f"{name} returned ids from {ids.min()} to {ids.max()}, but its vocab_size is {size}. "
             "Tell its author."
         )
     return ids
 
 
-def _shape_of(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype} of shape {value.shape}"
     return type(value).__name__
-
-
-def quote_characters(characters: str, at_most: int = 20) -> str:
-    """Characters for a message: each quoted, the first few of them."""
-    shown = " ".join(repr(character) for character in characters[:at_most])
-    return shown + (f" and {len(characters) - at_most} more" if len(characters) > at_most else "")
 
 
 def _check_length(corpus: Corpus, context_length: int) -> None:
@@ -122,9 +115,9 @@ def _check_length(corpus: Corpus, context_length: int) -> None:
 
 
 def measure_text(text: str, at_once: int = 1 << 20) -> tuple[int, str]:
-    """Bytes and SHA-256 of the text as UTF-8, without ever holding a second copy of it.
+    """Bytes and SHA-256 of the text as UTF-8, without a second copy of it in memory.
 
-    Raises DataError for half a character (a lone surrogate), which no file has but a plugin may give.
+    Raises DataError for a lone surrogate, which no file has but a plugin may return.
     """
     digest, size = hashlib.sha256(), 0
     try:
@@ -133,7 +126,5 @@ def measure_text(text: str, at_once: int = 1 << 20) -> tuple[int, str]:
             digest.update(part)
             size += len(part)
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"the text has half a character (a lone surrogate) at {start + error.start}."
-        ) from None
+        raise DataError(f"the text has a lone surrogate at character {start + error.start}.") from None
     return size, digest.hexdigest()

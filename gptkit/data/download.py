@@ -1,4 +1,7 @@
-"""Downloads a file with a deadline, retries and a size limit."""
+"""Downloads one file into memory, with a deadline, a minimum rate, retries and a size limit.
+
+In: a URL. Out: its bytes, unverified, or a NetworkError that says what happened. Writes nothing to the disk.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,22 @@ from urllib.parse import urljoin
 
 from gptkit.errors import NetworkError
 
-TIMEOUT = 10.0  # seconds to connect, and without a byte after that
-DEADLINE = 300.0  # seconds that a download may take in all, retries included
-SLOWEST = 4_000  # bytes a second, on average, after the first TIMEOUT seconds
-ATTEMPTS = (
-    3  # where the server is at fault (5xx) or the connection was reset; nothing else gets better so soon
-)
-LARGEST = 64_000_000  # bytes; who sends more does not send what was asked for
-
-
-# Downloading
+TIMEOUT = 10.0  # seconds to connect, and between two chunks
+DEADLINE = 300.0  # seconds in all, retries included
+MIN_RATE = 4_000  # bytes per second, on average, after the first TIMEOUT seconds
+ATTEMPTS = 3  # after a server error (5xx) or a reset connection; other failures are not retried
+MAX_BYTES = 64_000_000  # a server that sends more does not send what was asked for
 
 
 class _Received:
-    """What has arrived so far, as a file that pooch writes to."""
+    """The bytes so far, as a file that pooch writes to."""
 
     def __init__(self) -> None:
         self.data = bytearray()
         self.abandoned = False
 
     def write(self, chunk: bytes) -> int:
-        if self.abandoned or len(self.data) + len(chunk) > LARGEST:
+        if self.abandoned or len(self.data) + len(chunk) > MAX_BYTES:
             raise ValueError("the server sends more than it should")
         self.data += chunk
         return len(chunk)
@@ -40,9 +38,10 @@ class _Received:
 
 
 def download(url: str, length: int, progress: Callable[[int, int], None], advice: str) -> bytes:
-    """What is behind `url`, unverified. `length` is the bytes to expect; `advice` ends the error's message.
+    """The content of `url`, unverified.
 
-    Raises NetworkError.
+    `length` is the expected number of bytes, for `progress`. Raises NetworkError, whose message ends with
+    `advice`.
     """
     deadline = time.monotonic() + DEADLINE
     attempt = 1
@@ -50,7 +49,7 @@ def download(url: str, length: int, progress: Callable[[int, int], None], advice
         received, failure = _try_download(url, length, progress, deadline)
         if failure is None:
             return bytes(received.data)
-        if attempt == ATTEMPTS or not _may_pass(failure):
+        if attempt == ATTEMPTS or not _is_temporary(failure):
             raise NetworkError(f"cannot download {url}: {_reason(failure)}.\n{advice}") from failure
         time.sleep(0.5 * attempt)
         attempt += 1
@@ -59,7 +58,7 @@ def download(url: str, length: int, progress: Callable[[int, int], None], advice
 def _try_download(
     url: str, length: int, progress: Callable[[int, int], None], deadline: float
 ) -> tuple[_Received, Exception | None]:
-    """Downloads in a thread, so that no name server or slow drip can hold up the caller."""
+    """Downloads in a thread, so that neither a name server nor a slow connection blocks the caller."""
     received, failures = _Received(), list[Exception]()
 
     def work() -> None:
@@ -67,7 +66,7 @@ def _try_download(
             import pooch
 
             get = pooch.HTTPDownloader(
-                chunk_size=8192, timeout=(TIMEOUT, TIMEOUT), hooks={"response": _stay_encrypted}
+                chunk_size=8192, timeout=(TIMEOUT, TIMEOUT), hooks={"response": _refuse_http}
             )
             get(url, received, None)
         except Exception as error:
@@ -82,22 +81,22 @@ def _try_download(
             thread.join(0.1)
             alive, done, now = thread.is_alive(), len(received.data), time.monotonic()
             progress(done, max(length, done))
-            if alive and (now > deadline or done < SLOWEST * (now - began - TIMEOUT)):
+            if alive and (now > deadline or done < MIN_RATE * (now - began - TIMEOUT)):
                 return received, TimeoutError(f"too slow, {done} bytes in {now - began:.0f} seconds")
     finally:
         received.abandoned = True
     return received, failures[0] if failures else None
 
 
-def _stay_encrypted(response: Any, *args: Any, **kwargs: Any) -> None:
-    """Refuses a redirect from https to anything else."""
+def _refuse_http(response: Any, *args: Any, **kwargs: Any) -> None:
+    """Refuses a redirect from https to another protocol."""
     target = urljoin(response.url, response.headers.get("location", ""))
     if response.is_redirect and response.url.startswith("https:") and not target.startswith("https:"):
-        raise ValueError("the server redirects from https to something that is not")
+        raise ValueError("the server redirects from https to another protocol")
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether another attempt is worth it: a 5xx, or a connection that was reset."""
+def _is_temporary(error: Exception) -> bool:
+    """Whether another attempt may succeed: after a 5xx, or a connection that was reset."""
     response = getattr(error, "response", None)
     if response is not None:
         return bool(response.status_code >= 500)
@@ -117,12 +116,12 @@ def _reason(error: Exception) -> str:
         return f"the server answered {error.response.status_code}"
     if "Read timed out" in str(error) or isinstance(error, web.Timeout):
         return f"no answer within {TIMEOUT:.0f} seconds"
-    kinds: list[tuple[type[Exception], str]] = [  # the first that fits: some are kinds of ConnectionError
+    kinds: list[tuple[type[Exception], str]] = [  # the first match: some are subclasses of ConnectionError
         (web.TooManyRedirects, "the server redirects in circles"),
         (web.SSLError, "the server's certificate does not verify"),
         (web.ChunkedEncodingError, "the connection broke off"),
         (web.ContentDecodingError, "the connection broke off"),
-        (web.ConnectionError, "the connection broke off" if _may_pass(error) else "no connection"),
+        (web.ConnectionError, "the connection broke off" if _is_temporary(error) else "no connection"),
         (Exception, (str(error).splitlines() or [type(error).__name__])[0][:200]),
     ]
     return next(reason for kind, reason in kinds if isinstance(error, kind))

@@ -1,9 +1,8 @@
-"""Files to text: plain text, JSON lines, CSV, each also behind gzip.
+"""Reads text files: plain text, JSON lines and CSV, each optionally compressed with gzip.
 
-In: the path of one file, and the field that holds the text where a file has fields. Out: its documents, one
-after the other: a plain file is one, else each record is one. A character is never changed, a leading
-byte-order mark aside. What cannot be read is a DataError that names the file and the line. Knows nothing of
-where files are looked for.
+In: paths, and the name of the field that holds the text of a record. Out: the text of all documents; a plain
+file is one document, in other files each record is one. No character is changed; only a byte-order mark is
+dropped. Raises DataError with file and line for what cannot be read. Does not search for files.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from gptkit.words import nearest
 
 KINDS = (".txt", ".md", ".jsonl", ".csv")
 ENDINGS = (*KINDS, *(f"{kind}.gz" for kind in KINDS))
-"""What the names of texts end with. Any other ending, of a file that is named, means plain text."""
+"""The endings of text files. A file with any other ending is read as plain text when it is named itself."""
 
-LARGEST_UNPACKED = 8_000_000_000  # bytes; a few MB of gzip can hold more than any machine has memory
-_PIECE = 1 << 20  # bytes that are decompressed at a time
-_LONGEST_FIELD = 2**31 - 1  # characters; as much as a C long of 32 bits, which is what csv keeps it in
+MAX_UNPACKED = 8_000_000_000  # bytes; a few MB of gzip can expand to more than any machine's memory
+_CHUNK = 1 << 20  # bytes decompressed at a time
+_MAX_FIELD = 2**31 - 1  # characters of a CSV field: the largest limit that csv accepts on every platform
 
 
 def kind_of(path: Path) -> tuple[str, bool]:
@@ -41,13 +40,13 @@ def kind_of(path: Path) -> tuple[str, bool]:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether the file's bytes are the text's."""
+    """Whether the bytes of the file are the text itself: neither compressed nor records."""
     kind, packed = kind_of(path)
     return kind in (".txt", ".md") and not packed
 
 
 def read_bytes(path: Path) -> bytes:
-    """All of a file. Raises DataError."""
+    """The content of a file. Raises DataError."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -55,145 +54,131 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes | bytearray, path: Path) -> str:
-    """The text of a file's bytes: strict UTF-8, line ends as they are. `path` is for the DataError."""
-    text = _utf8(data, str(path))
+    """Decodes the content of a file as strict UTF-8, line ends unchanged. `path` is for the DataError."""
+    text = _decode_utf8(data, str(path))
     if not text:
         raise DataError(f"{path} is empty; a dataset needs text.")
     return text
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises DataError: cannot be read, not UTF-8 (with the offset), empty."""
+    """The text of a UTF-8 file. Raises DataError if it cannot be read, is not UTF-8, or is empty."""
     return decode(read_bytes(path), path)
 
 
 def read_files(
     paths: Sequence[Path], *, field: str = "text", separator: str = "\n", content: bytes | None = None
 ) -> str:
-    """The documents of all the files, joined with `separator`.
+    """The documents of all files, joined with `separator`.
 
-    Takes memory for the text and about one copy of the largest file's. `content` is read in place of what
-    stands in the file, which is then one. Raises DataError.
+    Takes memory for the text and about one copy of the largest file's. `content` replaces the content of the
+    file, of which there must be one then. Raises DataError.
     """
-    allowance = _Allowance()
-    if len(paths) == 1 and is_plain(paths[0]):  # no second copy of what may be a gigabyte
+    if len(paths) == 1 and is_plain(paths[0]):  # without the second copy that joining makes
         return decode(content if content is not None else read_bytes(paths[0]), paths[0])
-    joined, first = _Joined(), True
+    budget, joiner = _UnpackingBudget(), TextJoiner(separator)
     for path in paths:
         empty = True
-        for document in _documents(path, field, allowance, content):
-            if not first:
-                joined.add(separator)
-            joined.add(document)
-            empty, first = empty and not document, False
+        for document in _documents(path, field, budget, content):
+            joiner.add(document)
+            empty = empty and not document
         if empty:
             raise DataError(f"{path} is empty; a dataset needs text.")
-    return joined.text()
+    return joiner.text()
 
 
-class _Joined:
-    """Texts, one after another, in memory for them and one copy: many short ones are put together early.
+class TextJoiner:
+    """Joins many short texts, in memory for them and one copy.
 
-    io.StringIO would take a copy more, from Python 3.12 on.
+    io.StringIO takes another copy from Python 3.12 on, and a list of short texts several times their size.
     """
 
-    def __init__(self) -> None:
-        self._long, self._short = list[str](), list[str]()
+    def __init__(self, separator: str) -> None:
+        self._separator = separator
+        self._joined, self._recent = list[str](), list[str]()
 
     def add(self, text: str) -> None:
-        self._short.append(text)
-        if len(self._short) == 10_000:
-            self._put_together()
-
-    def _put_together(self) -> None:
-        self._long.append("".join(self._short))
-        self._short.clear()
+        self._recent.append(text)
+        if len(self._recent) == 10_000:
+            self._joined.append(self._separator.join(self._recent))
+            self._recent.clear()
 
     def text(self) -> str:
-        self._put_together()
-        return "".join(self._long)
+        return self._separator.join(self._joined + self._recent)
 
 
-def _documents(path: Path, field: str, allowance: _Allowance, content: bytes | None) -> Iterator[str]:
-    kind, packed = kind_of(path)
-    if kind in (".txt", ".md") and not packed:
+def _documents(path: Path, field: str, budget: _UnpackingBudget, content: bytes | None) -> Iterator[str]:
+    if is_plain(path):
         yield decode(content if content is not None else read_bytes(path), path)
         return
+    kind, packed = kind_of(path)
     try:
         with open(path, "rb") if content is None else io.BytesIO(content) as file:
-            source = _open(file, path, packed, allowance)
+            source = io.BufferedReader(_Unpacked(file, path, budget), _CHUNK) if packed else file
             if kind == ".jsonl":
                 yield from _json_lines(source, path, field)
             elif kind == ".csv":
                 yield from _csv_rows(source, path, field)
             else:
-                yield decode(_all_of(source), path)
+                data = bytearray()  # grows in place, where read() would join a copy
+                while chunk := source.read(_CHUNK):
+                    data += chunk
+                yield decode(data, path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = "it ends too early" if isinstance(error, EOFError) else str(error)
         raise DataError(
-            f"{path} is broken or no gzip file: {reason}. Compress or download it again."
+            f"{path} is damaged or not a gzip file: {reason}. Compress or download it again."
         ) from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from None
 
 
-# What is compressed
+# Compressed files
 
 
-class _Allowance:
-    """How much may still be unpacked, in bytes, over all files of a dataset."""
+class _UnpackingBudget:
+    """How many bytes may still be unpacked, over all files of a dataset."""
 
     def __init__(self) -> None:
-        self.whole = self.left = min(LARGEST_UNPACKED, _memory() // 2)
+        self.total = self.left = min(MAX_UNPACKED, physical_memory() // 2)
 
     def take(self, count: int, path: Path) -> None:
         self.left -= count
         if self.left < 0:
             raise DataError(
-                f"{path} unpacks to more than {self.whole / 1e9:.1f} GB, which is more than gptkit takes "
-                "from .gz files on this machine.\nUnpack it and use a part, if it is a text at all."
+                f"{path} unpacks to more than {self.total / 1e9:.1f} GB, the limit for .gz files on this "
+                "machine.\nUnpack it and use a part, if it is a text at all."
             )
 
 
-def _memory() -> int:
-    """Bytes of memory of this machine; where that is unknown, more than any has."""
+def physical_memory() -> int:
+    """Bytes of this machine's memory; where the system does not report it, more than any machine has."""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 2**46
 
 
 class _Unpacked(io.RawIOBase):
-    """The bytes within a gzip file, a piece at a time, as long as the allowance lasts."""
+    """The decompressed bytes of a gzip file, as long as the budget lasts."""
 
-    def __init__(self, file: BinaryIO, path: Path, allowance: _Allowance) -> None:
-        self._packed = gzip.GzipFile(fileobj=file, mode="rb")
-        self._path, self._allowance = path, allowance
+    def __init__(self, file: BinaryIO, path: Path, budget: _UnpackingBudget) -> None:
+        self._gzip = gzip.GzipFile(fileobj=file, mode="rb")
+        self._path, self._budget = path, budget
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._packed.readinto(buffer)
-        self._allowance.take(count, self._path)
+        count = self._gzip.readinto(buffer)
+        self._budget.take(count, self._path)
         return count
-
-
-def _open(file: BinaryIO, path: Path, packed: bool, allowance: _Allowance) -> BinaryIO:
-    return io.BufferedReader(_Unpacked(file, path, allowance), _PIECE) if packed else file
-
-
-def _all_of(source: BinaryIO) -> bytearray:
-    data = bytearray()
-    while piece := source.read(_PIECE):
-        data += piece
-    return data
 
 
 # Records
 
 
 class _Lines:
-    """The lines of a file as text, with their ends; counts lines and bytes for messages."""
+    """The lines of a file as text, with their line ends; counts lines and bytes for messages."""
 
     def __init__(self, source: BinaryIO, path: Path) -> None:
         self._source, self._path = source, path
@@ -207,19 +192,18 @@ class _Lines:
         if not data:
             raise StopIteration
         self.number += 1
-        where, offset = f"{self._path}, line {self.number},", self._offset
         self._offset += len(data)
-        return _utf8(data, where, offset)
+        return _decode_utf8(data, f"{self._path}, line {self.number},", self._offset - len(data))
 
 
 def _json_lines(source: BinaryIO, path: Path, field: str) -> Iterator[str]:
-    """The text of each record, where a line is a JSON object; lines with nothing on them are none."""
-    # As float, no number is too long to read; numbers are not what is looked for
+    """The text of each record; a line is one JSON object, blank lines are skipped."""
+    # As float, no number is too long to parse; numbers are ignored anyway
     decoder, lines = json.JSONDecoder(parse_int=float), _Lines(source, path)
     for line in lines:
-        if line.isspace() or not line:  # empty: a byte-order mark alone
+        if line.isspace() or not line:  # empty: a byte-order mark only
             continue
-        where, escaped = f"{path}, line {lines.number}", "\\u" in line
+        where, may_have_surrogates = f"{path}, line {lines.number}", "\\u" in line
         try:
             record = decoder.decode(line)
         except json.JSONDecodeError as error:
@@ -229,21 +213,24 @@ def _json_lines(source: BinaryIO, path: Path, field: str) -> Iterator[str]:
             ) from None
         except RecursionError:
             raise DataError(f"{where} is not usable JSON: it is nested too deeply.") from None
-        del line  # of a record that is all there is, the text is as long
+        del line  # a file of one record has a line as long as the text
         if not isinstance(record, dict):
             raise DataError(
-                f"{where} is {_kind(record)}, not an object.\nA .jsonl file has one JSON object on each line."
+                f"{where} is {_json_type(record)}, not an object.\n"
+                "A .jsonl file has one JSON object on each line."
             )
         if field not in record:
-            raise DataError(f"{where} has no field {field!r}. {_choice(field, list(record), 'fields')}")
+            raise DataError(f"{where} has no field {field!r}. {_available(field, list(record), 'fields')}")
         text = record.pop(field)
         if not isinstance(text, str):
-            raise DataError(f'{where}: the field {field!r} is {_kind(text)}, not a string.{_HOW}field = "…"')
-        if escaped:
-            _check_whole(text, where)
+            raise DataError(
+                f'{where}: the field {field!r} is {_json_type(text)}, not a string.{_REMEDY}field = "…"'
+            )
+        if may_have_surrogates:
+            _check_surrogates(text, where)
         del record
         yield text
-        del text
+        del text  # not held while the next one is parsed
 
 
 def _csv_rows(source: BinaryIO, path: Path, field: str) -> Iterator[str]:
@@ -251,7 +238,7 @@ def _csv_rows(source: BinaryIO, path: Path, field: str) -> Iterator[str]:
     rows = csv.reader(_Lines(source, path), strict=True)
     header: list[str] = []
     column = 0
-    with _long_fields():
+    with _long_csv_fields():
         while True:
             where = f"{path}, line {rows.line_num + 1}"
             try:
@@ -259,74 +246,66 @@ def _csv_rows(source: BinaryIO, path: Path, field: str) -> Iterator[str]:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise DataError(
-                    f"{where} is not CSV: {error}.\n"
-                    'A field with a comma, quote or line end stands in "quotes".'
-                ) from None
+                raise DataError(f"{where} is not CSV: {error}.\n{_QUOTING}") from None
             if not row:
                 continue
             if not header:
                 header = row
                 if field not in header:
-                    raise DataError(f"{where} has no column {field!r}. {_choice(field, header, 'columns')}")
+                    raise DataError(
+                        f"{where} has no column {field!r}. {_available(field, header, 'columns')}"
+                    )
                 column = header.index(field)
                 continue
             if len(row) != len(header):
                 raise DataError(
-                    f"{where} has {len(row)} columns where the header has {len(header)}.\n"
-                    'A field with a comma, quote or line end stands in "quotes".'
+                    f"{where} has {len(row)} columns where the header has {len(header)}.\n{_QUOTING}"
                 )
             yield row[column]
 
 
 @contextmanager
-def _long_fields() -> Iterator[None]:
-    """The csv module refuses fields over 128 KiB; a text may well be one."""
-    before = csv.field_size_limit(_LONGEST_FIELD)
+def _long_csv_fields() -> Iterator[None]:
+    """Lifts the csv module's limit of 128 KiB per field, which a document may well exceed."""
+    before = csv.field_size_limit(_MAX_FIELD)
     try:
         yield
     finally:
         csv.field_size_limit(before)
 
 
-_HOW = "\nSay which one holds the text, beside the dataset's type: "
+_QUOTING = 'A field with a comma, quote or line end must be in "quotes".'
+_REMEDY = "\nName the one with the text, beside the dataset's type: "
 
 
-def _choice(field: str, there: list[str], what: str) -> str:
-    """The fields that there are, and how to name one of them."""
-    shown = ", ".join(_short(name) for name in there[:20]) + (" …" if len(there) > 20 else "")
-    plain = [name for name in there[:200] if len(name) <= 60 and name.isprintable()]
-    likely = plain[0] if len(there) == len(plain) == 1 else "…"
-    said = json.dumps(likely, ensure_ascii=False)
-    return f"Its {what}: {shown or 'none'}{nearest(field, plain) or '.'}{_HOW}field = {said}"
+def _available(field: str, names: list[str], what: str) -> str:
+    """The fields of a record, and how to name one of them in an experiment file."""
+    shown = ", ".join(repr(name if len(name) <= 60 else f"{name[:57]}...") for name in names[:20])
+    plain = [name for name in names[:200] if len(name) <= 60 and name.isprintable()]
+    example = json.dumps(plain[0] if len(names) == len(plain) == 1 else "…", ensure_ascii=False)
+    more = " …" if len(names) > 20 else ""
+    return f"Its {what}: {shown or 'none'}{more}{nearest(field, plain) or '.'}{_REMEDY}field = {example}"
 
 
-def _short(name: str) -> str:
-    return repr(name if len(name) <= 60 else name[:57] + "...")
-
-
-def _kind(value: object) -> str:
+def _json_type(value: object) -> str:
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    kinds = {str: "a string", float: "a number", list: "a list", dict: "an object"}
-    return kinds.get(type(value), "something else")
+        return json.dumps(value)
+    return {str: "a string", float: "a number", list: "a list", dict: "an object"}[type(value)]
 
 
-def _check_whole(text: str, where: str) -> None:
-    """An escape may be half a character, which no text can hold."""
+def _check_surrogates(text: str, where: str) -> None:
+    """JSON can escape a lone surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where} has half a character (a lone surrogate) at character {error.start}."
-        ) from None
+        raise DataError(f"{where} has a lone surrogate at character {error.start}.") from None
 
 
-def _utf8(data: bytes | bytearray, where: str, offset: int = 0) -> str:
+def _decode_utf8(data: bytes | bytearray, where: str, offset: int = 0) -> str:
     """Strict UTF-8. `where` and `offset`, of the data in the file, are for the DataError."""
     start = len(codecs.BOM_UTF8) if not offset and data.startswith(codecs.BOM_UTF8) else 0
     try:
-        # A view, for a slice would copy what may be a gigabyte.
+        # A view, because a slice would copy what may be a gigabyte
         return str(memoryview(data)[start:], "utf-8")
     except UnicodeDecodeError as error:
         at = start + error.start

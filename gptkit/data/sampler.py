@@ -1,27 +1,25 @@
-"""Which tokens form the batch of a step: a pure function of (seed, step).
+"""Batches of training windows: a pure function of (seed, batch number). Windows of an evaluation.
 
-In: the ids of a split. Out: inputs and targets, (B, T) each. An epoch lays windows of T tokens side by side
-from a random offset and visits each once, in random order; the next epoch draws another offset and order. So
-a token is seen once an epoch (or not, if it is among the few before or after the windows), and a step's batch
-is known without what came before it.
+In: the ids of a split. Out: windows of T + 1 tokens, of which the first T are inputs and the last T targets.
+An epoch lays windows of T tokens side by side from a random offset and visits each once, in random order; the
+next epoch draws another offset and order. So a token is seen once per epoch (or not, if it is among the few
+before or after the windows), and a batch does not depend on the batches before it. Knows no models.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from gptkit.plugins.tokenizer import Ids
 from gptkit.seeds import derive_seed
-
-Ids = NDArray[np.integer[Any]]
 
 
 class BatchSampler:
-    """Batches of windows of `context_length` tokens, `batch_size` at a time, for ever.
+    """An endless sequence of batches of `batch_size` windows of `context_length` tokens.
 
     Raises ValueError where the ids hold no window.
     """
@@ -29,40 +27,26 @@ class BatchSampler:
     def __init__(self, ids: Ids, *, context_length: int, batch_size: int, seed: int) -> None:
         if len(ids) < context_length + 1:
             raise ValueError(f"{len(ids)} tokens hold no window of {context_length} and its targets")
-        # (windows, T + 1): one at every place of the text, overlapping; a view, which takes no memory
+        # (N, T + 1): the window at each position of the text, overlapping; a view, which takes no memory
         self._windows = sliding_window_view(ids, context_length + 1)
         self._batch_size = batch_size
         self._context_length = context_length
         self._seed = seed
-        # Windows an epoch: as many as fit for any offset below a window, so that the count does not depend on
-        # it. The offset goes on to where they end with the text, so that no token is left out for ever.
-        shortest = min(context_length - 1, len(ids) - context_length - 1)
-        self.windows_per_epoch = (len(ids) - 1 - shortest) // context_length
+        # As many windows as fit for any offset below a window, so that the count does not depend on the
+        # offset. Offsets go as far as the last window fits, so that every token is visited in some epoch.
+        largest_offset = min(context_length - 1, len(ids) - context_length - 1)
+        self.windows_per_epoch = (len(ids) - 1 - largest_offset) // context_length
         self._slack = len(ids) - 1 - self.windows_per_epoch * context_length
         self._epoch_starts = lru_cache(maxsize=2)(self._draw_epoch)
 
-    def batch(self, index: int) -> tuple[Ids, Ids]:
-        """Batch number `index` (from 0) as inputs and targets, (B, T) each, int64."""
-        windows = self.windows(index)
-        return windows[:, :-1], windows[:, 1:]
-
     def windows(self, index: int) -> NDArray[np.int64]:
-        """The windows of batch number `index`, each with the token after it, (B, T + 1)."""
-        return self.gather(self.window_starts(index))
-
-    def window_starts(self, index: int) -> NDArray[np.int64]:
-        """Where the windows of batch number `index` start, (B,)."""
+        """Batch number `index` (from 0): windows with the token that follows each, (B, T + 1), int64."""
         first = index * self._batch_size
-        numbers = np.arange(first, first + self._batch_size)
-        epochs, places = np.divmod(numbers, self.windows_per_epoch)
+        epochs, positions = np.divmod(np.arange(first, first + self._batch_size), self.windows_per_epoch)
         starts = np.empty(self._batch_size, dtype=np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            chosen = epochs == epoch
-            starts[chosen] = self._epoch_starts(epoch)[places[chosen]]
-        return starts
-
-    def gather(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The windows that start at `starts`, each with the token after it, (B, T + 1)."""
+            of_epoch = epochs == epoch
+            starts[of_epoch] = self._epoch_starts(epoch)[positions[of_epoch]]
         return self._windows[starts].astype(np.int64)
 
     def _draw_epoch(self, epoch: int) -> NDArray[np.int64]:
@@ -74,11 +58,11 @@ class BatchSampler:
 
 
 def evaluation_starts(tokens: int, *, context_length: int, eval_tokens: int) -> NDArray[np.int64]:
-    """Where the windows of an evaluation start: side by side over the split, always the same.
+    """Where the windows of an evaluation start: side by side over the split, the same at every call.
 
-    All whole windows where they hold at most `eval_tokens`; else that many, spread evenly.
+    All whole windows if they hold at most `eval_tokens`; otherwise as many as that, spread evenly.
     """
     windows = (tokens - 1) // context_length
     wanted = max(1, min(windows, eval_tokens // context_length))
-    places: NDArray[np.int64] = np.arange(wanted, dtype=np.int64) * windows // wanted
-    return places * context_length
+    numbers: NDArray[np.int64] = np.arange(wanted, dtype=np.int64) * windows // wanted
+    return numbers * context_length

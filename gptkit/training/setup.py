@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from gptkit.backend import SUPPOSED_SPEED, Backend
-from gptkit.data.sampler import BatchSampler, Ids
+from gptkit.data.readers import physical_memory
+from gptkit.data.sampler import BatchSampler
 from gptkit.errors import OutOfMemoryError
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
 from gptkit.model.build import matrix_weights, model_shapes
+from gptkit.plugins.tokenizer import Ids
 from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.optim import Optimizer, flatten_parameters
 from gptkit.training.trainer import Trainer
@@ -59,7 +60,7 @@ def check_memory(experiment: Experiment, vocab_size: int) -> None:
 
 def _memory() -> int:
     """Bytes of the largest memory that a model could be in."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [2**46]
+    sizes = [physical_memory()]
     if torch.cuda.is_available():
         sizes.append(torch.cuda.get_device_properties(0).total_memory)
     return max(sizes)

@@ -17,7 +17,7 @@ from typing import Any
 
 from gptkit import events
 from gptkit.backend import Backend, choose_backend, computing
-from gptkit.data.corpus import Corpus, build_corpus, quote_characters
+from gptkit.data.corpus import Corpus, build_corpus
 from gptkit.errors import CheckpointError, ExperimentError, PluginError, UsageError
 from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
 from gptkit.files import disk_errors
@@ -47,6 +47,7 @@ from gptkit.training.origin import ResumedRun, new_record, take_up, target_step
 from gptkit.training.session import HERE, RunContext, Session, TrainingResult
 from gptkit.training.setup import check_memory, out_of_memory, training_flops
 from gptkit.training.text import LoadedText, obtain_text, telling
+from gptkit.words import quote_characters
 
 
 def train_run(

@@ -254,7 +254,7 @@ def test_a_stall_and_a_slow_drip_end_soon(
 def test_a_server_that_sends_without_end_is_stopped(
     small: SmallShakespeare, server: Server, folders: DataFolders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets, "LARGEST", 1_000_000)
+    monkeypatch.setattr(datasets, "MAX_BYTES", 1_000_000)
     small.url = f"{server.address}/endless"
     with pytest.raises(NetworkError, match="more than it should"):
         small.fetch(folders)
@@ -273,9 +273,9 @@ def test_https_is_not_left_by_a_redirect() -> None:
     response.status_code, response.url = 302, "https://example.org/a"
     response.headers["location"] = "http://example.org/a"
     with pytest.raises(ValueError, match="redirects from https"):
-        datasets._stay_encrypted(response)
+        datasets._refuse_http(response)
     response.headers["location"] = "/b"
-    datasets._stay_encrypted(response)
+    datasets._refuse_http(response)
 
 
 def test_a_full_disk_leaves_nothing_behind(

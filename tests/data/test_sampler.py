@@ -29,8 +29,8 @@ def sampler(tokens: int, context_length: int = 7, batch_size: int = 3, seed: int
 
 
 def starts_of(batches: BatchSampler, indices: range) -> list[int]:
-    """The first inputs of the windows of some batches, in order: of `counting` ids, where each starts."""
-    return [int(row[0]) for index in indices for row in batches.batch(index)[0]]
+    """The first tokens of the windows of some batches, in order: of `counting` ids, where each starts."""
+    return [int(window[0]) for index in indices for window in batches.windows(index)]
 
 
 def tiny(**model: Any) -> GPT:
@@ -63,7 +63,7 @@ def test_an_epoch_visits_every_window_once(
 def test_every_token_is_learnt_from_sooner_or_later() -> None:
     """Those at the ends too, which an epoch may leave out; and at every place in a window."""
     batches = sampler(tokens=40, context_length=7)
-    targets = np.concatenate([batches.batch(index)[1] for index in range(300)])
+    targets = np.concatenate([batches.windows(index)[:, 1:] for index in range(300)])
     assert set(targets.flat) == set(range(1, 40))
     for place in range(7):
         assert set(targets[:, place] % 7) == set(range(7))
@@ -76,13 +76,11 @@ def batch_size_of_an_epoch(tokens: int, context_length: int) -> int:
 def test_a_batch_is_a_function_of_the_seed_and_its_number() -> None:
     """Whatever was asked for before, in any order, by any sampler."""
     one, other = sampler(200), sampler(200)
-    forwards = [one.batch(index) for index in range(40)]
-    backwards = [other.batch(index) for index in reversed(range(40))][::-1]
-    again = [one.batch(index) for index in range(40)]
-    for batches in (backwards, again):
-        for wanted, got in zip(forwards, batches, strict=True):
-            np.testing.assert_array_equal(wanted[0], got[0])
-            np.testing.assert_array_equal(wanted[1], got[1])
+    forwards = [one.windows(index) for index in range(40)]
+    backwards = [other.windows(index) for index in reversed(range(40))][::-1]
+    again = [one.windows(index) for index in range(40)]
+    np.testing.assert_array_equal(backwards, forwards)
+    np.testing.assert_array_equal(again, forwards)
     assert starts_of(sampler(200, seed=2), range(9)) != starts_of(one, range(9))
 
 
@@ -103,13 +101,12 @@ def test_epochs_differ_in_order_and_in_where_windows_start() -> None:
     assert not any(epoch == sorted(epoch) for epoch in epochs)
 
 
-def test_targets_are_the_inputs_moved_by_one() -> None:
+def test_a_window_is_a_piece_of_the_text_with_the_token_that_follows() -> None:
     for index in range(20):
-        inputs, targets = sampler(100).batch(index)
-        assert inputs.shape == targets.shape == (3, 7)
-        assert inputs.dtype == targets.dtype == np.int64
-        np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])
-        np.testing.assert_array_equal(targets, inputs + 1)
+        windows = sampler(100).windows(index)
+        assert windows.shape == (3, 7 + 1)
+        assert windows.dtype == np.int64
+        np.testing.assert_array_equal(windows, windows[:, :1] + np.arange(8))
 
 
 def test_a_batch_can_straddle_epochs() -> None:
@@ -124,9 +121,7 @@ def test_a_batch_can_straddle_epochs() -> None:
 def test_the_smallest_text_has_one_window() -> None:
     batches = sampler(8, context_length=7, batch_size=2)
     assert batches.windows_per_epoch == 1
-    inputs, targets = batches.batch(5)
-    np.testing.assert_array_equal(inputs, [range(7)] * 2)
-    np.testing.assert_array_equal(targets, [range(1, 8)] * 2)
+    np.testing.assert_array_equal(batches.windows(5), [range(8)] * 2)
     with pytest.raises(ValueError, match="7 tokens hold no window of 7"):
         sampler(7, context_length=7)
 

@@ -279,7 +279,7 @@ def test_the_text_of_a_run_recorded_before_other_kinds_were_read_is_the_same(her
         ("a.jsonl", f'{{"text": {"9" * 5000}}}\n', "the field 'text' is a number, not a string"),
         ("a.jsonl", '{"text": true}\n', "the field 'text' is true, not a string"),
         ("a.jsonl", '{"text": ["x"]}\n', "the field 'text' is a list, not a string"),
-        ("a.jsonl", '{"text": "half \\ud800"}\n', "a.jsonl, line 1 has half a character"),
+        ("a.jsonl", '{"text": "half \\ud800"}\n', "a.jsonl, line 1 has a lone surrogate"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', "line 2, is not UTF-8: byte 0xe9 at offset 24"),
         ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "UTF-16"),
         ("a.jsonl", "\n \n", "a.jsonl is empty"),
@@ -314,7 +314,7 @@ def test_a_broken_gzip_is_named(here: Path, name: str) -> None:
     damaged[-8] ^= 1  # the checksum
     for data in (whole[:-20], whole[:5], b"no gzip at all", bytes(damaged), whole + b"more"):
         Path(name).write_bytes(data)
-        with pytest.raises(DataError, match=rf"{name} is broken or no gzip file: "):
+        with pytest.raises(DataError, match=rf"{name} is damaged or not a gzip file: "):
             text_of(name)
 
 
@@ -326,7 +326,7 @@ def test_several_members_of_a_gzip_are_one_text(here: Path) -> None:
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.csv.gz"])
 def test_what_unpacks_to_too_much_is_stopped(here: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     Path(name).write_bytes(gzip.compress(b" " * 30_000_000))
-    monkeypatch.setattr(readers, "LARGEST_UNPACKED", 5_000_000)
+    monkeypatch.setattr(readers, "MAX_UNPACKED", 5_000_000)
     with pytest.raises(DataError, match=rf"{name} unpacks to more than 0\.0 GB"):
         text_of(name)
     put("b.txt.gz", "b" * 3_000_000)

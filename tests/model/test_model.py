@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from gptkit.data.sampler import BatchSampler, Ids
+from gptkit.data.sampler import BatchSampler
 from gptkit.experiment import Experiment
 from gptkit.model import GPT
 from gptkit.model.build import build_model, build_new_model
+from gptkit.plugins.tokenizer import Ids
 from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.loss import cross_entropy
 from gptkit.training.optim import Optimizer, flatten_parameters
@@ -322,15 +323,15 @@ def test_it_learns_one_batch_by_heart(optimizer: dict[str, Any], precision: torc
         seed=3,
     )
     model = build_new_model(settings, 24, seed=3)
-    weights = flatten_parameters(model, precision, settings.optimizer)
+    parameters = flatten_parameters(model, precision, settings.optimizer)
     ids = np.random.default_rng(4).integers(0, 24, size=5 * 16)
     sampler = OneBatch(ids, context_length=16, batch_size=4, seed=3)
-    assert len(set(sampler.batch(0)[0][:, 0])) == 4  # else not even the first tokens could tell what follows
+    assert len(set(sampler.windows(0)[:, 0])) == 4  # else not even the first tokens could tell what follows
     trainer = Trainer(
         experiment=settings,
         model=model,
-        weights=weights,
-        optimizer=Optimizer(weights, settings.optimizer),
+        parameters=parameters,
+        optimizer=Optimizer(parameters, settings.optimizer),
         sampler=sampler,
         seed=3,
         progress=TrainingProgress(),
