@@ -16,15 +16,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import typer
-from gptkit.plugins.listing import FAMILIES, describe_plugin, options_of
 
 from gptkit import errors
 from gptkit.cli.app import app
-from gptkit.experiment.schema import AdamWSettings, Experiment, MuonSettings
+from gptkit.experiment.fields import ExperimentField, fields
 from gptkit.plugins import registry
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +33,8 @@ EXIT_CODES = {
     130: "Interrupted (Ctrl-C, SIGINT); a run in training was saved.",
     143: "Terminated (SIGTERM, or SIGHUP of a closed terminal); a run in training was saved.",
 }
+OPTIMIZERS = ("adamw", "muon")
+HAVE_A_SECTION = ("optimizer.type", "tracking")  # described in words on the page
 UNBOUNDED = 1_000_000  # upper limits from here on only keep absurd numbers out, so the tables omit them
 
 
@@ -55,75 +55,58 @@ def code(text: str) -> str:
     return f"`{text}`" if text else ""
 
 
-def toml(value: Any) -> str:
-    """A default as an experiment file writes it."""
-    if value is None:
-        return "not set"
-    if hasattr(value, "model_dump"):  # a plugin named by default
-        value = value.model_dump()["type"]
-    return code(json.dumps(value))
-
-
 # Experiment files
 
 
-def fields(section: str) -> Iterator[str]:
+def field_table(name: str) -> Iterator[str]:
     """The fields of one table of an experiment file. Both optimizers have a table of their own."""
-    models = {"adamw": AdamWSettings, "muon": MuonSettings}
-    if section in models:
-        model: Any = models[section]
-    elif section == "top":
-        model = Experiment
-    else:
-        model = type(getattr(Experiment(), section))
-    prefix = {"top": "", "adamw": "optimizer.", "muon": "optimizer."}.get(section, f"{section}.")
-    flags = train_flags()
-    rows = []
-    for row in options_of(SimpleNamespace(Options=model)):
-        if section == "top" and row.name not in ("name", "seed", "tokenizer"):
-            continue  # the tables, which have sections of their own
-        flag = flags.get(prefix + row.name)
-        names = code(row.name) + (f"<br>{code(flag)}" if flag else "")
-        rows.append((names, takes(row.kind), toml(row.default), row.description))
+    optimizer = name if name in OPTIMIZERS else ""
+    table_name = {"top": "", optimizer: "optimizer"}.get(name, name)
+    rows = [
+        (field_name(field), takes(field), code(field.default_toml) or "not set", field.description)
+        for field in fields()
+        if field.table == table_name and field.optimizer == optimizer and field.key not in HAVE_A_SECTION
+    ]
+    if not rows:
+        raise ValueError(f"experiment files have no fields of {name!r}")
     yield from table(("field", "takes", "default", "what it is"), rows)
 
 
-def takes(kind: str) -> str:
-    """The type and the bounds of a field, as "integer ≥ 1"."""
-    kind = re.sub(r", (<=?) ([\d,.]+)", lambda found: "" if number(found[2]) >= UNBOUNDED else found[0], kind)
-    kind = re.sub(r'"(\w+)"', r"`\1`", kind).replace(", >", " >").replace("object", "a name or a table")
-    return kind.replace(">=", "≥").replace("<=", "≤")
+def field_name(field: ExperimentField) -> str:
+    name = code(field.key.rpartition(".")[2])
+    return f"{name}<br>{code(field.flag.name)}" if field.flag else name
+
+
+def takes(field: ExperimentField) -> str:
+    """The type, the unit and the bounds of a field, as "integer ≥ 1, in steps"."""
+    kind = re.sub(
+        r", (<=?) ([\d,.]+)", lambda found: "" if number(found[2]) >= UNBOUNDED else found[0], field.type
+    )
+    kind = re.sub(r'"(\w+)"', r"`\1`", kind).replace(", >", " >").replace(">=", "≥").replace("<=", "≤")
+    return f"{kind}, in {field.unit}" if field.unit else kind
 
 
 def number(digits: str) -> float:
     return float(digits.replace(",", ""))
 
 
-def train_flags() -> dict[str, str]:
-    """The longest flag of `gptkit train` for each field that has one: {"training.max_steps": "--steps"}."""
-    command: Any = typer.main.get_command(app)
-    found = {}
-    for option in command.commands["train"].params:
-        named = re.search(r"\[([a-z_.]+)\]$", getattr(option, "help", None) or "")
-        if named:
-            found[named[1]] = option.opts[0]
-    return found
-
-
-def plugins(kind: str) -> Iterator[str]:
+def plugin_table(kind: str) -> Iterator[str]:
     """The built-in plugins of a family; those of other packages are left out."""
-    family = FAMILIES[kind]
-    rows = []
-    for name in registry.names(family):
-        plugin = describe_plugin(family, name)
-        if plugin.row.distribution == "gptkit":
-            options = "; ".join(
-                f"{code(option.name)} ({'required' if option.required else toml(option.default)}): "
-                f"{option.description.rstrip('.')}"
-                for option in plugin.options
-            )
-            rows.append((code(name), plugin.row.summary, options or "none"))
-    yield from table(("name", "what it is", "options"), rows)
+    family = registry.FAMILIES[kind]
+    described = [registry.describe_plugin(family, name) for name in registry.names(family)]
+    yield from table(
+        ("name", "what it is", "options"),
+        [
+            (code(each.plugin.name), each.summary, "; ".join(map(option_text, each.options)) or "none")
+            for each in described
+            if each.plugin.distribution == registry.OWN
+        ],
+    )
+
+
+def option_text(option: registry.PluginOption) -> str:
+    value = "required" if option.required else code(json.dumps(option.default))
+    return f"{code(option.name)} ({value}): {option.description.rstrip('.')}"
 
 
 # Commands
@@ -212,8 +195,8 @@ def include(path: str) -> Iterator[str]:
 
 
 _WRITERS: dict[str, Any] = {
-    "fields": fields,
-    "plugins": plugins,
+    "fields": field_table,
+    "plugins": plugin_table,
     "commands": commands,
     "exit codes": exit_codes,
     "file": file,
