@@ -1,8 +1,8 @@
-"""What a training run reports, as frozen values.
+"""The events of a training run, as frozen values.
 
-The core is silent: it hands these to the listeners it was given. The run recorder and the terminal are two
-of them. Events carry numbers, strings and paths, never tensors or the trainer, so a listener cannot change
-what it watches and may outlive it.
+Training prints nothing: it calls listeners with these. The recorder of a run and the terminal are two of
+them. Events carry numbers, strings and paths, never tensors or the trainer, so a listener cannot change the
+training and may keep them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RunStatus(StrEnum):
 class RunStarted:
     run_id: str
     folder: Path
-    dataset: str  # what it trains on, for a person
+    dataset: str  # its title
     tokenizer: str  # name of the tokenizer plugin
     vocab_size: int
     train_tokens: int
@@ -39,30 +39,30 @@ class RunStarted:
     device: str
     precision: str  # "fp32" or "bf16"
     compiled: bool
-    start_step: int  # 0, or the step that it resumes from
-    stop_step: int  # the last step of this session; 0: the clock decides
-    max_steps: int  # the step that the schedule ends at; 0: the clock decides
+    start_step: int  # 0, or the step of the checkpoint that it resumes from
+    stop_step: int  # the last step of this session; 0 if the time ends it
+    max_steps: int  # the last step of the schedule; 0 if the time ends it
     tokens_per_step: int
-    minutes: float | None = None  # of training in all sessions, where the schedule ends with the time
+    minutes: float | None = None  # of training over all sessions, if the time ends the schedule
 
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """Sent every `log_interval` steps; loss is the mean of the steps since the last one, in nats a token."""
+    """Sent every `log_interval` steps; the loss is the mean since the last one, in nats per token."""
 
     step: int
     train_loss: float
     learning_rate: float
-    grad_norm: float  # of the last step, before clipping
-    tokens: int  # trained on so far, over the whole run
-    tokens_per_second: float  # of the steps since the last one, evaluation and saving left out
-    seconds: float  # of training in this run so far, all sessions
-    expected_steps: int | None = None  # that the run will come to, where the clock ends it
+    grad_norm: float  # of this step, before clipping
+    tokens: int  # trained on so far, over all sessions
+    tokens_per_second: float  # since the last one, without evaluation and saving
+    seconds: float  # of training so far, over all sessions
+    expected_steps: int | None = None  # estimated length of the run, if the time ends it
 
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """Sent after every step, for displays that count; it carries nothing that costs anything to know."""
+    """Sent after every step; carries no values that need a device sync."""
 
     step: int
 
@@ -76,7 +76,7 @@ class EvaluationFinished:
     best_step: int
     tokens: int
     learning_rate: float
-    seconds: float  # of training in this run so far, all sessions
+    seconds: float  # of training so far, over all sessions
 
     @property
     def is_best(self) -> bool:
@@ -100,43 +100,43 @@ class CheckpointSaved:
 class RunFinished:
     status: RunStatus
     step: int
-    max_steps: int  # the step that the run ends at; where the clock decides, as far as is known
-    train_loss: float | None  # the last that was logged
+    max_steps: int  # the last step of the run; an estimate if the time ends it
+    train_loss: float | None  # the last one logged
     val_loss: float | None
     best_val_loss: float | None
     best_bits_per_byte: float | None
     best_step: int | None
     tokens: int
     seconds: float
-    saved: bool  # a checkpoint of this step stands
-    reason: str = ""  # why it is finished short of its last step
-    report: Path | None = None  # the page of it, where it was written
+    saved: bool  # there is a checkpoint of this step
+    reason: str = ""  # why it finished before its last step, as a sentence
+    report: Path | None = None  # report.html, if it was written
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeChecked:
-    """Sent when a run is taken up again."""
+    """Sent when a run is resumed."""
 
-    step: int  # that it goes on from
-    differences: tuple[str, ...]  # from the recorded environment, such as "threads 2 -> 4"; none: exact
-    replayed: int = 0  # steps after it that were recorded before, and are trained again
+    step: int  # of the checkpoint
+    differences: tuple[str, ...]  # from the recorded environment, such as "threads 2 -> 4"; empty if exact
+    replayed: int = 0  # steps after it that metrics.jsonl has already, and that are trained again
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayStarted:
-    """Sent when a stretch of a run is trained again, to see whether it comes out the same."""
+    """Sent when steps of a run are trained again, to check that they give the same result."""
 
-    start: int  # the checkpoint that it is trained from; 0: the initial weights
+    start: int  # the step of the checkpoint to start from; 0: the initial weights
     end: int
 
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """Sent while something beside the training takes long: before it, or between two steps."""
+    """Progress of other long work: before the first step, or between two steps."""
 
-    what: str  # "downloading the text", for a person
+    what: str  # such as "downloading the text"
     done: int
-    total: int  # in the unit of `done`; 0: unknown
+    total: int  # in the unit of `done`; 0 if unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,4 +161,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The listener for those who do not listen."""
+    """A listener that does nothing."""

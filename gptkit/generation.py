@@ -1,8 +1,8 @@
-"""Writing text with a model: reading the prompt once, then a token at a time.
+"""Generates text: one forward pass over the prompt, then one per token.
 
-In: a model, a tokenizer and a prompt. Out: text, piece by piece. Keys and values of what was read are kept;
-when the context is full, the last half of it is read again and writing goes on, so a token costs the same
-however long the text is, with any positional encoding. All chance in a sample comes from its own seed.
+In: a model, a tokenizer and a prompt. Out: text, piece by piece. Keys and values are cached; when the context
+is full, the cache is rebuilt from its last half, so the cost per token does not grow with the length of the
+text, with any positional encoding. The randomness of each sample comes from its own seed.
 
 Knows nothing of runs or terminals.
 """
@@ -26,9 +26,9 @@ from gptkit.words import quote_characters
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, *, skip_unknown: bool = False) -> tuple[str, list[int]]:
-    """The prompt, and its ids. Raises UsageError for characters that the tokenizer has never seen.
+    """The prompt and its ids. Characters that the tokenizer does not know are dropped with `skip_unknown`.
 
-    With `skip_unknown` these are left out of both.
+    Raises UsageError for such characters otherwise, and for a prompt without tokens.
     """
     unknown = tokenizer.unknown_characters(prompt)
     if unknown and not skip_unknown:
@@ -53,21 +53,21 @@ def generate(
     seed: int,
     num_samples: int = 1,
 ) -> Iterator[tuple[int, str]]:
-    """Text that follows the prompt, as (number of the sample, next piece), while it is made.
+    """Text that follows the prompt, as (number of the sample, next piece), while it is generated.
 
-    All samples are made together, `max_new_tokens` each or until one of `stop` appears, which is left out.
-    Sample number i depends on (seed, i) alone, not on how many there are.
+    All samples are generated as one batch, `max_new_tokens` each or until one of `stop` appears, which is
+    left out. Sample number i depends on (seed, i) alone, not on `num_samples`.
     """
-    writers = [_Writer(tokenizer, settings.stop) for _ in range(num_samples)]
+    streams = [_TextStream(tokenizer, settings.stop) for _ in range(num_samples)]
     prompt = torch.tensor(prompt_ids, dtype=torch.int64).expand(num_samples, -1)
     for tokens in generate_tokens(model, prompt, settings, seed=seed):
-        for number, (writer, token) in enumerate(zip(writers, tokens.tolist(), strict=True)):
-            if piece := writer.push(token):
+        for number, (stream, token) in enumerate(zip(streams, tokens.tolist(), strict=True)):
+            if piece := stream.push(token):
                 yield number, piece
-        if all(writer.done for writer in writers):
+        if all(stream.done for stream in streams):
             return
-    for number, writer in enumerate(writers):
-        if piece := writer.finish():
+    for number, stream in enumerate(streams):
+        if piece := stream.finish():
             yield number, piece
 
 
@@ -76,17 +76,17 @@ def generate_tokens(model: GPT, prompt: Tensor, settings: SamplingSettings, *, s
     device = model.token_embedding.weight.device
     samples = len(prompt)
     context = model.settings.context_length
-    kept = max(1, context // 2)  # how much is read again when the context is full
-    seen = list(prompt[:, -context:].to(device).unbind(dim=1))  # what the context holds, (N,) each
+    kept = max(1, context // 2)  # tokens that stay in the context when it is full
+    seen = list(prompt[:, -context:].to(device).unbind(dim=1))  # the tokens in the context, (N,) each
     was_training = model.training
     model.eval()
     try:
         decoder = decoder_for(model, samples)
-        unread = True  # whether the decoder has to read all of `seen`, and not its last alone
-        for chances in _chances(samples, settings.max_new_tokens, seed, device):
+        unread = True  # whether the decoder has to process all of `seen`, not its last token alone
+        for uniform in _uniform_numbers(samples, settings.max_new_tokens, seed, device):
             with torch.inference_mode():
                 logits = decoder.read(torch.stack(seen, dim=1)) if unread else decoder.step(seen[-1])
-                tokens = choose_tokens(logits, chances, settings)
+                tokens = choose_tokens(logits, uniform, settings)
             yield tokens
             seen.append(tokens)
             if unread := len(seen) > context:
@@ -95,10 +95,10 @@ def generate_tokens(model: GPT, prompt: Tensor, settings: SamplingSettings, *, s
         model.train(was_training)
 
 
-def _chances(samples: int, count: int, seed: int, device: torch.device) -> Iterator[Tensor]:
-    """`count` times a number in [0, 1) for each sample, (N,); drawn a block at a time, so memory is bounded.
+def _uniform_numbers(samples: int, count: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+    """`count` times uniform numbers in [0, 1), one per sample, (N,); drawn in blocks, so memory is bounded.
 
-    Those of a sample depend on (seed, its number) alone, and fewer are the beginning of more.
+    Those of a sample depend on (seed, its number) alone, and a smaller `count` gives a prefix of a larger.
     """
     block = 1024
     generators = [
@@ -110,48 +110,48 @@ def _chances(samples: int, count: int, seed: int, device: torch.device) -> Itera
         yield from drawn[:, : count - start].to(device, dtype).unbind(dim=1)
 
 
-def choose_tokens(logits: Tensor, chances: Tensor, settings: SamplingSettings) -> Tensor:
-    """A token for each row: logits (N, V) and chances (N,) in [0, 1) -> (N,).
+def choose_tokens(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
+    """Samples a token per row: logits (N, V) and uniform numbers (N,) in [0, 1) -> (N,).
 
-    The chance picks by the cumulative distribution of what temperature, top_k, min_p and top_p (Holtzman et
-    al. 2020) leave, applied in this order.
+    Inverts the cumulative distribution that remains after temperature, top_k, min_p and top_p (Holtzman et
+    al. 2020), applied in this order. Temperature 0 takes the most probable token.
     """
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
     if logits.device.type == "cpu":
-        chosen = choose_with_numpy(logits.to(torch.float64).numpy(), chances.numpy(), settings)
+        chosen = choose_with_numpy(logits.to(torch.float64).numpy(), uniform.numpy(), settings)
         return torch.from_numpy(chosen)
-    return choose_with_torch(logits, chances, settings)
+    return choose_with_torch(logits, uniform, settings)
 
 
 def choose_with_numpy(
-    logits: NDArray[np.float64], chances: NDArray[np.float64], settings: SamplingSettings
+    logits: NDArray[np.float64], uniform: NDArray[np.float64], settings: SamplingSettings
 ) -> NDArray[np.int64]:
-    """On a CPU: a dozen calls, each of which costs a fraction of torch's on a row of a small vocabulary."""
-    shares = logits / settings.temperature
-    V = shares.shape[-1]
+    """`choose_tokens` on a CPU, where numpy's overhead per call is a fraction of torch's."""
+    scores = logits / settings.temperature
+    V = scores.shape[-1]
     if 0 < settings.top_k < V:
-        least = np.partition(shares, V - settings.top_k, axis=-1)[:, V - settings.top_k, None]
-        shares[shares < least] = -np.inf
-    shares -= shares.max(axis=-1, keepdims=True)
-    np.exp(shares, out=shares)  # relative to the likeliest token
+        least = np.partition(scores, V - settings.top_k, axis=-1)[:, V - settings.top_k, None]
+        scores[scores < least] = -np.inf
+    scores -= scores.max(axis=-1, keepdims=True)
+    probabilities = np.exp(scores, out=scores)  # not normalized: the most probable token has 1
     if settings.min_p > 0:
-        shares[shares < settings.min_p] = 0.0
+        probabilities[probabilities < settings.min_p] = 0.0
     if settings.top_p < 1:
-        order = np.argsort(-shares, axis=-1, kind="stable")
-        ordered = np.take_along_axis(shares, order, axis=-1)
+        order = np.argsort(-probabilities, axis=-1, kind="stable")
+        ordered = np.take_along_axis(probabilities, order, axis=-1)
         before = ordered.cumsum(axis=-1) - ordered
         ordered[before >= settings.top_p * ordered.sum(axis=-1, keepdims=True)] = 0.0
-        np.put_along_axis(shares, order, ordered, axis=-1)
-    cumulative = shares.cumsum(axis=-1)
-    picked = (cumulative <= chances[:, None] * cumulative[:, -1:]).sum(axis=-1)
+        np.put_along_axis(probabilities, order, ordered, axis=-1)
+    cumulative = probabilities.cumsum(axis=-1)
+    picked = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=-1)
     chosen: NDArray[np.int64] = np.minimum(picked, V - 1)
     return chosen
 
 
-def choose_with_torch(logits: Tensor, chances: Tensor, settings: SamplingSettings) -> Tensor:
-    """On a GPU: nothing is copied from it."""
-    logits = logits.to(chances.dtype) / settings.temperature
+def choose_with_torch(logits: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
+    """`choose_tokens` on a GPU, without a copy to the host."""
+    logits = logits.to(uniform.dtype) / settings.temperature
     if 0 < settings.top_k < logits.size(-1):
         least = logits.topk(settings.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
@@ -162,49 +162,49 @@ def choose_with_torch(logits: Tensor, chances: Tensor, settings: SamplingSetting
     if settings.top_p < 1:
         probabilities = _nucleus(probabilities, settings.top_p)
     cumulative = probabilities.cumsum(dim=-1)
-    picked = torch.searchsorted(cumulative, chances.unsqueeze(1) * cumulative[:, -1:], right=True)
+    picked = torch.searchsorted(cumulative, uniform.unsqueeze(1) * cumulative[:, -1:], right=True)
     return picked.squeeze(1).clamp(max=logits.size(-1) - 1)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Zero outside the fewest likeliest tokens that together have `top_p` of the probability."""
+    """Zeroes all but the smallest set of most probable tokens whose probabilities reach `top_p`."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     ordered = ordered.masked_fill(before >= top_p * ordered.sum(dim=-1, keepdim=True), 0.0)
     return torch.zeros_like(probabilities).scatter(-1, order, ordered)
 
 
-class _Writer:
-    """Tokens to text that can be shown: whole characters, and nothing that may yet become a stop text."""
+class _TextStream:
+    """Decodes tokens to whole characters, and withholds text that may yet become one of `stop`."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._decoder = tokenizer.stream_decoder()
         self._stop = stop
-        self._held = ""
+        self._withheld = ""
         self.done = False
 
     def push(self, token: int) -> str:
-        return "" if self.done else self._give(self._decoder.push(token), last=False)
+        return "" if self.done else self._emit(self._decoder.push(token), last=False)
 
     def finish(self) -> str:
-        return "" if self.done else self._give(self._decoder.finish(), last=True)
+        return "" if self.done else self._emit(self._decoder.finish(), last=True)
 
-    def _give(self, text: str, *, last: bool) -> str:
-        text = self._held + text
+    def _emit(self, text: str, *, last: bool) -> str:
+        text = self._withheld + text
         if not self._stop:
             return text
-        # The one that is complete first, so that nothing depends on how the tokenizer cuts the text
+        # The stop text that is complete first, so that the result does not depend on the token boundaries
         found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            self.done, self._held = True, ""
+            self.done, self._withheld = True, ""
             return text[: min(found)[1]]
         hold = 0 if last else max(_overlap(text, stop) for stop in self._stop)
-        self._held = text[len(text) - hold :]
+        self._withheld = text[len(text) - hold :]
         return text[: len(text) - hold]
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` could begin `stop`."""
+    """The number of characters at the end of `text` that are a prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

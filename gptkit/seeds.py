@@ -1,8 +1,7 @@
-"""Where randomness comes from: one seed for each (seed, purpose, step).
+"""Seeds of random generators, one per (seed, purpose, step).
 
-Nothing in gptkit draws from a generator that lives on from step to step. So there is no generator state to
-save, resuming is exact by construction, and drawing more for one purpose (evaluating, sampling) changes
-nothing for another.
+No generator in gptkit lives longer than a step. So there is no generator state to save, resuming is exact by
+construction, and drawing more for one purpose (evaluating, sampling) changes nothing for another.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ import hashlib
 
 
 def derive_seed(seed: int, purpose: str, step: int = 0) -> int:
-    """A 63-bit seed for a generator that serves `purpose` ("init", "batches", "dropout", …) at `step`.
+    """A 63-bit seed for a generator used for `purpose` ("init", "batches", "dropout", …) at `step`.
 
-    BLAKE2b of the three, so that neighbouring seeds and steps have unrelated streams.
+    It is a BLAKE2b hash of the three, so neighbouring seeds and steps give unrelated streams.
     """
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,8 +1,8 @@
-"""The same shape in Hugging Face transformers, as fast as it normally runs: for `gptkit bench` to compare.
+"""The baseline of `gptkit bench`: a GPT-2 of the same shape in Hugging Face transformers.
 
-In: an experiment. Out: a GPT-2 of that size which can do a step and write a text, in fp32 or bf16. It gets
-its fused kernels (scaled_dot_product_attention, a fused GELU, AdamW in one pass) and a batch that lies ready.
-Recipes that GPT-2 does not have, such as RoPE or Muon, are left out: it has learned positions and AdamW.
+In: an experiment. Out: a GPT-2 of that size that trains and samples, in fp32 or bf16, with the library's
+fused kernels (scaled_dot_product_attention, a fused GELU, AdamW in one pass) and a batch that is already on
+the device. What GPT-2 does not have, such as RoPE or Muon, is left out: it has learned positions and AdamW.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from gptkit.backend import Backend
 from gptkit.errors import PluginError
 from gptkit.experiment import Experiment, SamplingSettings
 
-_GELU = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}  # both one kernel; GPT-2's own default is five
+_GELU = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+}  # one fused kernel each; GPT-2's own default is five
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps the library's advice off the user's screen, and leaves its verbosity as it was."""
+    """Silences the library's warnings, and restores its verbosity."""
     try:
         from transformers.utils import logging
     except ImportError:
-        raise PluginError("transformers is not installed here; pip install transformers") from None
+        raise PluginError("transformers is not installed; pip install transformers") from None
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -36,7 +39,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 class Transformers:
-    """GPT-2 of an experiment's size. "bf16" is autocast in training, bf16 weights in writing, as is usual."""
+    """GPT-2 of an experiment's size. "bf16" means autocast in training and bf16 weights in sampling."""
 
     def __init__(self, experiment: Experiment, backend: Backend, vocab_size: int, precision: str) -> None:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -67,13 +70,13 @@ class Transformers:
         self._tokens = torch.randint(vocab_size, shape, device=backend.device)
 
     def step(self) -> None:
-        """One update on a batch that is always the same."""
+        """One optimizer update, always on the same batch."""
         if self._adam is None:
             fused = self._backend.device in ("cpu", "cuda", "mps")
             self._adam = torch.optim.AdamW(self._model.parameters(), lr=1e-4, fused=fused)
             self._model.train()
         for _ in range(self._accumulation):
-            with self._casting():
+            with self._autocast():
                 loss = self._model(self._tokens, labels=self._tokens).loss / self._accumulation
             loss.backward()
         if self._clip:
@@ -81,15 +84,15 @@ class Transformers:
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
 
-    def write(self, streams: int, count: int, sampling: SamplingSettings) -> None:
-        """`count` tokens after one token, with its own cache."""
+    def sample(self, streams: int, count: int, sampling: SamplingSettings) -> None:
+        """Samples `count` tokens after one token, in each of `streams`, with the library's own cache."""
         if self._precision == "bf16":
             self._model.to(torch.bfloat16)
         self._model.eval()
         prompt = self._tokens[:1, :1].expand(streams, 1)
-        chance: dict[str, Any] = {"do_sample": False}
+        strategy: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
-            chance = {
+            strategy = {
                 "do_sample": True,
                 "temperature": sampling.temperature,
                 "top_k": sampling.top_k,
@@ -102,10 +105,10 @@ class Transformers:
                 attention_mask=torch.ones_like(prompt),
                 max_new_tokens=count,
                 min_new_tokens=count,
-                **chance,
+                **strategy,
             )
 
-    def _casting(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> AbstractContextManager[Any]:
         if self._precision == "bf16":
             return torch.autocast(self._backend.device, dtype=torch.bfloat16)
         return nullcontext()

@@ -1,8 +1,8 @@
-"""How fast this machine trains and samples an experiment's model, and what the whole experiment will take.
+"""Measures how fast this machine trains and samples an experiment's model.
 
-In: an experiment. Out: a `Benchmark` of plain numbers. Rates are medians over blocks of work, each block long
-enough to be timed; with a rival the blocks alternate (A B A B), so that a drift of the machine hits both.
-Nothing is recorded and no text is needed: tokens are random, which changes no speed.
+In: an experiment. Out: a `Benchmark` of plain numbers. Rates are medians over blocks of work long enough to
+be timed; against a baseline the blocks alternate (A B A B), so that a drift of the machine affects both.
+Nothing is recorded and no text is needed: tokens are random, which does not change the speed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,52 +28,52 @@ from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.setup import build_trainer, check_memory, training_flops
 from gptkit.training.trainer import Trainer
 
-_STREAMS = 64  # sampled at once, beside one alone
+_STREAMS = 64  # sequences sampled as one batch
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What was measured of one thing, for one stream of work or several together."""
+    """Throughput of training, or of sampling one or several streams."""
 
-    tokens: float  # a second
+    tokens: float  # per second
     precision: str  # of the matrix products
-    flops: float  # a second: the model's own multiplications and additions
-    utilisation: float  # their share of the measured peak at this precision
+    flops: float  # per second, of the model's forward and backward pass
+    utilisation: float  # flops as a fraction of the measured peak at this precision
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rates of an experiment's model on this machine; with a rival, those of the same shape there."""
+    """Rates of an experiment's model on this machine, and those of a baseline of the same shape."""
 
     experiment: str  # its name
-    shape: str  # for a person
+    shape: str  # layers, heads, width, batch and optimizer, as text
     device: str
     threads: int
     parameters: int
     training: Rate
     generation: Rate  # one stream
-    generation_streams: Rate  # all of `streams` together
+    generation_streams: Rate  # the sum over `streams`
     streams: int
     peaks: dict[str, float]  # precision -> FLOP/s of a large matrix product
-    experiment_seconds: float  # of training, by its max_steps
-    rival: str  # "" for none; each of its rates is the better of fp32 and, where the processor has it, bf16
-    rival_training: RivalRate | None = None
-    rival_generation: RivalRate | None = None
-    rival_generation_streams: RivalRate | None = None
+    experiment_seconds: float  # of training for max_steps
+    rival: str  # name of the baseline, or ""; its rates are those of the faster precision
+    rival_training: BaselineRate | None = None
+    rival_generation: BaselineRate | None = None
+    rival_generation_streams: BaselineRate | None = None
 
 
 @dataclass(frozen=True)
-class RivalRate:
-    tokens: float  # a second
-    precision: str  # the one that was faster there
+class BaselineRate:
+    tokens: float  # per second
+    precision: str  # the faster one of fp32 and, where the processor has it, bf16
 
 
 def benchmark(
     experiment: Experiment, *, vocab_size: int = 65, against: str = "", seconds: float = 2.0, blocks: int = 3
 ) -> Benchmark:
-    """Measures `blocks` blocks of about `seconds` each, for each thing measured.
+    """Takes each rate from `blocks` blocks of about `seconds` each.
 
-    Raises UsageError for an unknown rival, PluginError where it is not installed.
+    Raises UsageError for an unknown baseline, PluginError where it is not installed.
     """
     if against not in ("", "transformers"):
         raise UsageError(f"--against {against!r}: expected transformers.")
@@ -85,7 +86,7 @@ def benchmark(
 
 @dataclass(frozen=True)
 class _Bench:
-    """One benchmark while it runs."""
+    """The settings of a benchmark, and its measurements."""
 
     experiment: Experiment
     backend: Backend
@@ -97,12 +98,12 @@ class _Bench:
     def run(self) -> Benchmark:
         experiment, backend = self.experiment, self.backend
         model, training, theirs_training = self._training()
-        reader = build_new_model(experiment, self.vocab_size, seed=0).to(backend.device)
-        reading = "bf16" if reader.token_embedding.weight.dtype == torch.bfloat16 else "fp32"
-        # A rival with learned positions ends with the context, and so does the count here
+        sampler = build_new_model(experiment, self.vocab_size, seed=0).to(backend.device)
+        reading = "bf16" if sampler.token_embedding.weight.dtype == torch.bfloat16 else "fp32"
+        # GPT-2 has learned positions and cannot sample past its context, so neither does gptkit here
         count = max(1, min(257, experiment.model.context_length) - 1)
-        one, theirs_one = self._writing(reader, 1, count)
-        many, theirs_many = self._writing(reader, _STREAMS, count)
+        one, theirs_one = self._sampling(sampler, 1, count)
+        many, theirs_many = self._sampling(sampler, _STREAMS, count)
         peaks = {
             precision: measure_peak(backend.device, dtype)
             for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
@@ -113,7 +114,7 @@ class _Bench:
             flops = tokens * flops_per_token
             return Rate(tokens, precision, flops, flops / peaks[precision])
 
-        per_written = flops_per_token_written(model, count)
+        per_sampled = flops_per_token_sampled(model, count)
         return Benchmark(
             experiment=experiment.name,
             shape=_describe(experiment),
@@ -121,8 +122,8 @@ class _Bench:
             threads=backend.threads,
             parameters=model.parameter_count,
             training=rate(training, backend.precision, flops_per_token(model)),
-            generation=rate(one, reading, per_written),
-            generation_streams=rate(many, reading, per_written),
+            generation=rate(one, reading, per_sampled),
+            generation_streams=rate(many, reading, per_sampled),
             streams=_STREAMS,
             peaks=peaks,
             experiment_seconds=experiment.training.max_steps * experiment.tokens_per_step / training,
@@ -132,21 +133,22 @@ class _Bench:
             rival_generation_streams=theirs_many,
         )
 
-    def _training(self) -> tuple[GPT, float, RivalRate | None]:
+    def _training(self) -> tuple[GPT, float, BaselineRate | None]:
         trainer, model = random_trainer(self.experiment, self.backend, self.vocab_size)
-        works = {precision: waiting(rival.step, self.backend) for precision, rival in self._rivals()}
-        ours, theirs = self._compare(stepper(trainer, self.backend), works, self.experiment.tokens_per_step)
+        works = {precision: synchronized(gpt2.step, self.backend) for precision, gpt2 in self._baselines()}
+        step = synchronized(trainer.step, self.backend)
+        ours, theirs = self._compare(step, works, self.experiment.tokens_per_step)
         return model, ours, theirs
 
-    def _writing(self, reader: GPT, streams: int, count: int) -> tuple[float, RivalRate | None]:
+    def _sampling(self, sampler: GPT, streams: int, count: int) -> tuple[float, BaselineRate | None]:
         sampling = self.experiment.sampling
         works = {
-            precision: waiting(lambda rival=rival: rival.write(streams, count, sampling), self.backend)  # type: ignore[misc]
-            for precision, rival in self._rivals()
+            precision: synchronized(partial(gpt2.sample, streams, count, sampling), self.backend)
+            for precision, gpt2 in self._baselines()
         }
-        return self._compare(lambda: write(reader, streams, count, sampling), works, streams * count)
+        return self._compare(lambda: sample(sampler, streams, count, sampling), works, streams * count)
 
-    def _rivals(self) -> list[tuple[str, Transformers]]:
+    def _baselines(self) -> list[tuple[str, Transformers]]:
         precisions = ("fp32", "bf16") if self.backend.precision == "bf16" else ("fp32",)
         return [
             (precision, Transformers(self.experiment, self.backend, self.vocab_size, precision))
@@ -154,15 +156,15 @@ class _Bench:
         ]
 
     def _compare(
-        self, ours: Callable[[], None], rivals: dict[str, Callable[[], None]], tokens: int
-    ) -> tuple[float, RivalRate | None]:
-        """Tokens a second of ours, and of the rival in the precision that a short trial found faster."""
-        if not rivals:
+        self, ours: Callable[[], None], baselines: dict[str, Callable[[], None]], tokens: int
+    ) -> tuple[float, BaselineRate | None]:
+        """Tokens per second of ours, and of the baseline in the precision that is faster in a short trial."""
+        if not baselines:
             return alternate([ours], self.seconds, self.blocks)[0] * tokens, None
-        trial = dict(zip(rivals, alternate(list(rivals.values()), self.seconds / 4, 1), strict=True))
+        trial = dict(zip(baselines, alternate(list(baselines.values()), self.seconds / 4, 1), strict=True))
         best = max(trial, key=trial.__getitem__)
-        mine, theirs = alternate([ours, rivals[best]], self.seconds, self.blocks)
-        return mine * tokens, RivalRate(theirs * tokens, best)
+        mine, theirs = alternate([ours, baselines[best]], self.seconds, self.blocks)
+        return mine * tokens, BaselineRate(theirs * tokens, best)
 
 
 def _describe(experiment: Experiment) -> str:
@@ -177,57 +179,57 @@ def _describe(experiment: Experiment) -> str:
 
 
 def flops_per_token(model: GPT) -> float:
-    """Of a training step: 6 for each weight of a matrix product, 12 L C T for attention.
+    """FLOP per token of a training step: 6 per weight of a matrix product, 12 L C T for attention.
 
-    Chowdhery et al. 2022 (PaLM), appendix B. The embedding is a look-up and does not count; where it is tied
-    it does, as the output projection.
+    Chowdhery et al. 2022 (PaLM), appendix B. The embedding is a look-up and does not count, unless it is tied
+    and so the output projection too.
     """
     settings = model.settings
     matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
     return 6.0 * matrices + 12.0 * settings.n_layer * settings.n_embd * settings.context_length
 
 
-def flops_per_token_written(model: GPT, count: int) -> float:
-    """Of one token in a text of `count`, with a cache: 2 a weight, and attention to half of it."""
+def flops_per_token_sampled(model: GPT, count: int) -> float:
+    """Mean FLOP per token of sampling `count` tokens with a cache: 2 per weight, and attention."""
     settings = model.settings
     matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
     return 2.0 * matrices + 4.0 * settings.n_layer * settings.n_embd * (count + 1) / 2
 
 
 def measure_peak(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product: the best of some."""
-    size, repeats = (8192, 4) if device == "cuda" else (1024, 1)  # few waits where a wait costs something
+    """FLOP/s of a large square matrix product: the best of 20 runs."""
+    size, repeats = (8192, 4) if device == "cuda" else (1024, 1)  # a GPU is synchronized with seldom
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     a @ b
     rates = []
     for _ in range(20):
-        wait(device)
+        synchronize(device)
         started = time.perf_counter()
         for _ in range(repeats):
             a @ b
-        wait(device)
+        synchronize(device)
         rates.append(repeats * 2 * size**3 / (time.perf_counter() - started))
     return max(rates)
 
 
-def wait(device: str) -> None:
-    """Until the device has done what it was given."""
+def synchronize(device: str) -> None:
+    """Waits until the device has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
     elif device == "mps":
         torch.mps.synchronize()
 
 
-def waiting(work: Callable[[], object], backend: Backend) -> Callable[[], None]:
-    def waited() -> None:
+def synchronized(work: Callable[[], object], backend: Backend) -> Callable[[], None]:
+    def call() -> None:
         work()
-        wait(backend.device)
+        synchronize(backend.device)
 
-    return waited
+    return call
 
 
 def alternate(works: list[Callable[[], None]], seconds: float, blocks: int) -> list[float]:
-    """Calls of each a second: the median over blocks taken in turn, after a warm-up."""
+    """Calls per second of each: the median over alternating blocks, after a warm-up."""
     repeats = []
     for work in works:
         work()
@@ -245,7 +247,7 @@ def alternate(works: list[Callable[[], None]], seconds: float, blocks: int) -> l
 
 
 def random_trainer(experiment: Experiment, backend: Backend, vocab_size: int) -> tuple[Trainer, GPT]:
-    """A trainer of random tokens, and its model as it is before compilation."""
+    """A trainer on random tokens, and its model before compilation."""
     model = build_new_model(experiment, vocab_size, seed=0).to(backend.device)
     ids = (
         np.random.default_rng(0)
@@ -259,14 +261,8 @@ def random_trainer(experiment: Experiment, backend: Backend, vocab_size: int) ->
     return trainer, model
 
 
-def stepper(trainer: Trainer, backend: Backend) -> Callable[[], None]:
-    """One update of the trainer at each call, the batch gathered as in a run."""
-
-    return waiting(trainer.step, backend)
-
-
-def write(model: GPT, streams: int, count: int, sampling: SamplingSettings) -> None:
-    """`count` tokens after one token, in each of `streams`."""
+def sample(model: GPT, streams: int, count: int, sampling: SamplingSettings) -> None:
+    """Samples `count` tokens after one token, in each of `streams`."""
     prompt = torch.zeros(streams, 1, dtype=torch.int64)
     settings = sampling.model_copy(update={"max_new_tokens": count})
     for _ in generate_tokens(model, prompt, settings, seed=0):

@@ -1,11 +1,12 @@
-"""torch.compile, tried before it is relied on.
+"""torch.compile with a trial run, so that a failure is found before training starts.
 
-In: a model and a batch of the shape that it will train on. Out: the model compiled, or why it could not be.
+In: a model and a batch of the shape that it will train on. Out: the compiled model, or a CompilationError.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -15,25 +16,25 @@ from gptkit.training.loss import cross_entropy
 
 
 class CompilationError(Exception):
-    """The model could not be compiled; the message is the reason, in one line."""
+    """The model cannot be compiled; the message is the reason, in one line."""
 
 
 def compile_model(model: nn.Module, inputs: Tensor, targets: Tensor) -> nn.Module:
     """The model compiled for a batch, (B, T) each, forward and backward; it shares the parameters of `model`.
 
-    torch compiles at the first call, so that is made here, and its outcome thrown away. The batch has to be
-    one that training has too: another layout in memory is compiled anew.
+    torch compiles at the first call, so one is made here and its result discarded. The batch must have the
+    memory layout of training batches: for another one torch would compile again.
     Raises CompilationError.
     """
-    _keep_cache()
+    _use_user_cache()
     try:
-        # One graph for one shape: whatever else the model is called with, training computes the same
+        # One graph for one shape: training computes the same whatever else the model is called with
         compiled = cast(nn.Module, torch.compile(model, dynamic=False))
         compiled.train()
         cross_entropy(compiled(inputs), targets).backward()  # type: ignore[no-untyped-call]
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # of the compiler, of the compiler's compiler, of the disk its cache is on …
+    except Exception as error:  # any failure inside torch.compile means: fall back to eager
         raise CompilationError(_one_line(error)) from error
     finally:
         for parameter in model.parameters():
@@ -41,17 +42,17 @@ def compile_model(model: nn.Module, inputs: Tensor, targets: Tensor) -> nn.Modul
     return compiled
 
 
-def _keep_cache() -> None:
-    """Has torch keep what it compiles in the user's cache folder; where it would is cleared now and then."""
-    import pooch
+def _use_user_cache() -> None:
+    """Makes torch cache compiled code in the user's cache folder: its default is cleared now and then."""
+    import platformdirs
 
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
-    folder = pooch.os_cache("gptkit") / "torch_compile"
+    folder = Path(platformdirs.user_cache_dir("gptkit", appauthor=False)) / "torch_compile"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return  # then where torch would
+        return  # then torch uses its default
     if os.access(folder, os.W_OK):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 

@@ -1,6 +1,6 @@
-"""Cross-entropy, and the loss over a whole split.
+"""Cross-entropy, and the loss over a validation split.
 
-In: logits or a model with ids. Out: nats a token. Knows nothing of updates.
+In: logits and targets, or a model and token ids. Out: mean nats per token. Knows nothing of updates.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ def evaluate(
     eval_tokens: int,
     progress: ProgressCallback = no_progress,
 ) -> float:
-    """Mean nats per token over a split: windows side by side, the same ones at every call.
+    """Mean nats per token over a split: adjacent windows, the same at every call.
 
-    All of the split up to `eval_tokens`, or that many tokens spread over it. Draws no random number, and
-    leaves the model in the mode that it was in. `progress` is told windows after each forward pass; on a GPU
-    those that are begun, for which nobody waits, which is a few ahead of those that are done.
+    The whole split up to `eval_tokens`, or that many tokens spread evenly over it. Draws no random number and
+    restores the model's mode. `progress` is called with the number of windows after each forward pass; on a
+    GPU those that are enqueued, which is a few ahead of those that are computed.
     """
     device = next(model.parameters()).device
     starts = evaluation_starts(len(ids), context_length=context_length, eval_tokens=eval_tokens)
-    overlapping = sliding_window_view(ids, context_length + 1)  # (windows, T + 1), one at every token
+    overlapping = sliding_window_view(ids, context_length + 1)  # (windows, T + 1), one starting at each token
     rows = max(1, _EVALUATION_TOKENS // context_length)
     was_training = model.training
     model.eval()
-    losses = []  # scalars in fp32 on the device, which the host waits for once, at the end
+    losses = []  # scalars in fp32 on the device, read back once, at the end
     for first in range(0, len(starts), rows):
         windows = upload(overlapping[starts[first : first + rows]].astype(np.int64), device)
         logits = model(windows[:, :-1])
@@ -58,12 +58,12 @@ def evaluate(
         )
         progress(min(first + rows, len(starts)), len(starts))
     model.train(was_training)
-    total = 0.0  # in fp64 and in order, whatever the device
+    total = 0.0  # in fp64 and in order, on every device
     for loss in torch.stack(losses).tolist():
         total += loss
     return total / (len(starts) * context_length)
 
 
 def bits_per_byte(nats_per_token: float, *, tokens: int, text_bytes: int) -> float:
-    """The loss in a unit that does not depend on the tokenizer: bits for each byte of UTF-8 text."""
+    """The loss in bits per byte of UTF-8 text, which compares across tokenizers."""
     return nats_per_token * tokens / (text_bytes * math.log(2))

@@ -9,7 +9,7 @@ import torch
 
 from gptkit.bench import measure as module
 from gptkit.bench.baseline import quiet_transformers
-from gptkit.bench.measure import benchmark, flops_per_token, flops_per_token_written
+from gptkit.bench.measure import benchmark, flops_per_token, flops_per_token_sampled
 from gptkit.cli.display import bench as render_bench
 from gptkit.errors import UsageError
 from gptkit.experiment import experiment_from_dict
@@ -53,7 +53,7 @@ def test_rates_hang_together_and_the_table_says_them(capsys: pytest.CaptureFixtu
 def test_a_token_written_costs_its_weights_and_half_of_the_text() -> None:
     model = build_model(experiment_from_dict(TINY), vocab_size=65)
     training = flops_per_token(model) - 12 * 2 * 32 * 16
-    assert flops_per_token_written(model, 15) == training / 3 + 4 * 2 * 32 * 8
+    assert flops_per_token_sampled(model, 15) == training / 3 + 4 * 2 * 32 * 8
 
 
 def test_the_rival_keeps_its_advice_to_itself_only_while_it_is_measured() -> None:

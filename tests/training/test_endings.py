@@ -16,7 +16,6 @@ from gptkit.experiment import experiment_from_dict
 from gptkit.runs import Run
 from gptkit.training import session
 from gptkit.training import trainer as loop
-from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.session import RunContext
 from gptkit.training.start import resume_run, train_run
 from tests.support import Command, sums
@@ -222,10 +221,3 @@ def test_minutes_and_epochs_exclude_one_another_and_the_last_override_counts() -
     assert (said.training.epochs, said.training.minutes) == (None, 3.0)
     said = experiment_from_dict({"training": {"minutes": 2.0}}, [("training.max_steps", 3)])
     assert (said.training.minutes, said.training.max_steps) == (None, 3)
-
-
-def test_a_replay_asks_the_record_instead_of_the_clock() -> None:
-    budget = TrainingBudget(None, 1.0, recorded={10: 70, 20: 60})
-    assert not budget.time_is_up(TrainingProgress(step=20, seconds=1e6))
-    assert budget.expected_steps(TrainingProgress(step=20, seconds=1e6)) == 60
-    assert budget.expected_steps(TrainingProgress(step=15, expected_steps=70)) == 70

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from gptkit.backend import choose_backend, computing
 from gptkit.bench.baseline import Transformers, quiet_transformers
-from gptkit.bench.measure import flops_per_token, measure_peak, random_trainer, stepper, wait
+from gptkit.bench.measure import flops_per_token, measure_peak, random_trainer, synchronize, synchronized
 from gptkit.experiment import Experiment, SamplingSettings, experiment_from_dict, load_experiment
 from gptkit.generation import generate, generate_tokens
 from gptkit.model.build import build_new_model
@@ -71,7 +71,7 @@ def gptkit_training(
     backend = choose_backend(settings.training)
     with computing(backend):
         trainer, model = random_trainer(settings, backend, vocab_size)
-        step = stepper(trainer, backend)
+        step = synchronized(trainer.step, backend)
         details = {}
         if peak:
             details["flops_per_token"] = flops_per_token(model)
@@ -135,7 +135,7 @@ def nanogpt_gpu_training(folder: str, batch_size: int) -> Iterator[Work]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.grad_clip)
             adam.step()
             adam.zero_grad(set_to_none=True)
-            wait("cuda")
+            synchronize("cuda")
             return Done(settings.tokens_per_step)
 
         yield work
@@ -238,7 +238,7 @@ def transformers_sampling(experiment: str, precision: str, count: int) -> Iterat
     with _transformers(experiment, precision) as (rival, _):
 
         def work() -> Done:
-            rival.write(1, count, SAMPLING)
+            rival.sample(1, count, SAMPLING)
             return Done(count)
 
         yield work

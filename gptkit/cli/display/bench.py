@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gptkit.cli.display.tables import duration, show_table
 
 if TYPE_CHECKING:
-    from gptkit.bench.measure import Benchmark, Rate, RivalRate
+    from gptkit.bench.measure import BaselineRate, Benchmark, Rate
 
 
 def show(result: Benchmark, *, as_json: bool) -> None:
@@ -35,7 +35,7 @@ def show(result: Benchmark, *, as_json: bool) -> None:
     print(f"the whole experiment takes about {duration(result.experiment_seconds)} of training")
 
 
-def _row(what: str, ours: Rate, theirs: RivalRate | None) -> tuple[str, ...]:
+def _row(what: str, ours: Rate, theirs: BaselineRate | None) -> tuple[str, ...]:
     cells: tuple[str, ...] = (
         what,
         f"{ours.tokens:,.0f}",
