@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from gptkit.plugins.registry import families_of
 from gptkit.runs import DEFAULT_RUNS_FOLDER, find_run
 from gptkit.runs import Run as _RunFolder
 from gptkit.runs.load import read_model, run_experiment
-from gptkit.testing.runner import Line
+from gptkit.testing import CheckResult
 from gptkit.training.session import RunContext
 from gptkit.training.start import train_run
 from gptkit.training.writing import sampling_of
@@ -106,11 +105,12 @@ def train(
     return Run(train_run(experiment, around).run)
 
 
-def check_plugin(plugin: type | str, options: PluginOptions | None = None) -> list[Line]:
-    """What `gptkit plugins check` finds of a plugin: its class, or its name where it is installed.
+def check_plugin(plugin: type | str, options: PluginOptions | None = None) -> list[CheckResult]:
+    """The results of `gptkit plugins check` for a plugin: a class, or the name of one that is installed.
 
-    A line is bad where its `verdict` is "bad". Without `options` it is tried with `Options.example(folder)`.
-    Raises PluginError where the name is no plugin's, or the class of no family.
+    A result has `check`, `verdict` ("ok", "bad", "skipped" or "note") and `said`. Without `options` the
+    plugin is checked with `Options.example(folder)`. Raises PluginError for a name that no plugin has, or a
+    class of no family. For tests of your own package subclass a contract of `gptkit.testing`.
     """
     if isinstance(plugin, str):
         found = [(family, registry.load(family, plugin)) for family in families_of(plugin)]
@@ -120,11 +120,4 @@ def check_plugin(plugin: type | str, options: PluginOptions | None = None) -> li
             raise PluginError(
                 f"{plugin!r} is no Tokenizer, PositionalEncoding, Dataset or Tracker of gptkit.plugins."
             )
-    with tempfile.TemporaryDirectory(prefix="gptkit-check-") as folder:
-        return [
-            line
-            for family, cls in found
-            for line in testing.check_plugin(
-                family, cls, options, folder=Path(folder), folders=data_folders(None)
-            )
-        ]
+    return [result for family, cls in found for result in testing.check_plugin(family, cls, options)]

@@ -1,55 +1,96 @@
-"""Whether a plugin keeps its contract: the checks behind `gptkit plugins check`.
+"""Contract tests for plugins: subclass one for your plugin, and pytest runs it.
 
-In: a plugin's class, anyone's, also a broken one. Out: a line for each check, from the basic to the special,
-as they are made. What a plugin raises is a line, never an error of the checking; a check that needs what an
-earlier one found wrong is skipped, so that one defect is one bad line where that can be. Nothing is
-downloaded. Knows nothing of names, experiments that a person has, or terminals.
+    from gptkit.testing import TokenizerContract
+    from my_package import WordTokenizer
+
+    class TestWordTokenizer(TokenizerContract):
+        plugin = WordTokenizer
+
+There is one contract per family: TokenizerContract, PositionContract, DatasetContract and TrackerContract.
+Their docstrings list what to set beside `plugin`; the docstring of each check says its rule and the fix.
+`gptkit plugins check` and `gptkit.check_plugin` run the same checks without pytest. Nothing is downloaded.
+
+PositionContract needs torch, so each contract is imported when it is first used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptkit.plugins import DataFolders, PluginOptions
-from gptkit.plugins.registry import POSITIONS, TOKENIZERS, TRACKERS
-from gptkit.testing.runner import Line, run_checks
-from gptkit.testing.subject import COMMON
+from gptkit.plugins.registry import DATASETS, POSITIONS, TOKENIZERS, TRACKERS
+from gptkit.testing.contract import CheckResult, ContractError, PluginContract, Verdict, check, run_contract
 
-__all__ = ["Line", "check_plugin"]
+if TYPE_CHECKING:
+    from gptkit.testing.dataset import DatasetContract
+    from gptkit.testing.position import PositionContract
+    from gptkit.testing.tokenizer import TokenizerContract
+    from gptkit.testing.tracker import TrackerContract
+
+__all__ = [
+    "CheckResult",
+    "ContractError",
+    "DatasetContract",
+    "PluginContract",
+    "PositionContract",
+    "TokenizerContract",
+    "TrackerContract",
+    "Verdict",
+    "check",
+    "check_plugin",
+    "contract_for",
+]
+
+
+_CONTRACTS = {
+    TOKENIZERS: "TokenizerContract",
+    POSITIONS: "PositionContract",
+    DATASETS: "DatasetContract",
+    TRACKERS: "TrackerContract",
+}
+
+
+def __getattr__(name: str) -> object:
+    for family, contract in _CONTRACTS.items():
+        if name == contract:
+            return _base(family)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _base(family: str) -> type[PluginContract]:
+    """The contract of a family."""
+    if family == TOKENIZERS:
+        from gptkit.testing import tokenizer
+
+        return tokenizer.TokenizerContract
+    if family == POSITIONS:
+        from gptkit.testing import position
+
+        return position.PositionContract
+    if family == DATASETS:
+        from gptkit.testing import dataset
+
+        return dataset.DatasetContract
+    from gptkit.testing import tracker
+
+    return tracker.TrackerContract
+
+
+def contract_for(
+    family: str, plugin: object, options: PluginOptions | None = None, folders: DataFolders | None = None
+) -> type[PluginContract]:
+    """The contract of a family (an entry-point group) for one plugin, as an author would write it."""
+    base = _base(family)
+    return type(base.__name__, (base,), {"plugin": plugin, "options": options, "folders": folders})
 
 
 def check_plugin(
-    family: str,
-    cls: type,
-    options: PluginOptions | None = None,
-    *,
-    folder: Path,
-    folders: DataFolders,
-) -> Iterator[Line]:
-    """The lines of all checks of a plugin class, one by one.
+    family: str, plugin: object, options: PluginOptions | None = None, folders: DataFolders | None = None
+) -> Iterator[CheckResult]:
+    """The results of all checks of a plugin, one by one, from the basic to the special.
 
-    `family` is an entry-point group. Without `options` it is tried with `cls.Options.example(folder)`;
-    `folder` is one that may be written to. `folders` is where a dataset looks for its text.
+    `plugin` may be anything, also what is no plugin. Without `options` it is checked with
+    `plugin.Options.example`. `folders` is where a dataset looks for its text.
     """
-    # What a family needs is imported with it: a tokenizer is checked without torch
-    if family == TOKENIZERS:
-        from gptkit.testing import tokenizers
-
-        subject = tokenizers.TokenizerSubject(family, cls, options, folder, folders)
-        yield from run_checks([*COMMON, *tokenizers.CHECKS], subject)
-    elif family == POSITIONS:
-        from gptkit.testing import positions
-
-        position = positions.PositionSubject(family, cls, options, folder, folders)
-        yield from run_checks([*COMMON, *positions.CHECKS], position)
-    elif family == TRACKERS:
-        from gptkit.testing import trackers
-
-        tracker = trackers.TrackerSubject(family, cls, options, folder, folders)
-        yield from run_checks([*COMMON, *trackers.CHECKS], tracker)
-    else:
-        from gptkit.testing import datasets
-
-        dataset = datasets.DatasetSubject(family, cls, options, folder, folders)
-        yield from run_checks([*COMMON, *datasets.CHECKS], dataset)
+    yield from run_contract(contract_for(family, plugin, options, folders))

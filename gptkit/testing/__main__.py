@@ -1,41 +1,32 @@
-"""The other process of `gptkit.testing.subprocess_check`.
+"""The other process of `PluginContract.subprocess_fingerprint`.
 
-In: a job as JSON, on standard input. Out: a digest, in a marked line of standard output.
+Input: a job as JSON on standard input. Output: the plugin's fingerprint, in a marked line of standard output.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
+import pkgutil
 import sys
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from gptkit.plugins import DataFolders
-from gptkit.plugins.registry import TOKENIZERS
-from gptkit.testing.subprocess_check import MARK, NOT_FOUND
+from gptkit.testing import contract_for
+from gptkit.testing.contract import DIGEST, NOT_IMPORTABLE
 
 
 def main() -> int:
     job = json.loads(sys.stdin.read())
     try:
-        module = importlib.import_module(job["module"])  # noqa: TID251
-        cls: Any = reduce(getattr, job["name"].split("."), module)
+        cls: Any = pkgutil.resolve_name(job["class"])
     except (ImportError, AttributeError) as error:
         sys.stderr.write(f"{error}\n")
-        return NOT_FOUND
-    options = cls.Options.model_validate(job["options"])
-    if job["family"] == TOKENIZERS:
-        from gptkit.testing.tokenizers import digest, learn
-
-        found = digest(learn(cls, options))
-    else:
-        from gptkit.testing.datasets import digest_of
-
-        folders = DataFolders(tuple(map(Path, job["search"])), Path(job["downloads"]))
-        found = digest_of(cls(options).read(folders))
-    sys.stdout.write(f"\n{MARK}{found}\n")
+        return NOT_IMPORTABLE
+    folders = DataFolders(tuple(map(Path, job["search"])), Path(job["downloads"]))
+    contract = contract_for(job["family"], cls, folders=folders)
+    contract.example = cls.Options.model_validate(job["options"])
+    sys.stdout.write(f"\n{DIGEST}{contract.fingerprint()}\n")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Texts that find what is wrong with a tokenizer: one to learn from, many to try, one of unseen characters.
+"""Texts that reveal faults of a tokenizer: one to train on, many to try, one of unseen characters.
 
-In: nothing. Out: text, always the same. Knows nothing of tokenizers.
+Input: none. Output: text, always the same. Knows nothing of tokenizers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SENTENCES = (
     "I don't know who lit the lamp last night -- do you?",
 )
 
-NASTY: dict[str, str] = {
+EDGE_CASES: dict[str, str] = {
     "combining marks, composed": "na\u00efve caf\u00e9 \u00c5ngstr\u00f6m \u1e69",
     "combining marks, apart": "nai\u0308ve cafe\u0301 A\u030angstro\u0308m s\u0323\u0307 \u0301",
     "joined emoji": "\U0001f44d\U0001f3fd "
@@ -38,7 +38,7 @@ NASTY: dict[str, str] = {
     "spaces before punctuation": "Hello , world ! do n't , he 's  . . .  A , B",
     "what looks like special tokens": "<|endoftext|><unk> <s></s>[UNK][CLS] [PAD]\u2581a \u0120b ##ing </w>",
 }
-"""Each by what is nasty about it."""
+"""Texts by what is hard about them."""
 
 UNSEEN = "\u16a0\u16c7\u16bb \ua66e \u2ab8\U0001d50a\u0b95 \u2603\U0001f9ff\u1f84"
 """Runes, and other characters that occur in none of the texts above; but for its spaces."""
@@ -54,13 +54,13 @@ def _prose(sentences: int, stride: int) -> str:
 SAMPLE = _prose(60, 1)
 """Plain English, about 4,000 characters."""
 
-TRAIN = SAMPLE + "\n".join(NASTY.values())
-VAL = _prose(20, 5) + "".join(text[:100] for text in NASTY.values())
+TRAIN = SAMPLE + "\n".join(EDGE_CASES.values())
+VAL = _prose(20, 5) + "".join(text[:100] for text in EDGE_CASES.values())
 
 OTHER_VAL = VAL[::-1] + "".join(sorted(set(VAL))) * 40 + "tz" * 500
 """The same characters as VAL, which is all that it has in common with it."""
 
 
 def all_texts() -> dict[str, str]:
-    """The nasty ones, the plain one, and all of them in one."""
-    return {**NASTY, "plain English": SAMPLE, "all together": "".join(NASTY.values())}
+    """The edge cases, plain English, and all edge cases in one text."""
+    return {**EDGE_CASES, "plain English": SAMPLE, "all together": "".join(EDGE_CASES.values())}

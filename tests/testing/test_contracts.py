@@ -16,10 +16,14 @@ from gptkit.data.datasets.markov import MarkovDataset
 from gptkit.errors import PluginError
 from gptkit.plugins import DataFolders, PluginOptions, registry
 from gptkit.plugins.registry import DATASETS, POSITIONS, TOKENIZERS, TRACKERS
-from gptkit.testing import Line, check_plugin
-from gptkit.testing import edge_cases as nasty
-from gptkit.testing import runner as lines
-from gptkit.testing.subject import COMMON
+from gptkit.testing import (
+    CheckResult,
+    PluginContract,
+    Verdict,
+    check_plugin,
+    contract,
+    edge_cases,
+)
 from gptkit.tokenizers.bigram import BigramTokenizer
 from gptkit.tokenizers.byte import ByteTokenizer
 from tests.testing import wrong_datasets, wrong_positions, wrong_tokenizers, wrong_trackers
@@ -46,20 +50,25 @@ def a_place_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     torch.set_num_threads(threads)
 
 
-def checked(family: str, cls: Any, options: PluginOptions | None = None, **named: Any) -> dict[str, Line]:
-    """Its lines by the name of the check."""
-    folder = Path.cwd().parent / "example"
-    folder.mkdir(exist_ok=True)
-    folders = named.get("folders") or DataFolders((Path("data"),), Path("data"))
-    found = list(check_plugin(family, cls, options, folder=folder, folders=folders))
-    assert all("\n" not in line.said for line in found)
-    by_name = {line.check: line for line in found}
+def checked(
+    family: str, cls: Any, options: PluginOptions | None = None, folders: DataFolders | None = None
+) -> dict[str, CheckResult]:
+    """Its results by the name of the check."""
+    here = DataFolders((Path("data"),), Path("data"))
+    found = list(check_plugin(family, cls, options, folders or here))
+    assert all("\n" not in result.said for result in found)
+    by_name = {result.check: result for result in found}
     assert len(by_name) == len(found)
     return by_name
 
 
-def bad(found: dict[str, Line]) -> dict[str, str]:
-    return {name: line.said for name, line in found.items() if line.verdict == "bad"}
+def bad(found: dict[str, CheckResult]) -> dict[str, str]:
+    return {name: result.said for name, result in found.items() if result.verdict == "bad"}
+
+
+def checks_of(contract: type[PluginContract]) -> set[str]:
+    names = [name for name in dir(contract) if name.startswith("test_")]
+    return {name.removeprefix("test_").replace("_", " ") for name in names}
 
 
 def built_in() -> Iterator[tuple[str, str]]:
@@ -81,7 +90,7 @@ def test_what_comes_with_gptkit_keeps_its_contract(family: str, name: str) -> No
     options = cls.Options(length=20_000) if cls is MarkovDataset else None
     found = checked(family, cls, options, folders=data_folders(None))
     assert bad(found) == {}
-    skipped = {line.said for line in found.values() if line.verdict == "skipped"}
+    skipped = {result.said for result in found.values() if result.verdict == "skipped"}
     assert skipped <= {f"not here: gptkit datasets fetch {name}"}
 
 
@@ -91,6 +100,7 @@ def test_what_comes_with_gptkit_keeps_its_contract(family: str, name: str) -> No
 def test_a_defect_is_found_by_its_own_check_alone(family: str, cls: type, check: str) -> None:
     found = checked(family, cls)
     assert list(bad(found)) == [check], bad(found)
+    assert ". Fix: " in found[check].said
 
 
 @pytest.mark.parametrize(("family", "cls"), RIGHT, ids=lambda value: getattr(value, "__name__", None))
@@ -100,11 +110,11 @@ def test_what_is_odd_and_right_is_left_alone(family: str, cls: type) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_check_has_a_plugin_that_it_finds_wrong(family: str) -> None:
-    """But for notes, which find nothing wrong."""
+    """Except for notes, which find nothing wrong, and for what one plugin shows for all families."""
     found = checked(family, FAMILIES[family].RIGHT[0])
-    common = {check.name for check in COMMON} & {check for _, check in wrong_tokenizers.WRONG}
+    common = checks_of(PluginContract) & {check for _, check in wrong_tokenizers.WRONG}
     caught = {check for _, check in FAMILIES[family].WRONG} | common
-    notes = {name for name, line in found.items() if line.verdict == "note"}
+    notes = {name for name, result in found.items() if result.verdict is Verdict.NOTE}
     optional = set() if wrong_positions.usable() else {"decoded"}
     assert found.keys() - notes - optional <= caught
 
@@ -113,13 +123,13 @@ def test_every_check_has_a_plugin_that_it_finds_wrong(family: str) -> None:
     "what", [None, "a string", 5, lambda: None, dict, object()], ids=lambda what: type(what).__name__
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_no_plugin_at_all_is_one_bad_line(family: str, what: Any) -> None:
+def test_what_is_no_plugin_at_all_is_one_bad_result(family: str, what: Any) -> None:
     found = checked(family, what)
     assert list(bad(found)) == ["base class"]
-    assert {line.verdict for line in found.values()} == {"bad", "skipped"}
+    assert {result.verdict for result in found.values()} == {"bad", "skipped"}
 
 
-def test_a_bad_line_says_what_was_asked_and_what_came() -> None:
+def test_a_bad_result_says_what_was_called_and_what_came() -> None:
     said = {cls.__name__: bad(checked(family, cls))[check] for family, cls, check in SAYING}
     assert said["Raises"].startswith("train() raised ZeroDivisionError: no text is long enough (wrong_tok")
     assert "raised SystemExit: no licence" in said["Exits"]
@@ -142,14 +152,14 @@ SAYING = [
 
 def test_what_needs_a_bad_check_is_skipped_and_says_why() -> None:
     found = checked(TOKENIZERS, wrong_tokenizers.FloatVocabulary)
-    assert found["ids"] == Line("ids", "skipped", "until 'vocabulary' is right")
+    assert found["ids"] == CheckResult("ids", Verdict.SKIPPED, "until 'vocabulary' is right")
     assert found["stream"].said == "until 'vocabulary' is right"
 
 
 def test_a_text_that_is_not_here_is_not_fetched_but_what_it_says_is_checked() -> None:
     """`Far` fails where it is read or fetched."""
     found = checked(DATASETS, wrong_datasets.Far)
-    assert found["text"] == Line("text", "skipped", "not here: gptkit datasets fetch NAME")
+    assert found["text"] == CheckResult("text", Verdict.SKIPPED, "not here: gptkit datasets fetch NAME")
     assert found["facts"].verdict == found["size"].verdict == "ok"
 
 
@@ -157,7 +167,7 @@ def test_options_that_are_given_are_those_it_is_tried_with() -> None:
     found = checked(TOKENIZERS, BigramTokenizer, BigramTokenizer.Options(max_pairs=3))
     assert found["options"].said == "max_pairs = 3"
     assert bad(found) == {}
-    characters = len(set(nasty.TRAIN + nasty.VAL))
+    characters = len(set(edge_cases.TRAIN + edge_cases.VAL))
     assert found["vocabulary"].said == f"{characters + 3} ids"
 
 
@@ -167,7 +177,7 @@ def test_options_of_another_plugin_are_refused() -> None:
 
 def test_what_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it catches every Exception."""
-    monkeypatch.setattr(lines, "LIMIT", 0.2)
+    monkeypatch.setattr(contract, "TIME_LIMIT", 0.2)
     assert "took more than" in bad(checked(TOKENIZERS, Endless))["vocabulary"]
 
 
@@ -219,7 +229,7 @@ def test_checking_leaves_torch_as_it_was() -> None:
 
 
 def test_the_unseen_text_is_unseen_and_the_other_val_split_has_the_same_characters() -> None:
-    seen = set(nasty.TRAIN + nasty.VAL)
-    assert not set(nasty.UNSEEN) - {" "} & seen
-    assert set(nasty.OTHER_VAL) == set(nasty.VAL)
-    assert all(set(text) <= seen for text in nasty.all_texts().values())
+    seen = set(edge_cases.TRAIN + edge_cases.VAL)
+    assert not set(edge_cases.UNSEEN) - {" "} & seen
+    assert set(edge_cases.OTHER_VAL) == set(edge_cases.VAL)
+    assert all(set(text) <= seen for text in edge_cases.all_texts().values())

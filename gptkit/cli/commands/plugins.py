@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,7 +119,7 @@ def check_command(
     from gptkit.data.catalog import data_folders
     from gptkit.plugins import registry
     from gptkit.plugins.registry import list_plugins
-    from gptkit.testing import check_plugin
+    from gptkit.testing import Verdict, check_plugin
 
     if names:
         wanted = [(kind, name) for name in names for kind in _families(name, family)]
@@ -131,11 +130,9 @@ def check_command(
         display.show_heading(kind, name)
         cls = registry.load(kind, name)
         given = _options(cls, set_, name)
-        with tempfile.TemporaryDirectory(prefix="gptkit-check-") as folder:
-            lines = check_plugin(kind, cls, given, folder=Path(folder), folders=data_folders(data_dir))
-            for line in lines:
-                display.show_line(line)
-                bad += [name] if line.verdict == "bad" else []
+        for result in check_plugin(kind, cls, given, data_folders(data_dir)):
+            display.show_result(result)
+            bad += [name] if result.verdict is Verdict.BAD else []
     if bad:
         many = ", ".join(dict.fromkeys(bad))
         raise PluginError(f"{len(bad)} of the checks above {'are' if len(bad) > 1 else 'is'} bad: {many}.")

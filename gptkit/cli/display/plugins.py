@@ -19,7 +19,7 @@ from gptkit.words import printable
 
 if TYPE_CHECKING:
     from gptkit.plugins.registry import PluginDescription, PluginOption
-    from gptkit.testing import Line
+    from gptkit.testing import CheckResult
 
 _HEADER = ("family", "name", "package", "loads", "what it is")
 _PLACES = {
@@ -103,10 +103,10 @@ def show_heading(family: str, name: str) -> None:
     print(printable(f"{registry.KINDS[family]} {name}"), flush=True)
 
 
-def show_line(line: Line) -> None:
+def show_result(result: CheckResult) -> None:
     """One check of a plugin, in columns."""
-    said = printable(line.said.replace("\n", " "))
-    print(f"  {line.verdict:<8} {printable(line.check):<28} {said}".rstrip(), flush=True)
+    found = printable(result.said.replace("\n", " "))
+    print(f"  {result.verdict:<8} {printable(result.check):<28} {found}".rstrip(), flush=True)
 
 
 def show_new(package: Path, name: str) -> None:
