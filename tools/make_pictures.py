@@ -55,7 +55,7 @@ def live_pictures(workspace: Path) -> None:
                 view(event)
             if isinstance(event, events.StepDone) and event.step == STEP:
                 for console, view, (*_, name) in zip(consoles, views, SIZES, strict=True):
-                    console.print(view.render())
+                    console.print(*view.lines(), sep="\n")
                     svg = console.export_svg(title="gptkit train experiments/shakespeare.toml")
                     (DOCS / f"{name}.svg").write_text(without_web_fonts(svg))
 

@@ -19,15 +19,13 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from rich.live import Live
 
 from gptkit import events
 from gptkit.cli.app import run_command
-from gptkit.cli.display import terminal as render_terminal
-from gptkit.cli.display.curve import History, curve
+from gptkit.cli.display.curve import History, letter_chart, panel_curve
 from gptkit.cli.display.json import JsonView, as_object
 from gptkit.cli.display.live import LiveView
-from gptkit.cli.display.panel import Room, Seen, panel
+from gptkit.cli.display.panel import PanelState, Viewport, panel
 from gptkit.cli.display.plain import PlainView
 from gptkit.experiment import experiment_from_dict
 from gptkit.model.build import build_model
@@ -86,20 +84,22 @@ def train(view: events.Listener, steps: int = 200, start: events.RunStarted = ST
 
 
 @pytest.fixture
-def seen() -> Seen:
-    view = LiveView(Console(file=io.StringIO(), width=80, height=24))
-    train(view)
-    return view.seen
+def state() -> PanelState:
+    state = PanelState()
+    train(state.update)
+    return state
 
 
-# The panel, in the room that there is
+# The panel, in terminals of all sizes
 
 
 @pytest.mark.parametrize("width", [200, 160, 100, 60, 59, 40, 39, 20, 8, 1])
 @pytest.mark.parametrize("height", [60, 24, 12, 9, 4, 2, 1])
-def test_the_panel_fits_any_terminal_and_says_the_step_first(width: int, height: int, seen: Seen) -> None:
+def test_the_panel_fits_any_terminal_and_says_the_step_first(
+    width: int, height: int, state: PanelState
+) -> None:
     for ascii_only in (False, True):
-        lines = panel(seen, Room(width, height, ascii_only), "0:26")
+        lines = panel(state, Viewport(width, height, ascii_only), "0:26")
         assert max(line.cell_len for line in lines) <= width
         assert len(lines) <= max(height - 1, 1)
         if width >= 20:
@@ -107,8 +107,8 @@ def test_the_panel_fits_any_terminal_and_says_the_step_first(width: int, height:
 
 
 @pytest.mark.parametrize("width", [160, 100, 60])
-def test_with_room_there_are_the_numbers_the_curve_and_the_sample(width: int, seen: Seen) -> None:
-    shown = "\n".join(line.plain for line in panel(seen, Room(width, 24, False), "0:26"))
+def test_a_large_panel_has_the_numbers_the_curve_and_the_sample(width: int, state: PanelState) -> None:
+    shown = "\n".join(line.plain for line in panel(state, Viewport(width, 24, False), "0:26"))
     for words in (
         *("step 200/400", "0:26 left", "train 1.5366", "val 1.6366", "best 1.6366 @ 200"),
         *("tokens/s 41,234", "lr 0.02", "grad norm 0.5", "sample at step 200", "ROMEO:"),
@@ -116,45 +116,56 @@ def test_with_room_there_are_the_numbers_the_curve_and_the_sample(width: int, se
         assert words in shown
     assert shown.count("●") == 3  # the mark of val in the legend, and its two evaluations
     assert len(re.findall("[\u2801-\u28ff]", shown)) > 20
-    assert len({line.cell_len for line in panel(seen, Room(width, 24, False), "")}) == 1
+    assert len({line.cell_len for line in panel(state, Viewport(width, 24, False), "")}) == 1
 
 
-def test_a_sample_cannot_steer_the_terminal(seen: Seen) -> None:
+def test_a_sample_cannot_steer_the_terminal(state: PanelState) -> None:
     for width in (160, 60):
-        for line in panel(seen, Room(width, 40, False), ""):
+        for line in panel(state, Viewport(width, 40, False), ""):
             assert line.plain.isprintable()
 
 
-def test_where_only_ascii_can_be_shown_all_is_ascii(seen: Seen) -> None:
-    seen.sample = events.SampleDrawn(200, "ca\u00e9 \u03b1\u03b2 \u65e5\u672c")
-    seen.start = replace(START, run_id="\u00fcbung")
+def test_where_only_ascii_can_be_shown_all_is_ascii(state: PanelState) -> None:
+    state.sample = events.SampleDrawn(200, "ca\u00e9 \u03b1\u03b2 \u65e5\u672c")
+    state.start = replace(START, run_id="\u00fcbung")
     for width in (160, 60, 30):
-        lines = panel(seen, Room(width, 24, True, "ascii"), "0:26")
+        lines = panel(state, Viewport(width, 24, True, "ascii"), "0:26")
         assert all(line.plain.isascii() for line in lines)
     assert any("o" in line.plain and ".." in line.plain for line in lines)
 
 
-def test_what_is_done_beside_the_training_and_a_stop_that_was_asked_for_are_shown(seen: Seen) -> None:
-    seen.working = events.Working("evaluating", 3, 12)
-    assert "evaluating  25%" in panel(seen, Room(80, 24, False), "")[1].plain
-    seen.stopping = True
-    assert "stopping" in panel(seen, Room(80, 24, False), "")[1].plain
+def test_what_is_done_beside_the_training_and_a_stop_that_was_asked_for_are_shown(state: PanelState) -> None:
+    state.working = events.Working("evaluating", 3, 12)
+    assert "evaluating  25%" in panel(state, Viewport(80, 24, False), "")[1].plain
+    state.stopping = True
+    assert "stopping" in panel(state, Viewport(80, 24, False), "")[1].plain
 
 
-def test_before_the_training_a_bar_shows_the_work(seen: Seen) -> None:
-    (line,) = panel(Seen(working=events.Working("downloading", 30, 40)), Room(80, 24, False), "")
+def test_before_the_training_a_bar_shows_the_work(state: PanelState) -> None:
+    (line,) = panel(PanelState(working=events.Working("downloading", 30, 40)), Viewport(80, 24, False), "")
     assert line.plain == f"downloading {'━' * 30}{'─' * 10}  75%"
-    (line,) = panel(Seen(working=events.Working("tokenizing", 1234, 0)), Room(12, 24, False), "")
+    (line,) = panel(PanelState(working=events.Working("tokenizing", 1234, 0)), Viewport(12, 24, False), "")
     assert line.cell_len <= 12
 
 
 def test_the_curve_goes_down_where_the_loss_does() -> None:
     falling = [(step, 4 - step / 100) for step in range(300)]
-    lines = [line.plain for line in curve(falling, [], width=46, height=5, ascii_only=True)]
-    columns = [line.index(".", 6) for line in lines]
+    rows = panel_curve(falling, [], width=46, height=5, ascii_only=True)
+    columns = [cells.index(".") for _, cells in rows]
     assert columns == sorted(columns)
-    assert lines[0].startswith("3.70 ")  # where it stood after a tenth of the steps
-    assert lines[-1].startswith("1.01 ")
+    assert rows[0][0] == "3.70 "  # the loss after a tenth of the steps
+    assert rows[-1][0] == "1.01 "
+    letters = letter_chart([("A", falling), ("B", [(0, 1.01), (299, 1.01)])], width=40, height=6)
+    rows_of_a = [line.index("A") for line in letters if "A" in line]
+    assert rows_of_a == sorted(rows_of_a)
+    assert letters[5].endswith("*")  # where both end
+    assert letters[0].startswith("       4 |A")
+
+
+def test_the_ends_of_the_axis_differ_however_flat_the_curve_is() -> None:
+    flat = [(step, 2.49 + step / 1e6) for step in range(300)]
+    rows = panel_curve(flat, [], width=46, height=5, ascii_only=False)
+    assert rows[0][0] != rows[-1][0]
 
 
 def test_the_memory_of_a_long_run_is_bounded_and_keeps_its_shape() -> None:
@@ -177,12 +188,11 @@ def on_terminal(tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(*arguments: str, columns: int = 100, rows: int = 24, **environment: str) -> str:
         tiny_experiment.write_text(TINY.replace("sample_interval = 0", "sample_interval = 10"))
         with monkeypatch.context() as changed, terminal(columns, rows) as (_, theirs, read):
-            for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "LC_ALL", "LC_CTYPE", "COLORTERM"):
+            for name in ("NO_COLOR", "FORCE_COLOR", "LC_ALL", "LC_CTYPE", "COLORTERM"):
                 changed.delenv(name, raising=False)
-            for name, value in {"TERM": "xterm-256color", "LANG": "C.UTF-8", **environment}.items():
+            size = {"COLUMNS": str(columns), "LINES": str(rows)}  # rich asks the process's own streams
+            for name, value in {"TERM": "xterm-256color", "LANG": "C.UTF-8", **size, **environment}.items():
                 changed.setenv(name, value)
-            changed.setattr("gptkit.cli.display.live._SOONEST", 0.0)
-            changed.setattr("gptkit.cli.display.live._LATEST", 0.0)
             with os.fdopen(os.dup(theirs), "w", encoding="utf-8") as out:
                 changed.setattr(sys, "stdout", out)
                 assert run_command(["train", "tiny.toml", *arguments]) == 0
@@ -197,14 +207,13 @@ def test_what_stays_is_the_lines_and_never_a_piece_of_the_panel(columns: int, on
     screen = Screen(columns)
     screen.write(written)
     shown = "\n".join(screen.lines)
-    assert "step 20/20" in written  # the panel was there
+    assert "step 0/20" in written  # the panel was there
     assert not re.search(r"step \d+/20|grad norm", shown)
-    assert shown.startswith("run tiny.c16")
+    assert shown.replace("\n", " ").startswith("run tiny.c16")
     assert shown.count("val loss") == 2  # an evaluation's line, and the best in the last one
     assert "sample at step 20" in shown
     assert "finished: step 20 of 20" in shown.replace("\n", " ")
     assert screen.cursor_shown
-    assert screen.wraps
 
 
 def test_no_color_means_none(on_terminal: Run) -> None:
@@ -212,7 +221,7 @@ def test_no_color_means_none(on_terminal: Run) -> None:
     colour = re.compile(r"\x1b\[[\d;]*\b(3[0-7]|38|9[0-7])[;m]")
     assert colour.search(coloured)
     assert not colour.search(written)
-    assert "step 20/20" in written
+    assert "step 0/20" in written
 
 
 def test_a_dumb_terminal_gets_plain_lines(on_terminal: Run) -> None:
@@ -231,62 +240,51 @@ def test_a_window_that_becomes_narrower_keeps_one_panel_and_every_line(columns: 
     screen, file = Screen(100), io.StringIO()
     console = Console(file=file, width=100, height=30, force_terminal=True, color_system=None)
     view = LiveView(console, clock=lambda: 0.0)
-    live = Live(get_renderable=view.render, console=console, auto_refresh=False, transient=True)
-    view.screen = render_terminal.Screen(console, live)
-    live.start()
-    train(view, 100)
-    view.screen.refresh()
-    screen.write(file.getvalue())
-    file.seek(file.truncate(0))
-    console.width = columns
-    screen.narrow(columns)
-    view(events.Warned("a line above it"))
-    view.screen.refresh()
-    screen.write(file.getvalue())
-    shown = "\n".join(screen.lines)
-    assert shown.count("step 100/400") == 1
-    assert "step    100" in shown.replace("\n", "")
-    assert shown.index("warning: a line") < shown.index("step 100/400")
-    assert shown.count("grad norm") == 1
-    file.seek(file.truncate(0))
-    view.screen.stop()
-    screen.write(file.getvalue())
-    assert "grad norm" not in "\n".join(screen.lines)
 
+    def shown() -> str:
+        screen.write(file.getvalue())
+        file.seek(file.truncate(0))
+        return "\n".join(screen.lines)
 
-class Drawings:
-    """A screen that counts, and takes its time."""
-
-    def __init__(self, takes: float) -> None:
-        self.now, self.times, self._takes = 0.0, 0, takes
-
-    def refresh(self) -> None:
-        self.times += 1
-        self.now += self._takes
-
-    def print(self, text: object) -> None:
-        pass
+    with view.region.shown():
+        train(view, 100)
+        view.region.refresh()
+        assert shown().count("grad norm") == 1
+        console.width = columns
+        screen.narrow(columns)
+        view(events.Warned("a line above it"))
+        view.region.refresh()
+        written = shown()
+        assert written.count("step 100/400") == 1
+        assert "step    100" in written.replace("\n", "")
+        assert written.index("warning: a line") < written.index("step 100/400")
+        assert written.count("grad norm") == 1
+    assert "grad norm" not in shown()
 
 
 @pytest.mark.parametrize(("takes", "most"), [(0.0, 42), (0.005, 12), (0.05, 7)])
 def test_drawing_is_bounded_by_time_not_by_steps(takes: float, most: int) -> None:
-    """Ten seconds of steps that take a millisecond each."""
-    drawings = Drawings(takes)
-    view = LiveView(Console(file=io.StringIO()), clock=lambda: drawings.now)
-    view.screen = drawings  # type: ignore[assignment]
-    view(START)
-    step = 0
-    while drawings.now < 10:
-        step += 1
-        drawings.now += 0.001
-        view(logged(step))
-        view(events.StepDone(step))
-    assert 4 <= drawings.times <= most
-    before = drawings.times
-    view.hurry()
-    drawings.now += 0.06
-    view(events.StepDone(step))
-    assert drawings.times == before + 1
+    """Ten seconds of steps that take a millisecond each, on a console that takes its time."""
+    now, drawn = [0.0], [0]
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            if "grad norm" in text:
+                drawn[0] += 1
+                now[0] += takes
+            return super().write(text)
+
+    console = Console(file=Slow(), width=80, height=24, force_terminal=True)
+    view = LiveView(console, clock=lambda: now[0])
+    with view.region.shown():
+        view(START)
+        step = 0
+        while now[0] < 10:
+            step += 1
+            now[0] += 0.001
+            view(logged(step))
+            view(events.StepDone(step))
+        assert 4 <= drawn[0] <= most
 
 
 def test_a_run_that_goes_on_shows_all_of_its_curve(tiny_experiment: Path, gptkit_command: Command) -> None:
@@ -294,7 +292,7 @@ def test_a_run_that_goes_on_shows_all_of_its_curve(tiny_experiment: Path, gptkit
     rows = find_run("latest").metrics()
     view = LiveView(Console(file=io.StringIO()))
     view(replace(START, folder=find_run("latest").path, start_step=15, stop_step=20))
-    assert view.seen.train.points == [(row["step"], row["train_loss"]) for row in rows]
+    assert view.state.train.points == [(row["step"], row["train_loss"]) for row in rows]
     view(replace(START, folder=Path("gone"), start_step=15, stop_step=20))
 
 

@@ -22,7 +22,7 @@ class Screen:
         self.width = width
         self.rows: list[list[str]] = [[]]
         self.row = self.column = 0
-        self.cursor_shown = self.wraps = True
+        self.cursor_shown = True
 
     def write(self, text: str) -> None:
         for token in _TOKEN.findall(text):
@@ -57,10 +57,7 @@ class Screen:
 
     def _put(self, character: str) -> None:
         if self.column >= self.width:
-            if self.wraps:
-                self._down()
-            else:
-                self.column = self.width - 1
+            self._down()
         cells = self.rows[self.row]
         cells += " " * (self.column + 1 - len(cells))
         cells[self.column] = character
@@ -77,8 +74,6 @@ class Screen:
             del self.rows[self.row + 1 :]
         elif control in ("\x1b[?25h", "\x1b[?25l"):
             self.cursor_shown = control.endswith("h")
-        elif control in ("\x1b[?7h", "\x1b[?7l"):
-            self.wraps = control.endswith("h")
         elif control[-1] not in "mhl":
             raise AssertionError(f"this terminal does not know {control!r}")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from string import ascii_uppercase
 from typing import Any
 
+from gptkit.cli.display.curve import letter_chart
 from gptkit.cli.display.runs import cell, listed
 from gptkit.cli.display.tables import duration, show_table
 from gptkit.runs.compare import ComparedRun, Comparison, Curve, Group, Spread
@@ -98,7 +98,7 @@ def _beginning(sample: str) -> str:
 def _chart(comparison: Comparison) -> Iterator[str]:
     """Val losses by step, or train losses where nothing was evaluated twice; nothing for want of points.
 
-    In bits a byte where the tokenizers differ.
+    In bits per byte where the tokenizers differ.
     """
     members = [
         (letter[0], comparison.runs[member])
@@ -113,7 +113,12 @@ def _chart(comparison: Comparison) -> Iterator[str]:
     ):
         if any(len(curve.steps) > 1 for _, curve in curves):
             yield f"\n{name} by step (*: several)"
-            yield from _drawn([pair for pair in curves if pair[1].steps])
+            drawn = [
+                (letter, list(zip(curve.steps, curve.losses, strict=True)))
+                for letter, curve in curves
+                if curve.steps
+            ]
+            yield from letter_chart(drawn, width=_WIDTH, height=_HEIGHT)
             return
 
 
@@ -122,41 +127,6 @@ def _in_bits(curve: Curve) -> Curve:
         (step, bits) for step, bits in zip(curve.steps, curve.bits_per_byte, strict=True) if bits is not None
     ]
     return Curve(steps=tuple(step for step, _ in pairs), losses=tuple(bits for _, bits in pairs))
-
-
-def _drawn(curves: Sequence[tuple[str, Curve]]) -> Iterator[str]:
-    first = min(curve.steps[0] for _, curve in curves)
-    last = max(curve.steps[-1] for _, curve in curves)
-    columns = [first + (last - first) * column / (_WIDTH - 1) for column in range(_WIDTH)]
-    heights = [(letter, [_at(curve, step) for step in columns]) for letter, curve in curves]
-    for (_, curve), (_, losses) in zip(curves, heights, strict=True):
-        if len(curve.steps) == 1:  # between two columns, most often
-            losses[round((curve.steps[0] - first) / (last - first) * (_WIDTH - 1))] = curve.losses[0]
-    known = [loss for _, losses in heights for loss in losses if loss is not None]
-    low, high = min(known), max(known)
-    scale = (high - low) / (_HEIGHT - 1) or 1.0
-    rows = [[" "] * _WIDTH for _ in range(_HEIGHT)]
-    for letter, losses in heights:
-        for column, loss in enumerate(losses):
-            if loss is not None:
-                row = rows[_HEIGHT - 1 - round((loss - low) / scale)]
-                row[column] = letter if row[column] in (" ", letter) else "*"
-    for number, row in enumerate(rows):
-        label = f"{high - number * scale:.4g}" if number in (0, _HEIGHT // 2, _HEIGHT - 1) else ""
-        yield f"{label:>8} |{''.join(row).rstrip()}"
-    yield " " * 9 + "+" + "-" * _WIDTH
-    yield " " * 10 + f"{first:<{_WIDTH - 10}}{last:>10}"
-
-
-def _at(curve: Curve, step: float) -> float | None:
-    """The loss there, on a line between the points beside it; None before the first and after the last."""
-    after = bisect_left(curve.steps, step)
-    if after == len(curve.steps) or (after == 0 and curve.steps[0] != step):
-        return None
-    if curve.steps[after] == step:
-        return curve.losses[after]
-    (left, right), (low, high) = curve.steps[after - 1 : after + 1], curve.losses[after - 1 : after + 1]
-    return low + (high - low) * (step - left) / (right - left)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

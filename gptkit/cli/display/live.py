@@ -1,8 +1,8 @@
-"""Training on a terminal: lines that stay, and below them a panel that is drawn anew.
+"""Training on a terminal: lines that stay, and below them a panel that is drawn again and again.
 
 In: events. Out: the terminal, which is left as it was found, however training ends. The panel is drawn
-between steps, by the thread that trains (another one would race with what is printed), and so seldom that
-it takes a three-hundredth of the time at most.
+between steps by the thread that trains (another one would race with what is printed), and so seldom that it
+takes a three-hundredth of the time at most.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from rich import box
 from rich.console import Console
-from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
 from gptkit import events
-from gptkit.cli.display.panel import Room, Seen, panel
+from gptkit.cli.display.panel import PanelState, Viewport, panel
 from gptkit.cli.display.plain import (
     PlainView,
     describe_end,
@@ -27,89 +27,65 @@ from gptkit.cli.display.plain import (
     describe_start,
 )
 from gptkit.cli.display.tables import duration
-from gptkit.cli.display.terminal import Screen, speaks_ascii, undisturbed
+from gptkit.cli.display.terminal import LiveRegion, only_ascii
 from gptkit.errors import GptkitError
 from gptkit.runs import Run
 
-_SAMPLE_LINES = 8  # of the last sample, shown at the end; the whole of it is in the run's folder
+_SAMPLE_LINES = 8  # of the last sample, shown at the end; all of it is in the run's folder
 _SHARE = 1 / 300  # of the time, at most, that goes into drawing
 _SOONEST, _LATEST = 0.25, 2.0  # seconds from one drawing of the panel to the next
-_AFTER_RESIZE = 0.05  # seconds; a window that is being drawn larger changes often
 
 
 @contextmanager
-def live_view(stop_requested: Callable[[], object] = str) -> Iterator[events.Listener]:
-    """The live display on standard output; plain lines where that is a terminal that can only do lines."""
+def live_view(stop_requested: Callable[[], object]) -> Iterator[events.Listener]:
+    """The live display on standard output; plain lines if the terminal cannot move its cursor."""
     console = Console(file=sys.stdout)
     if not console.is_terminal or console.is_dumb_terminal:
         yield PlainView()
         return
-    view = LiveView(console, stop_requested=stop_requested, ascii_only=speaks_ascii(console.encoding))
-    live = Live(get_renderable=view.render, console=console, auto_refresh=False, transient=True)
-    view.screen = Screen(console, live)
-    with undisturbed(view.screen, on_resize=view.hurry):
-        try:
-            with view.screen.whole():
-                live.start()
-            yield view
-        finally:
-            view.screen.stop()
+    view = LiveView(console, stop_requested=stop_requested, ascii_only=only_ascii(console.encoding))
+    with view.region.shown():
+        yield view
     view.conclude()
 
 
 class LiveView:
-    """A listener that prints what stays, and has the panel drawn when it is time to."""
+    """A listener that prints the lines that stay, and draws the panel when it is due."""
 
     def __init__(
         self,
         console: Console,
         *,
-        stop_requested: Callable[[], object] = str,
+        stop_requested: Callable[[], object] = bool,
         ascii_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.seen = Seen()
-        self.screen: Screen | None = None
+        self.state = PanelState()
+        self.region = LiveRegion(console, self.lines)
         self._console, self._clock, self._stop_requested = console, clock, stop_requested
         self._ascii_only = ascii_only
         self._finished: events.RunFinished | None = None
         self._began: tuple[float, float] | None = None  # the time after the first step, and what was done
-        self._due = 0.0
-        self._drawn = 0.0
+        self._due = 0.0  # when the panel may be drawn again
 
     def __call__(self, event: events.Event) -> None:
-        seen = self.seen
+        self.state.update(event)
         match event:
             case events.RunStarted():
-                seen.start, seen.step, seen.working = event, event.start_step, None
-                self._remember(event)
+                self._recall(event)
                 for line in describe_start(event):
                     self._print(line, "dim")
                 self._redraw(at_once=True)
             case events.StepDone():
-                seen.step, seen.working = event.step, None
                 if self._began is None:
-                    self._began = self._clock(), seen.done()[0]
+                    self._began = self._clock(), self.state.done()[0]
                 self._redraw()
-            case events.StepFinished():
-                seen.step, seen.logged, seen.working = event.step, event, None
-                seen.train.add(event.step, event.train_loss)
-            case events.EvaluationFinished():
-                seen.evaluated(event.step, event.val_loss)
-                seen.best, seen.working = (event.best_val_loss, event.best_step), None
-                self._print(_evaluation_line(event))
-            case events.SampleDrawn():
-                seen.sample = event
             case events.Working():
-                seen.working = event
                 self._redraw()
+            case events.EvaluationFinished():
+                self.region.print(_evaluation_line(event))
             case events.RunFinished():
                 self._finished = event
-            case events.ResumeChecked() | events.ReplayStarted() | events.Warned():
-                self._tell(event)
-
-    def _tell(self, event: events.ResumeChecked | events.ReplayStarted | events.Warned) -> None:
-        match event:
             case events.ResumeChecked():
                 self._print(describe_resume(event), "yellow" if event.differences else "green")
             case events.ReplayStarted():
@@ -118,8 +94,8 @@ class LiveView:
                 for line in f"warning: {event.message}".split("\n"):
                     self._print(line, "yellow")
 
-    def _remember(self, start: events.RunStarted) -> None:
-        """A run that goes on shows all of its curve."""
+    def _recall(self, start: events.RunStarted) -> None:
+        """A resumed run shows its whole curve."""
         if not start.start_step:
             return
         with suppress(GptkitError, OSError):
@@ -128,49 +104,35 @@ class LiveView:
                 if not isinstance(step, int) or step > start.start_step:
                     continue
                 if isinstance(train, float):
-                    self.seen.train.add(step, train)
+                    self.state.train.add(step, train)
                 if isinstance(val, float):
-                    self.seen.evaluated(step, val)
-
-    def hurry(self) -> None:
-        """The terminal has another size: soon is not soon enough."""
-        self._due = min(self._due, self._drawn + _AFTER_RESIZE)
+                    self.state.evaluated(step, val)
 
     def _redraw(self, at_once: bool = False) -> None:
         now = self._clock()
-        if self.screen is None or (now < self._due and not at_once):
-            return
-        self.screen.refresh()
-        self._drawn = self._clock()
-        self._due = self._drawn + min(max((self._drawn - now) / _SHARE, _SOONEST), _LATEST)
+        if now >= self._due or at_once:
+            self.region.refresh()
+            drawn = self._clock()
+            self._due = drawn + min(max((drawn - now) / _SHARE, _SOONEST), _LATEST)
 
-    def _print(self, line: str | Text, style: str = "") -> None:
+    def _print(self, line: str, style: str) -> None:
         """A line that stays, above the panel."""
-        text = Text(self.room().fit(line), style=style) if isinstance(line, str) else line
-        if self.screen is None:
-            self._console.print(text, highlight=False)
-        else:
-            self.screen.print(text)
+        self.region.print(Text(self._viewport().fit(line), style=style))
 
-    def room(self) -> Room:
+    def _viewport(self) -> Viewport:
         encoding = "ascii" if self._ascii_only else self._console.encoding
-        return Room(*self._console.size, self._ascii_only, encoding)
+        return Viewport(*self._console.size, self._ascii_only, encoding)
 
-    def render(self) -> Text:
-        """What stands below the lines now."""
-        self.seen.stopping = bool(self._stop_requested())
-        lines = panel(self.seen, self.room(), self._time_left())
-        if self.screen is not None:
-            self.screen.drawn(lines)
-        text = Text("\n", no_wrap=True, overflow="crop", end="").join(lines)
-        text.no_wrap, text.overflow = True, "crop"
-        return text
+    def lines(self) -> list[Text]:
+        """The panel as it is now."""
+        self.state.stopping = bool(self._stop_requested())
+        return panel(self.state, self._viewport(), self._time_left())
 
     def _time_left(self) -> str:
-        start = self.seen.start
+        start = self.state.start
         if start is None or self._began is None:
             return ""
-        done, todo = self.seen.done()
+        done, todo = self.state.done()
         if not start.stop_step:
             return _roughly(todo - done) if done else ""
         began, by_then = self._began
@@ -179,16 +141,16 @@ class LiveView:
         return _roughly((self._clock() - began) / (done - by_then) * (todo - done))
 
     def conclude(self) -> None:
-        """The last sample and the last lines, when the panel is gone."""
-        room, print_ = self.room(), self._console.print
-        if self.seen.sample:
-            print_(_sample(self.seen.sample, room), highlight=False)
-        if self._finished and self.seen.start:
-            first, *rest = describe_end(self._finished, str(self.seen.start.folder))
+        """Prints the last sample and the last lines, when the panel is gone."""
+        viewport, print_ = self._viewport(), self._console.print
+        if self.state.sample:
+            print_(_sample(self.state.sample, viewport), highlight=False)
+        if self._finished and self.state.start:
+            first, *rest = describe_end(self._finished, str(self.state.start.folder))
             style = "bold green" if self._finished.status == "finished" else "bold yellow"
-            print_(Text(room.fit(first), style=style))
+            print_(Text(viewport.fit(first), style=style))
             for line in rest:
-                print_(Text(room.fit(line)), soft_wrap=True)
+                print_(Text(viewport.fit(line)), soft_wrap=True)
 
 
 def _roughly(seconds: float) -> str:
@@ -203,15 +165,13 @@ def _evaluation_line(event: events.EvaluationFinished) -> Text:
     return line
 
 
-def _sample(event: events.SampleDrawn, room: Room) -> Panel:
-    from rich import box
-
+def _sample(event: events.SampleDrawn, viewport: Viewport) -> Panel:
     lines = event.text.strip("\n").split("\n")
-    shown = "\n".join(room.fit(line) for line in lines[:_SAMPLE_LINES])
-    more = f"\n{room.dots}" if len(lines) > _SAMPLE_LINES else ""
+    shown = "\n".join(viewport.fit(line) for line in lines[:_SAMPLE_LINES])
+    more = f"\n{viewport.dots}" if len(lines) > _SAMPLE_LINES else ""
     return Panel(
         Text(shown + more),
-        box=box.ASCII if room.ascii_only else box.ROUNDED,
+        box=box.ASCII if viewport.ascii_only else box.ROUNDED,
         title=f"sample at step {event.step}",
         title_align="left",
         border_style="dim",
