@@ -1,10 +1,8 @@
-"""Every change gptkit makes to a disk goes through here.
+"""Durable file operations, and strict JSON and TOML.
 
-`disk` is the one seam: create, write, fsync, rename, remove. Checkpoints, run records and downloads use it,
-so that a test can put a disk in its place that fails at the n-th operation. What the operating system
-refuses becomes a `DiskError` that says what was being done and what to do.
-
-Knows nothing of runs, checkpoints or tensors.
+All changes to a disk go through the operations of `disk`: create, write, fsync, rename, remove. Tests replace
+them, to fail at the n-th. An error of the operating system becomes a `DiskError` with what was being done and
+what to do. Knows no runs, checkpoints or tensors.
 """
 
 from __future__ import annotations
@@ -25,20 +23,20 @@ from typing import IO, Any
 
 from gptkit.errors import DiskError
 
-MAX_DEPTH = 32  # tables in tables of a TOML file; an experiment has three
+MAX_DEPTH = 32  # nested tables of a TOML file; an experiment has three
 
-# A dotted key of more parts than that, where a key may begin: tomllib takes their number squared
+# The beginning of a dotted key of more parts than that, for which tomllib would take quadratic time
 _DEEP_KEY = re.compile(
     rf"""(?:^|[={{,\[])[ \t]*(?:[\w"'-]{{1,200}}[ \t]{{0,9}}\.[ \t]{{0,9}}){{{MAX_DEPTH}}}""",
     re.MULTILINE,
 )
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Disk:
-    """The file operations that change something, each as small as the operating system's own."""
+    """The file operations that change something, each a single call of the operating system."""
 
     def make_folder(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -54,14 +52,14 @@ class Disk:
 
     def write(self, file: IO[bytes], data: bytes | memoryview) -> None:
         view = memoryview(data)
-        while view.nbytes:  # an unbuffered write may be short
+        while view.nbytes:  # an unbuffered write may be partial
             view = view[file.write(view) :]
 
     def fsync(self, file: IO[bytes]) -> None:
         os.fsync(file.fileno())
 
     def fsync_folder(self, path: Path) -> None:
-        if os.name == "nt":  # Windows cannot open a folder; its renames are journalled
+        if os.name == "nt":  # Windows cannot open a folder, and journals renames
             return
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -84,13 +82,13 @@ disk = Disk()
 
 @contextmanager
 def disk_errors(doing: str, needed: int | None = None) -> Iterator[None]:
-    """Turns the operating system's refusals into a `DiskError`; `needed` is in bytes."""
+    """Turns an OSError into a `DiskError`. `doing` completes "disk full while …"; `needed` is in bytes."""
     try:
         yield
     except OSError as error:
-        room = f"; {needed / 1e6:.1f} MB needed" if needed else ""
-        if error.errno in _FULL:
-            raise DiskError(f"disk full while {doing}{room}. Free some space and try again.") from error
+        size = f"; {needed / 1e6:.1f} MB needed" if needed else ""
+        if error.errno in DISK_FULL:
+            raise DiskError(f"disk full while {doing}{size}. Free some space and try again.") from error
         if error.errno in _READ_ONLY:
             where = error.filename or "the folder"
             raise DiskError(f"cannot write while {doing}: {where} is read-only or not yours.") from error
@@ -98,12 +96,12 @@ def disk_errors(doing: str, needed: int | None = None) -> Iterator[None]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name in the same folder that nothing uses, marked as temporary."""
+    """An unused name in the same folder, marked as temporary."""
     return path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder where it is missing, with those above it, and has their names reach the disk."""
+    """Creates a folder and its parents if they are missing, durably."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     disk.make_folder(path)
     for folder in reversed(missing):
@@ -111,14 +109,14 @@ def make_folder(path: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Creates `path` with `data` and has it reach the disk; it must not exist yet."""
+    """Creates `path` with `data` and syncs it; it must not exist yet."""
     with disk.create(path) as file:
         disk.write(file, data)
         disk.fsync(file)
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Puts `data` under `path` all at once: a reader sees the old bytes or the new, never a part."""
+    """Replaces `path` atomically and durably: a reader sees the old bytes or the new, never a part."""
     temporary = temporary_beside(path)
     try:
         write_file(temporary, data)
@@ -130,13 +128,13 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Adds whole lines to `path` with one write and has them reach the disk."""
+    """Appends whole lines to `path` with one write, and syncs it."""
     data = "".join(f"{line}\n" for line in lines).encode()
     new = not path.exists()
     with disk.append(path) as file:
         disk.write(file, data)
         disk.fsync(file)
-    if new:  # a file whose name is lost in a power cut is lost, however well its bytes were kept
+    if new:  # otherwise a power cut could lose the file's name, and with it the file
         disk.fsync_folder(path.parent)
 
 
@@ -145,13 +143,13 @@ def sha256(data: bytes) -> str:
 
 
 def to_json(value: object) -> bytes:
-    """Readable, stable JSON: the same value gives the same bytes."""
+    """Readable, deterministic JSON: the same value gives the same bytes."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return text.encode("utf-8", "backslashreplace")  # a byte of a path that is no character, as \udcXX
+    return text.encode("utf-8", "backslashreplace")  # an undecodable byte of a path is \udcXX
 
 
 def parse_json(data: bytes | str) -> Any:
-    """JSON as gptkit reads it: no duplicate keys, finite numbers. Raises ValueError, whatever the input."""
+    """Parses strict JSON: no duplicate keys, only finite numbers. Raises only ValueError."""
     try:
         return json.loads(
             data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
@@ -161,7 +159,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """TOML as gptkit reads it. Raises ValueError, or RecursionError where it is nested too deeply."""
+    """Parses TOML. Raises ValueError, or RecursionError if it is nested too deeply."""
     if _DEEP_KEY.search(text):
         raise RecursionError
     return tomllib.loads(text)
@@ -175,7 +173,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _finite(digits: str) -> float:
-    """`1e999` is JSON, and infinity for Python: what cannot be written again is not read."""
+    """Refuses `1e999`, which Python reads as infinity and could not write as JSON again."""
     number = float(digits)
     if not math.isfinite(number):
         raise ValueError(f"{digits[:20]} is out of range")

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 from gptkit.cli.streams import discard, log
 from gptkit.errors import DiskError, GptkitError, OutOfMemoryError, PluginError
+from gptkit.files import DISK_FULL
 from gptkit.words import printable
 
 # What the operating system refuses for its own reasons, in whatever code that happens
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (
-    *(*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENXIO, errno.ESTALE),
+    *(*DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENXIO, errno.ESTALE),
     *(errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN),
 )
 # How a command is called whose argument is missing
@@ -84,7 +84,7 @@ def unexpected(error: Exception) -> tuple[str, int]:
         if error.filename:
             return f"cannot use {printable(str(error.filename))}: {error.strerror}.", DiskError.exit_code
         discard(sys.stdout)  # files are written elsewhere, with an error of their own
-        what = "write standard output" if error.errno in _FULL else "go on"
+        what = "write standard output" if error.errno in DISK_FULL else "go on"
         return f"cannot {what}: {error.strerror}.", DiskError.exit_code
     advice = "This is a defect of gptkit. Please report it, with what --debug shows."
     return f"{type(error).__name__}: {error}\n{advice}", GptkitError.exit_code

@@ -1,1 +1,1 @@
-"""The built-in datasets, one file each."""
+"""The built-in datasets, one per module. gptkit.plugins describes what a dataset is."""

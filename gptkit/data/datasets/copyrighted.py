@@ -1,8 +1,10 @@
-"""Texts that users supply themselves."""
+"""Datasets whose text the user has to supply, because it is under copyright.
+
+In: the data folders. Out: the text of a file there, or a DataError that says how to add one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,8 +14,6 @@ from gptkit.plugins.dataset import DataFolders, Dataset
 
 
 class _CopyrightedDataset(Dataset):
-    """A text that only its owner can put here."""
-
     source = "your own copy"
     name: ClassVar[str]
     file_name: ClassVar[str]
@@ -34,25 +34,22 @@ class _CopyrightedDataset(Dataset):
     def _path(self, folders: DataFolders) -> Path:
         path = folders.find(self.file_name)
         if path is None:
+            candidates = ", ".join(str(folder / self.file_name) for folder in folders.search)
             raise DataError(
                 f"{self.name} is not here: it is under copyright, so gptkit cannot ship it.\n"
                 f"With a text file of your own: gptkit datasets add {self.name} FILE\n"
-                f"(looked for {_listed([folder / self.file_name for folder in folders.search])})"
+                f"(looked for {candidates})"
             )
         return path
 
 
 class HarryPotterDataset(_CopyrightedDataset):
-    summary = "the Harry Potter books, from a file of yours"
+    summary = "the Harry Potter books, from your own file"
     name = "harry_potter"
     file_name = "harry_potter.txt"
 
 
 class AvatarScriptDataset(_CopyrightedDataset):
-    summary = "the Avatar script, from a file of yours"
+    summary = "the Avatar script, from your own file"
     name = "avatar_script"
     file_name = "avatar_script.txt"
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    return ", ".join(str(path) for path in paths)

@@ -1,15 +1,15 @@
-"""Datasets of Hugging Face: the dataset `hf`.
+"""The dataset `hf`: datasets of Hugging Face, from the hub or a local folder.
 
-In: a name on the hub, or a folder on this machine, and the column that holds the text. Out: the rows of a
-split, joined. The package `datasets` finds, downloads and keeps them, and is imported when one is used, for
-that takes seconds. Nothing that comes with a dataset is run. What the package raises becomes an error that
-says what to do; what it prints is held back. Knows nothing of tokens, experiments or runs.
+In: a name on the hub or a folder, and the column with the text. Out: the rows of a split, joined. The package
+`datasets` finds, downloads and caches them; it is imported on first use, which takes seconds. Code that comes
+with a dataset is never run. The package's errors become errors of gptkit, its output is suppressed. Knows no
+tokens and no runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import inspect
 import io
 import json
 import logging
@@ -24,43 +24,49 @@ from typing import Any, Self
 
 from pydantic import Field
 
+from gptkit.data.readers import TextJoiner
 from gptkit.errors import DataError, DiskError, GptkitError, NetworkError, PluginError
+from gptkit.files import DISK_FULL
 from gptkit.plugins.dataset import DataFolders, Dataset
 from gptkit.plugins.options import PluginOptions, no_progress
 from gptkit.words import nearest
 
 _NAME_ON_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ROWS = 500  # read at a time: bounds the memory on top of the text
+_ROWS = 500  # rows read at a time, which bounds the memory beside the text
 _LIBRARIES = ("datasets", "huggingface_hub", "filelock", "fsspec", "httpx", "urllib3")
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
-_HOW = "Say which one holds the text, beside path: field = "
+_PAGE = "huggingface.co/datasets"
+_REMEDY = "Name the one with the text, beside path: field = "
 
 
 class HuggingFaceOptions(PluginOptions):
     path: str = Field(
         min_length=1,
         max_length=4096,
-        description="A name on the hub, as in 'roneneldan/TinyStories'; or a folder: one that save_to_disk "
-        "wrote, or with .parquet, .jsonl, .csv or .txt files.",
+        description="A name on the hub, such as 'roneneldan/TinyStories', or a folder: one written by "
+        "save_to_disk, or one with .parquet, .jsonl, .csv or .txt files.",
     )
     name: str | None = Field(
-        default=None, max_length=200, description="The configuration, where it has some."
+        default=None, max_length=200, description="The configuration, if the dataset has several."
     )
     split: str = Field(
-        default="train", min_length=1, max_length=200, description="Which part; 'train[:1%]' works too."
+        default="train",
+        min_length=1,
+        max_length=200,
+        description="The split, or a slice of it: 'train[:1%]'.",
     )
-    field: str = Field(default="text", max_length=4096, description="The column that holds the text.")
+    field: str = Field(default="text", max_length=4096, description="The column with the text.")
     revision: str | None = Field(
         default=None,
         max_length=200,
-        description="A branch, tag or commit on the hub; a commit stays the same.",
+        description="A branch, tag or commit on the hub; only a commit never changes.",
     )
-    separator: str = Field(default="\n", max_length=4096, description="What stands between two rows.")
+    separator: str = Field(default="\n", max_length=4096, description="Text between two rows.")
 
     @classmethod
     def example(cls, folder: Path) -> Self:
-        """A folder in `folder`, with one small file."""
+        """Creates a folder with one small file in `folder`."""
         inner = folder / "example"
         inner.mkdir(exist_ok=True)
         rows = [{"text": f"Row {number} of a small dataset, which is made of rows."} for number in range(60)]
@@ -69,9 +75,9 @@ class HuggingFaceOptions(PluginOptions):
 
 
 class HuggingFaceDataset(Dataset):
-    """The rows of a split, joined with `separator`, in their order.
+    """The rows of a split in order, joined with `separator`.
 
-    A folder is looked for as given and then in the data folders; what is none is a name on the hub.
+    `path` is a folder or file as given, then one in the data folders, otherwise a name on the hub.
     """
 
     summary = "a dataset of Hugging Face, by name or folder"
@@ -88,38 +94,38 @@ class HuggingFaceDataset(Dataset):
         rows = self._load(folders) if self._rows is None else self._rows
         self._rows = None
         self._facts = _facts(rows)
-        with _library(folders), _telling(self.options.path):
+        with _datasets_package(folders), _package_errors(self.options.path):
             return self._join(rows, folders)
 
     def is_here(self, folders: DataFolders) -> bool:
-        """Whether it is a folder here. What of the hub is cached cannot be told without asking the hub."""
+        """Whether it is a local folder or file. The cache of the hub cannot be checked without the hub."""
         return self._rows is not None or self._local(folders) is not None
 
     def fetch(self, folders: DataFolders, *, repair: bool = False) -> None:
-        """Has the library load it, which keeps what it downloads in its own cache and verifies it."""
+        """Loads the rows; the package verifies downloads and keeps them in its own cache."""
         self._rows = self._load(folders)
 
     def facts(self) -> dict[str, str | float]:
-        """Once it was read: the commit on the hub, where there is one, or else the library's fingerprint."""
+        """After `read`: the commit on the hub if there is one, otherwise the package's fingerprint."""
         return self._facts
 
     def _local(self, folders: DataFolders) -> Path | None:
-        """The folder or file of that path, looked up as the dataset `text` does."""
+        """The local folder or file of that path, looked up like those of the dataset `text`."""
         given = Path(self.options.path)
         inside = not given.is_absolute() and ".." not in given.parts
-        for place in [given, *(folder / given for folder in folders.search if inside)]:
-            if os.path.exists(place):
-                return place.absolute()
+        for candidate in [given, *(folder / given for folder in folders.search if inside)]:
+            if os.path.exists(candidate):
+                return candidate.absolute()
         return None
 
     def _load(self, folders: DataFolders) -> Any:
-        """The rows, of which the library keeps all but a few on the disk."""
+        """The rows as a datasets.Dataset, which the package maps from the disk."""
         options: HuggingFaceOptions = self.options
         local = self._local(folders)
-        with _library(folders) as library, _telling(options.path):
+        with _datasets_package(folders) as package, _package_errors(options.path):
             if local is None:
-                _check_name(options.path, library)
-                rows = _load_dataset(library, options, options.path)
+                _check_name(options.path)
+                rows = _load_dataset(package, options, options.path)
                 commit = _commit(rows)
                 if _COMMIT.fullmatch(options.revision or "") and commit not in ("", options.revision):
                     raise DataError(
@@ -128,48 +134,48 @@ class HuggingFaceDataset(Dataset):
                     )
                 return rows
             if options.revision is not None:
-                raise DataError(f"{local} is on this machine, where it has no revision. Leave revision out.")
-            if _is_saved(local):
-                return _load_saved(library, options, local)
+                raise DataError(f"{local} is a local path, which has no revision. Leave revision out.")
+            if any(os.path.isfile(local / name) for name in ("dataset_dict.json", "state.json")):
+                return _load_saved(package, options, local)
             if os.path.isdir(local):
                 _check_no_script(local)
-                return _load_dataset(library, options, str(local))
+                return _load_dataset(package, options, str(local))
             reader = _READERS.get(local.suffix.lower())
             if reader is None:
                 raise DataError(
-                    f"{local} is no dataset of Hugging Face. Give a folder that save_to_disk wrote, or a "
+                    f"{local} is not a dataset of Hugging Face. Use a folder written by save_to_disk, or a "
                     f'folder or file of {", ".join(_READERS)}; for a text: type = "text".'
                 )
-            return _load_dataset(library, options, reader, data_files={"train": str(local)})
+            return _load_dataset(package, options, reader, data_files={"train": str(local)})
 
     def _join(self, rows: Any, folders: DataFolders) -> str:
         options: HuggingFaceOptions = self.options
         _check_column(rows, options)
-        column = rows.select_columns([options.field])  # so that nothing else is read and decoded
-        joined, total = io.StringIO(newline="\n"), len(rows)
+        column = rows.select_columns([options.field])  # so that no other column is read and decoded
+        joiner, total, characters = TextJoiner(options.separator), len(rows), 0
         for start in range(0, total, _ROWS):
             texts = column[start : start + _ROWS][options.field]
             if None in texts:
                 row = start + texts.index(None)
                 raise DataError(
-                    f"{options.path}: row {row} (from 0) of the split {options.split} has nothing in the "
+                    f"{options.path}: row {row} (from 0) of the split {options.split} has no value in the "
                     f"column {options.field!r}.\nSave the dataset without such rows."
                 )
-            if start:
-                joined.write(options.separator)
-            joined.write(options.separator.join(texts))
+            for text in texts:
+                joiner.add(text)
+                characters += len(text)
             folders.progress(min(start + _ROWS, total), total)
-        if not joined.tell() or (total and joined.tell() == (total - 1) * len(options.separator)):
+        if not characters:
             raise DataError(f"{options.path}: the split {options.split} is empty; a dataset needs text.")
-        return joined.getvalue()
+        return joiner.text()
 
 
-# The library
+# The package datasets
 
 
 @contextmanager
-def _library(folders: DataFolders) -> Iterator[Any]:
-    """The package `datasets`, kept from writing to the terminal. Raises PluginError where it is broken."""
+def _datasets_package(folders: DataFolders) -> Iterator[Any]:
+    """The package `datasets` with its output suppressed. Raises PluginError if it cannot be imported."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -177,9 +183,9 @@ def _library(folders: DataFolders) -> Iterator[Any]:
             import huggingface_hub.utils as hub
         except Exception as error:
             raise PluginError(f"the package datasets does not load: {_reason(error)}") from error
-        watched = folders.progress is not no_progress and sys.stderr.isatty()
-        shown = [bars for bars in (datasets, hub) if not bars.are_progress_bars_disabled()]
-        silenced = [] if watched else shown
+        keep_bars = folders.progress is not no_progress and sys.stderr.isatty()
+        enabled = [bars for bars in (datasets, hub) if not bars.are_progress_bars_disabled()]
+        silenced = [] if keep_bars else enabled
         loggers = [logging.getLogger(name) for name in _LIBRARIES]
         levels = [logger.level for logger in loggers]
         for bars in silenced:
@@ -195,42 +201,33 @@ def _library(folders: DataFolders) -> Iterator[Any]:
                 bars.enable_progress_bars()
 
 
-def _load_dataset(library: Any, options: HuggingFaceOptions, path: str, **more: Any) -> Any:
-    import inspect
-
-    if "trust_remote_code" in inspect.signature(library.load_dataset).parameters:
-        more["trust_remote_code"] = False  # before version 4, which has no way to run code at all
-    return library.load_dataset(
+def _load_dataset(package: Any, options: HuggingFaceOptions, path: str, **more: Any) -> Any:
+    if "trust_remote_code" in inspect.signature(package.load_dataset).parameters:
+        more["trust_remote_code"] = False  # before version 4, which cannot run code at all
+    return package.load_dataset(
         path, options.name, split=options.split, revision=options.revision, streaming=False, **more
     )
 
 
-def _is_saved(folder: Path) -> bool:
-    """Whether save_to_disk wrote it."""
-    return os.path.isfile(folder / "dataset_dict.json") or os.path.isfile(folder / "state.json")
-
-
-def _load_saved(library: Any, options: HuggingFaceOptions, folder: Path) -> Any:
-    """The rows of a split, or a slice of it, of what save_to_disk wrote."""
+def _load_saved(package: Any, options: HuggingFaceOptions, folder: Path) -> Any:
+    """The rows of a split, or of a slice of it, in a folder written by save_to_disk."""
     if options.name is not None:
         raise DataError(f"{folder} was saved without configurations. Leave name = {options.name!r} out.")
-    saved = library.load_from_disk(str(folder))
-    if isinstance(saved, library.DatasetDict):
+    saved = package.load_from_disk(str(folder))
+    if isinstance(saved, package.DatasetDict):
         splits = dict(saved)
-    else:  # the rows of one split, which may not say of which
+    else:  # a single split, which may have no name
         splits = {str(saved.split) if saved.split else "train": saved}
     lengths = {split: len(rows) for split, rows in splits.items()}
-    wanted = library.ReadInstruction.from_spec(options.split).to_absolute(lengths)
-    parts = [splits[part.splitname].select(range(part.from_ or 0, _end(part, lengths))) for part in wanted]
-    return parts[0] if len(parts) == 1 else library.concatenate_datasets(parts)
-
-
-def _end(part: Any, lengths: dict[str, int]) -> int:
-    return int(lengths[part.splitname] if part.to is None else part.to)
+    slices = []
+    for part in package.ReadInstruction.from_spec(options.split).to_absolute(lengths):
+        end = lengths[part.splitname] if part.to is None else part.to
+        slices.append(splits[part.splitname].select(range(part.from_ or 0, end)))
+    return slices[0] if len(slices) == 1 else package.concatenate_datasets(slices)
 
 
 def _commit(rows: Any) -> str:
-    """The commit on the hub from which the rows were downloaded; empty where there is none."""
+    """The commit on the hub from which the rows were downloaded; "" if there is none."""
     for url in rows.info.download_checksums or {}:
         found = re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", url)
         if found:
@@ -243,18 +240,18 @@ def _facts(rows: Any) -> dict[str, str | float]:
     return {"revision": commit} if commit else {"fingerprint": str(rows._fingerprint)}
 
 
-# What may be wrong
+# Errors
 
 
-def _check_name(path: str, library: Any) -> None:
-    """A name is one on the hub: not a reader of the library's, which would take what lies about here."""
+def _check_name(path: str) -> None:
+    """Refuses the names of the package's file readers ("csv"), which would read files of this folder."""
     from datasets import packaged_modules
 
     readers = getattr(packaged_modules, "_PACKAGED_DATASETS_MODULES", {})
     if not _NAME_ON_HUB.fullmatch(path) or path in readers or path.endswith(".py"):
         raise DataError(
             f"there is no folder {path!r}, and no dataset on the hub has such a name.\n"
-            "Give a folder, or a name as in 'roneneldan/TinyStories'."
+            "Use a folder, or a name such as 'roneneldan/TinyStories'."
         )
 
 
@@ -270,18 +267,18 @@ def _check_no_script(folder: Path) -> None:
 def _check_column(rows: Any, options: HuggingFaceOptions) -> None:
     features = rows.features
     strings = [name for name, kind in features.items() if _is_string(kind)]
-    said = json.dumps(strings[0] if len(strings) == 1 else "…", ensure_ascii=False)
+    example = json.dumps(strings[0] if len(strings) == 1 else "…", ensure_ascii=False)
     if options.field not in features:
         close = nearest(options.field, list(features)[:200]) or "."
         raise DataError(
             f"{options.path} has no column {options.field!r}. Its columns: {_listed(list(features))}{close}\n"
-            f"{_HOW}{said}"
+            f"{_REMEDY}{example}"
         )
     if not _is_string(features[options.field]):
         kind = getattr(features[options.field], "dtype", type(features[options.field]).__name__)
         raise DataError(
-            f"{options.path}: the column {options.field!r} holds {kind}, not strings. "
-            f"Columns with strings: {_listed(strings)}.\n{_HOW}{said}"
+            f"{options.path}: the column {options.field!r} has values of type {kind}, not strings. "
+            f"Columns with strings: {_listed(strings)}.\n{_REMEDY}{example}"
         )
 
 
@@ -294,45 +291,42 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @contextmanager
-def _telling(path: str) -> Iterator[None]:
-    """Turns what the library raises into an error that says what is wrong with the dataset `path`."""
+def _package_errors(path: str) -> Iterator[None]:
+    """Turns the package's errors into errors of gptkit about the dataset `path`."""
     try:
         yield
     except (GptkitError, MemoryError):
         raise
     except Exception as error:
-        raise _told(error, path) from error
+        raise _translated(error, path) from error
 
 
-def _told(error: Exception, path: str) -> GptkitError:
+def _translated(error: Exception, path: str) -> GptkitError:
     if any("OfflineModeIsEnabled" in f"{type(one).__name__} {one}" for one in _chain(error)):
         return DataError(
-            f"{path} is not here, and offline mode (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) forbids to "
-            "download it.\nUnset that variable, or give a folder that save_to_disk wrote."
+            f"{path} is not here, and offline mode (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) forbids "
+            "downloading it.\nUnset that variable, or use a folder written by save_to_disk."
         )
     if type(error).__name__ in ("DatasetNotFoundError", "EmptyDatasetError", "DataFilesNotFoundError"):
         return DataError(
-            f"{path}: {_reason(error)}\nGive a folder here, or its name on the hub; see {_PAGE}."
+            f"{path}: {_reason(error)}\nUse a folder, or the name of a dataset on the hub; see {_PAGE}."
         )
-    if any(_is_of_disk(one) for one in _chain(error)):
-        return DiskError(f"disk full while the package datasets keeps {path}: {_reason(error)}")
-    if any(_is_of_network(one) for one in _chain(error)):
+    if any(_is_disk_full(one) for one in _chain(error)):
+        return DiskError(f"disk full while the package datasets saves {path}: {_reason(error)}")
+    if any(_is_network_error(one) for one in _chain(error)):
         return NetworkError(
             f"cannot download {path} from the hub: {_reason(error)}\n"
-            "Try again later, or give a folder that save_to_disk wrote."
+            "Try again later, or use a folder written by save_to_disk."
         )
     reason = _reason(error)
-    for said, option in (("split", "split"), ("BuilderConfig", "name"), ("Config name", "name")):
-        if said in reason:
-            return DataError(f'{path} cannot be loaded: {reason}\nSay which one, beside path: {option} = "…"')
+    for phrase, option in (("split", "split"), ("BuilderConfig", "name"), ("Config name", "name")):
+        if phrase in reason:
+            return DataError(f'{path} cannot be loaded: {reason}\nName one, beside path: {option} = "…"')
     return DataError(f"{path} cannot be loaded: {reason}")
 
 
-_PAGE = "huggingface.co/datasets"
-
-
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it."""
+    """An error and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -340,19 +334,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _is_of_network(error: BaseException) -> bool:
+def _is_network_error(error: BaseException) -> bool:
     web = type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "requests", "urllib3", "aiohttp")
     hub = type(error).__name__ in ("HfHubHTTPError", "LocalEntryNotFoundError")
     return web or hub or isinstance(error, ConnectionError | TimeoutError)
 
 
-def _is_of_disk(error: BaseException) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def _is_disk_full(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in DISK_FULL
     return full or "Not enough disk space" in str(error)
 
 
 def _reason(error: BaseException) -> str:
-    """What the library says, in a line or two; of an error that says nothing, the one that led to it."""
+    """The package's own message, or that of the cause where it only wraps one."""
     while type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,7 @@
-"""A synthetic dataset whose entropy is known: text of a seeded Markov chain.
+"""A synthetic dataset of known entropy: text of a seeded Markov chain.
 
-In: the chain's options. Out: its text, and the entropy rate that no model's loss can go below, in nats per
-character. Knows nothing of models; numpy is imported where it is used, so that listing datasets stays quick.
+In: the chain's options. Out: its text, and the entropy rate in nats per character, below which no model's
+loss can go. numpy is imported where it is used, so that listing datasets stays quick.
 """
 
 from __future__ import annotations
@@ -21,29 +21,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LETTERS = b"abcdefghijklmnopqrstuvwxyz"
-LARGEST_TABLE = 50_000_000  # bytes, at 8 for each probability
-FLOOR = 0.02  # share of every row spread evenly, so that the chain forgets its start and never gets stuck
+MAX_TABLE = 50_000_000  # bytes, 8 per probability
+FLOOR = 0.02  # weight of the uniform distribution in each row, which makes the chain ergodic
 
 
 class MarkovOptions(PluginOptions):
-    order: int = Field(default=2, ge=0, le=6, description="Letters that the next one depends on.")
-    states: int = Field(default=8, ge=2, le=26, description="How many letters there are.")
-    length: int = Field(default=1_000_000, ge=1, le=100_000_000, description="Characters of the text.")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Which chain, and which text of it.")
+    order: int = Field(default=2, ge=0, le=6, description="Number of letters that the next one depends on.")
+    states: int = Field(default=8, ge=2, le=26, description="Size of the alphabet.")
+    length: int = Field(
+        default=1_000_000, ge=1, le=100_000_000, description="Length of the text, in characters."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the chain and of its text.")
     concentration: float = Field(
         default=0.3,
         ge=0.05,
         le=1000,
-        description="Dirichlet parameter of each row of the table: small is predictable, large is noise.",
+        description="Dirichlet parameter of each row of the transition table: small is predictable, large is "
+        "noise.",
     )
 
     @model_validator(mode="after")
     def _table_fits(self) -> MarkovOptions:
         size = 8 * self.states ** (self.order + 1)
-        if size > LARGEST_TABLE:
+        if size > MAX_TABLE:
             raise ValueError(
-                f"states = {self.states} and order = {self.order} need a table of {size / 1e6:,.0f} MB; "
-                f"at most {LARGEST_TABLE / 1e6:.0f} MB will do, so lower one of them"
+                f"states = {self.states} and order = {self.order} need a table of {size / 1e6:,.0f} MB, more "
+                f"than the limit of {MAX_TABLE / 1e6:.0f} MB; lower one of them"
             )
         return self
 
@@ -51,14 +54,14 @@ class MarkovOptions(PluginOptions):
 class MarkovDataset(Dataset):
     """Text of a stationary Markov chain over lower-case letters.
 
-    Each context of `order` letters has its own distribution of the next letter, drawn once from a symmetric
-    Dirichlet and mixed with a little of the even one (FLOOR). The text starts in the stationary distribution.
-    The same options give the same text with any numpy: `RandomState`'s streams are frozen (NEP 19), those of
-    `default_rng` are not.
+    Each context of `order` letters has its own distribution of the next letter, drawn from a symmetric
+    Dirichlet distribution and mixed with the uniform one (FLOOR). The text starts in the stationary
+    distribution. The same options give the same text with every version of numpy: the streams of
+    `RandomState` are frozen (NEP 19), those of `default_rng` are not.
     """
 
     summary = "synthetic text of known entropy: a seeded Markov chain"
-    source = "made from its options"
+    source = "generated from its options"
     Options = MarkovOptions
 
     def read(self, folders: DataFolders) -> str:
@@ -74,10 +77,10 @@ class MarkovDataset(Dataset):
         while len(text) < options.length:
             letters = []
             for draw in random.random_sample(min(options.length - len(text), 65_536)).tolist():
-                # The last letter needs no comparison, so a sum of 0.999… cannot lead out of the row.
+                # The last letter is not compared, so a cumulative sum of 0.999… cannot leave the row
                 letter = bisect(cumulative, draw, row, row + states - 1) - row
                 letters.append(letter)
-                row = (row + letter) % contexts * states  # row + letter is the number of (context, letter)
+                row = (row + letter) % contexts * states  # row + letter numbers (context, letter)
             text += bytes(letters)
         return text.translate(LETTERS.ljust(256)).decode("ascii")
 
@@ -89,17 +92,17 @@ class MarkovDataset(Dataset):
         return {"entropy_rate": self.entropy_rate(), "entropy_rate_unit": "nats per character"}
 
     def table(self) -> NDArray[np.float64]:
-        """p(letter | context), shape (states**order, states); contexts are in alphabetical order."""
+        """p(letter | context), shape (states**order, states); contexts in alphabetical order."""
         options: MarkovOptions = self.options
-        even = [options.concentration] * options.states
-        rows = _random(options.seed, "markov table").dirichlet(even, size=options.states**options.order)
+        alpha = [options.concentration] * options.states
+        rows = _random(options.seed, "markov table").dirichlet(alpha, size=options.states**options.order)
         return (1 - FLOOR) * rows + FLOOR / options.states
 
     def stationary(self) -> NDArray[np.float64]:
-        """How often each context occurs in the long run, shape (states**order,).
+        """The stationary distribution of contexts, shape (states**order,).
 
-        The p with p = pT, where T takes context (x1 … xk) to (x2 … xk, y) with probability
-        p(y | x1 … xk). Found by applying T until it changes nothing more than rounding does.
+        Solves p = pT, where T takes context (x1 … xk) to (x2 … xk, y) with probability p(y | x1 … xk), by
+        power iteration until only rounding changes p.
         """
         import numpy as np
 
@@ -107,18 +110,17 @@ class MarkovDataset(Dataset):
         contexts, table = options.states**options.order, self.table()
         if options.order == 0:
             return np.ones(1)
-        now = np.full(contexts, 1 / contexts)
-        change, smallest = np.inf, np.inf
+        p = np.full(contexts, 1 / contexts)
+        smallest = np.inf
         for _ in range(100_000):
-            pairs = (now[:, None] * table).reshape(options.states, contexts)
-            then = pairs.sum(axis=0)
-            then /= then.sum()
-            change = float(np.abs(then - now).sum())
-            now = then
-            if change < 1e-12 and change >= smallest:
+            following = (p[:, None] * table).reshape(options.states, contexts).sum(axis=0)
+            following /= following.sum()
+            change = float(np.abs(following - p).sum())
+            p = following
+            if smallest <= change < 1e-12:
                 break
             smallest = min(change, smallest)
-        return now
+        return p
 
     def entropy_rate(self) -> float:
         """The entropy rate in nats per character, exact up to rounding.
@@ -126,7 +128,7 @@ class MarkovDataset(Dataset):
             H = - sum over contexts c of p(c)  sum over letters y of p(y | c) ln p(y | c)
 
         with p(c) the stationary distribution: Cover and Thomas, Elements of Information Theory (2006),
-        theorem 4.2.4, whose states are here the contexts. No predictor's mean loss is lower, in the long run.
+        theorem 4.2.4, with contexts as states. The expected loss of every predictor is at least that.
         """
         import numpy as np
 

@@ -1,4 +1,7 @@
-"""The documentation that ships with Python."""
+"""The documentation that ships with Python.
+
+In: nothing but this Python. Out: its language reference as one text. Needs no network and no file.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from gptkit.plugins.dataset import DataFolders, Dataset
 
 
 class PythonDocsDataset(Dataset):
-    """The topics of Python's language reference, which come with every CPython."""
+    """The topics of Python's language reference, which CPython ships for `help()`."""
 
     summary = "Python's language reference; needs no network"
     source = "pydoc_data.topics of this Python"
@@ -19,10 +22,10 @@ class PythonDocsDataset(Dataset):
             from pydoc_data.topics import topics
         except ImportError:
             raise DataError(
-                "this Python came without pydoc_data.topics, so there is no python-docs here.\n"
+                "this Python has no pydoc_data.topics, so python-docs is not available here.\n"
                 "Use a Python from python.org or conda, or another dataset: gptkit datasets list"
             ) from None
-        # Some topics have two names; a text that stands there twice would be learnt by heart.
+        # Some topics have two names; a text that occurs twice would be memorized
         texts = dict.fromkeys(topics[name].strip("\n") for name in sorted(topics))
         return "\n\n".join(texts) + "\n"
 

@@ -1,4 +1,7 @@
-"""Tiny Shakespeare."""
+"""Tiny Shakespeare, from a data folder or downloaded.
+
+In: the data folders. Out: the text, verified against its SHA-256.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,9 @@ from gptkit.data.readers import decode, read_bytes
 from gptkit.errors import DataError
 from gptkit.plugins.dataset import DataFolders, Dataset
 
-# The datasets
-
 
 class ShakespeareDataset(Dataset):
-    """Tiny Shakespeare: a file in one of the folders, or else downloaded. Its hash is pinned."""
+    """Tiny Shakespeare: a file in one of the folders, otherwise downloaded. Its hash is pinned."""
 
     summary = "Tiny Shakespeare, 40,000 lines of the plays"
     source = "github.com/karpathy/char-rnn"
@@ -50,7 +51,7 @@ class ShakespeareDataset(Dataset):
         except DataError:
             if not repair:
                 raise
-            # In the same place: a good copy in a later folder would never be found.
+            # In place, because a copy in a later folder would never be found
             self._download_to(path, folders)
 
     def _verified(self, path: Path) -> bytes:
@@ -58,14 +59,14 @@ class ShakespeareDataset(Dataset):
         found = files.sha256(data)
         if found != self.sha256:
             raise DataError(
-                f"{path} is damaged or something else: its SHA-256 is {found},\n"
+                f"{path} is damaged or another text: its SHA-256 is {found},\n"
                 f"expected {self.sha256}.\n"
                 "Replace it: gptkit datasets fetch shakespeare --repair"
             )
         return data
 
     def _download_to(self, target: Path, folders: DataFolders) -> Path:
-        """Puts the verified text at `target`, all at once; nothing unverified touches the disk."""
+        """Downloads the text to `target`; nothing unverified is written to the disk."""
         advice = (
             "Get the file some other way and run 'gptkit datasets add shakespeare FILE', "
             "or train on python-docs, which needs no network."
@@ -74,8 +75,8 @@ class ShakespeareDataset(Dataset):
         found = files.sha256(data)
         if found != self.sha256:
             raise DataError(
-                f"{self.url} gave something else: its SHA-256 is {found},\n"
-                f"expected {self.sha256}. Nothing was kept.\n{advice}"
+                f"{self.url} is another text than expected: its SHA-256 is {found},\n"
+                f"not {self.sha256}. Nothing was saved.\n{advice}"
             )
         with files.disk_errors(f"saving {target}", needed=len(data)):
             files.make_folder(target.parent)

@@ -1,7 +1,7 @@
-"""Texts of one's own: the dataset `text`, and where its files are looked for.
+"""The dataset `text`: the user's own files, folders and globs, and how they are found.
 
-In: paths as a person writes them, and the data folders. Out: the files that they mean, and the text of these.
-How a file is read is in readers.py. Knows nothing of tokens, experiments or runs.
+In: paths as a user writes them, and the data folders. Out: the files, and their text, which
+gptkit.data.readers reads. Knows no tokens and no runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gptkit.plugins.dataset import DataFolders, Dataset
 from gptkit.plugins.options import PluginOptions
 
 FOUND = (*ENDINGS, ".gz")
-"""Endings that may be left out of a text's name in a data folder; the first that is there is meant."""
+"""Endings that may be omitted for a text in a data folder; the first that exists is used."""
 
 _Path = Annotated[str, Field(min_length=1, max_length=4096)]
 
@@ -28,7 +28,7 @@ _Path = Annotated[str, Field(min_length=1, max_length=4096)]
 class TextOptions(PluginOptions):
     path: _Path | Annotated[list[_Path], Field(min_length=1, max_length=10_000)] = Field(
         description="A file, a folder, a glob, or a list of them. Files: .txt, .md, .jsonl, .csv, also with "
-        ".gz behind; any other is plain text. A folder: all such files in it, at any depth."
+        ".gz appended; any other is plain text. A folder: all such files in it, at any depth."
     )
     field: str = Field(
         default="text",
@@ -36,22 +36,22 @@ class TextOptions(PluginOptions):
         description="Which field of a .jsonl record, or column of a .csv file, is the text.",
     )
     separator: str = Field(
-        default="\n", max_length=4096, description="What stands between two documents: files or records."
+        default="\n", max_length=4096, description="Text between two documents: files or records."
     )
 
     @classmethod
     def example(cls, folder: Path) -> Self:
-        """A small file in `folder`."""
+        """Writes a small file into `folder`."""
         path = folder / "example.txt"
         path.write_text("A small text of one's own.\nIt has a few lines, and that will do.\n" * 40)
         return cls(path=str(path))
 
 
 class TextDataset(Dataset):
-    """Any text of one's own: files, folders and globs.
+    """The user's own texts: files, folders and globs.
 
-    Files are read in the order in which they are listed, those of a folder or glob in the order of their
-    paths, each once. Documents are joined with `separator`.
+    Files are read in the order of the list, those of a folder or glob in the order of their paths, each once.
+    Documents are joined with `separator`.
     """
 
     summary = "your files: .txt, .md, .jsonl, .csv, .gz; folders, globs"
@@ -66,7 +66,7 @@ class TextDataset(Dataset):
         return all(find_texts(path, folders) for path in self._paths())
 
     def size(self, folders: DataFolders) -> int | None:
-        """Bytes, where all files are plain text; of the others it is not known without reading."""
+        """Bytes, if all files are plain text; the size of others is not known without reading them."""
         if not self.is_here(folders):
             return None
         files = self.files(folders)
@@ -76,7 +76,7 @@ class TextDataset(Dataset):
         self.files(folders)
 
     def files(self, folders: DataFolders) -> Sequence[Path]:
-        """The files that are read, in order. Raises DataError for a path that means none."""
+        """The files, in the order of reading. Raises DataError for a path without any."""
         found: dict[Path, None] = {}
         for path in self._paths():
             texts = find_texts(path, folders)
@@ -94,7 +94,7 @@ class TextDataset(Dataset):
 
 
 def places(path: str, folders: DataFolders) -> list[Path]:
-    """Where `path` may be, in order: as given, then in each folder, there also with an ending of a text."""
+    """Candidates for `path`, in order: as given, then in each data folder, also with each ending."""
     given = Path(path)
     found = [given]
     if _is_relative(given):
@@ -103,7 +103,7 @@ def places(path: str, folders: DataFolders) -> list[Path]:
 
 
 def places_looked_at(path: str, folders: DataFolders) -> str:
-    """The places for a message, which would be long if it named every ending."""
+    """The candidates for a message, which would be long if it named every ending."""
     given = Path(path)
     if not _is_relative(given):
         return path
@@ -115,14 +115,14 @@ def places_looked_at(path: str, folders: DataFolders) -> str:
 
 
 def _is_relative(path: Path) -> bool:
-    """Whether a path is looked up in the data folders, which it cannot leave."""
+    """Whether a path is also looked up in the data folders, which it must not leave."""
     return not path.is_absolute() and ".." not in path.parts
 
 
 def find_texts(path: str, folders: DataFolders) -> list[Path]:
-    """The files that `path` means at the first place where it means any; empty where there are none."""
+    """The files of the first candidate for `path` that has any; empty if none has."""
     for place in places(path, folders):
-        if os.path.isfile(place):  # unlike Path.is_file, no error for a name that cannot be
+        if os.path.isfile(place):  # unlike Path.is_file, no error for an impossible name
             return [place]
         if os.path.isdir(place):
             found = list(_texts_within(place))
@@ -134,7 +134,7 @@ def find_texts(path: str, folders: DataFolders) -> list[Path]:
 
 
 def _texts_within(folder: Path) -> Iterator[Path]:
-    """The texts in a folder, at any depth, but for what is hidden."""
+    """The texts in a folder, at any depth, without hidden files and folders."""
     for top, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in names:
@@ -143,10 +143,9 @@ def _texts_within(folder: Path) -> Iterator[Path]:
 
 
 def has_text_name(name: str) -> bool:
-    """Whether a file that nobody named counts as a text: by its ending, unless it is hidden.
+    """Whether a file found in a folder is a text: by its ending, unless it is hidden.
 
-    Of a file that ends with .gz alone, as of an archive, one cannot say; of one without another ending it is
-    assumed.
+    A name with .gz alone counts, one with an unknown ending before .gz, such as .tar.gz, does not.
     """
     if name.startswith("."):
         return False
@@ -154,6 +153,6 @@ def has_text_name(name: str) -> bool:
 
 
 def kept_ending(path: Path) -> str:
-    """The ending that a copy of the file gets, so that it is read in the same way: one of ENDINGS."""
+    """The ending of a copy of the file that is read in the same way: one of ENDINGS."""
     kind, packed = kind_of(path)
     return f"{kind}.gz" if packed else kind
