@@ -95,6 +95,11 @@ def disk_errors(doing: str, needed: int | None = None) -> Iterator[None]:
         raise DiskError(f"disk error while {doing}: {error.strerror or error}.") from error
 
 
+def is_device_name(name: str) -> bool:
+    """Whether Windows reserves a name for a device, so that no file there can have it, with any ending."""
+    return re.fullmatch(r"(?i)con|prn|aux|nul|com[0-9]|lpt[0-9]", name) is not None
+
+
 def temporary_beside(path: Path) -> Path:
     """An unused name in the same folder, marked as temporary."""
     return path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")

@@ -1,7 +1,8 @@
-"""What `gptkit datasets` does, and how an experiment's dataset is found.
+"""Datasets by name: listed, resolved, read, described, fetched and added.
 
-In: names, files and the folders in which texts may be. Out: frozen rows and descriptions to be shown, a
-dataset by its name, a text put where it will be found. Prints nothing and knows nothing of models or runs.
+In: the name of a dataset or text, and the folders in which texts are searched. Out: dataset plugins and their
+text; frozen rows and descriptions for display; a copy of a text where its name will find it. Prints nothing;
+knows no models and no runs. numpy and the experiment schema are imported on use, so that listing is quick.
 """
 
 from __future__ import annotations
@@ -9,12 +10,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptkit import files
+from gptkit.data.datasets.text import (
+    FOUND,
+    TextDataset,
+    find_texts,
+    has_text_name,
+    kept_ending,
+    places_looked_at,
+)
+from gptkit.data.readers import is_plain, read_bytes, read_files
 from gptkit.errors import DataError, GptkitError, PluginError, UsageError
 from gptkit.plugins import registry
 from gptkit.plugins.dataset import DataFolders, Dataset
@@ -25,13 +36,11 @@ from gptkit.words import nearest
 if TYPE_CHECKING:
     from gptkit.experiment import PluginTable
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_HINTS = {
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_MISSING_PATH = {
     "text": " Name the file itself, as in: gptkit datasets show my.txt",
     "hf": ' In an experiment file: dataset = { type = "hf", path = "…" }',
 }
-# Names that Windows keeps for devices, with any ending: a file of such a name could not be copied there.
-DEVICE = re.compile(r"(?i)con|prn|aux|nul|com[0-9]|lpt[0-9]")
 
 
 @dataclass(frozen=True)
@@ -40,15 +49,15 @@ class DatasetRow:
 
     name: str
     source: str
-    summary: str  # where the plugin does not load: why
-    size: int | None  # bytes, where known
-    here: bool | None  # None: depends on options that must be given
-    provenance: str  # the distribution and version it comes from, or "your text"
+    summary: str  # for a plugin that does not load: why
+    size: int | None  # bytes, if known
+    here: bool | None  # None: depends on required options
+    provenance: str  # distribution and version, or "your text"
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """What a tokenizer makes of a text, or `problem`: why it could not."""
+    """The tokens of a text with one tokenizer, or the `problem` that prevented counting them."""
 
     tokenizer: str
     vocab_size: int = 0
@@ -59,7 +68,7 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """What `gptkit datasets show` shows."""
+    """The content of `gptkit datasets show`."""
 
     name: str
     source: str
@@ -79,49 +88,51 @@ class DatasetDescription:
 
 @dataclass(frozen=True)
 class FetchedDataset:
+    """The result of `gptkit datasets fetch`."""
+
     name: str
     was_here: bool
-    path: Path | None  # None: it is no single file
+    path: Path | None  # None: not a single file
     size: int | None  # bytes
 
 
 def data_folders(data_dir: Path | None, progress: ProgressCallback = no_progress) -> DataFolders:
-    """Looks in --data-dir, $GPTKIT_DATA_DIR and ./data; downloads to --data-dir, or else to ./data."""
+    """Searches --data-dir, $GPTKIT_DATA_DIR and ./data; downloads to --data-dir, otherwise to ./data."""
     default, variable = Path("data"), os.environ.get("GPTKIT_DATA_DIR", "")
-    given = [data_dir] if data_dir is not None else []
-    given += [Path(variable)] if variable else []
-    search = tuple(dict.fromkeys([*given, default]))
+    search = [data_dir] if data_dir is not None else []
+    search += [Path(variable)] if variable else []
     downloads = default if data_dir is None else data_dir
-    return DataFolders(search, downloads, progress)
+    return DataFolders(tuple(dict.fromkeys([*search, default])), downloads, progress)
+
+
+# List
 
 
 def list_datasets(folders: DataFolders) -> list[DatasetRow]:
-    """The registered datasets by name, then the other texts in the folders."""
-    from gptkit.data.readers import is_plain
-
+    """The registered datasets by name, then the other texts in the data folders."""
     names = registry.names(registry.DATASETS)
     rows = [_registered_row(name, folders) for name in names]
-    claimed, seen = set(_claimed_files()), set(names)
+    hidden = {
+        *_dataset_files(),
+        *names,
+    }  # names that mean a registered dataset, or a text in an earlier folder
     for folder in folders.search:
         for path in _texts_in(folder):
-            if path.name in claimed or path.name in seen:
+            if path.name in hidden:
                 continue
-            # A text called like another dataset is reached by its file name.
             stem = _stem(path.name)
-            name = path.name if stem in seen else stem
-            seen |= {stem, path.name}
+            name = path.name if stem in hidden else stem
+            hidden |= {stem, path.name}
             size = path.stat().st_size if is_plain(path) else None
-            rows.append(DatasetRow(name, str(path), "a text of yours", size, True, "your text"))
+            rows.append(DatasetRow(name, str(path), "your text", size, True, "your text"))
     return rows
 
 
 def _texts_in(folder: Path) -> list[Path]:
-    """The texts right in a data folder; of several with one name first the one that it means."""
-    from gptkit.data.datasets.text import FOUND, has_text_name
-
+    """The texts directly in a data folder; of several with one stem, first the one that the stem means."""
     try:
         names = os.listdir(folder)
-    except OSError:  # most often: there is none
+    except OSError:  # mostly: the folder does not exist
         return []
     texts = [name for name in names if has_text_name(name) and name.lower() != "readme.md"]
     texts.sort(key=lambda name: (_stem(name), FOUND.index(name[len(_stem(name)) :])))
@@ -130,41 +141,41 @@ def _texts_in(folder: Path) -> list[Path]:
 
 def _stem(name: str) -> str:
     """The name of a text without its ending."""
-    from gptkit.data.datasets.text import FOUND
-
     return next((name.removesuffix(ending) for ending in FOUND if name.endswith(ending)), name)
 
 
 def _registered_row(name: str, folders: DataFolders) -> DatasetRow:
-    """A plugin that fails, at whatever, gives a row that says so, and harms no other row."""
-    origin = ""
+    """A plugin that fails, in whatever way, gets a row with the reason."""
+    provenance = ""
     try:
-        origin = _origin(name)
+        provenance = _provenance(name)
         cls = registry.load(registry.DATASETS, name)
-        if any(field.is_required() for field in cls.Options.model_fields.values()):
-            return DatasetRow(name, cls.source, cls.summary, None, None, origin)
+        if _has_required_options(cls):
+            return DatasetRow(name, cls.source, cls.summary, None, None, provenance)
         dataset = cls(cls.Options())
-        return DatasetRow(
-            name, cls.source, cls.summary, dataset.size(folders), dataset.is_here(folders), origin
-        )
+        size, here = dataset.size(folders), dataset.is_here(folders)
+        return DatasetRow(name, cls.source, cls.summary, size, here, provenance)
     except Exception as error:
-        reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-        return DatasetRow(name, "", f"not usable: {_first_line(reason)}", None, False, origin)
+        return DatasetRow(name, "", f"not usable: {_reason(error)}", None, False, provenance)
 
 
-def _origin(name: str) -> str:
+def _provenance(name: str) -> str:
     plugin = registry.find(registry.DATASETS, name)
     return f"{plugin.distribution} {plugin.version}"
 
 
-def _claimed_files() -> dict[str, str]:
-    """File name -> registered dataset, for those that are one file."""
-    claimed = {}
+def _has_required_options(cls: Any) -> bool:
+    return any(field.is_required() for field in cls.Options.model_fields.values())
+
+
+def _dataset_files() -> dict[str, str]:
+    """File name -> registered dataset, for datasets that are a single file."""
+    found = {}
     for name in registry.names(registry.DATASETS):
         file_name = getattr(_class_or_none(registry.DATASETS, name), "file_name", None)
         if file_name:
-            claimed[str(file_name)] = name
-    return claimed
+            found[str(file_name)] = name
+    return found
 
 
 def _class_or_none(family: str, name: str) -> Any:
@@ -174,11 +185,15 @@ def _class_or_none(family: str, name: str) -> Any:
         return None
 
 
-def resolve_dataset(table: PluginTable, folders: DataFolders) -> tuple[Dataset, PluginTable]:
-    """The dataset that an experiment names, and the table that says so with every option explicit.
+# Resolve and read
 
-    A registered name, or else a text: as given, then in each folder, there also without its ending; or else
-    the file name of a registered dataset. Raises DataError where it is none, PluginError, UsageError.
+
+def resolve_dataset(table: PluginTable, folders: DataFolders) -> tuple[Dataset, PluginTable]:
+    """The dataset that an experiment names, and the same table with every option explicit.
+
+    The name is that of a registered dataset; otherwise of a text, as given and then in each data folder,
+    where its ending may be omitted; otherwise the file name of a registered dataset. Raises DataError for an
+    unknown name, PluginError, UsageError.
     """
     from gptkit.experiment import PluginTable
 
@@ -193,28 +208,25 @@ def _resolve(name: str, options: dict[str, Any], folders: DataFolders) -> tuple[
         name, options = _unregistered(name, options, folders)
     cls = registry.load(registry.DATASETS, name)
     try:
-        filled = cls.Options.model_validate(options)
+        complete = cls.Options.model_validate(options)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in detail["loc"])
-        missing = name if detail["type"] == "missing" else ""
-        hint = _HINTS.get(missing, "")
+        hint = _MISSING_PATH.get(name, "") if detail["type"] == "missing" else ""
         raise UsageError(f"dataset {name!r}: {key or 'options'}: {detail['msg']}.{hint}") from None
-    return cls(filled), {"type": name, **filled.model_dump(mode="json", exclude_none=True)}
+    return cls(complete), {"type": name, **complete.model_dump(mode="json", exclude_none=True)}
 
 
 def _unregistered(name: str, options: dict[str, Any], folders: DataFolders) -> tuple[str, dict[str, Any]]:
-    """What a name that no dataset has stands for, as a registered name with options."""
-    from gptkit.data.datasets.text import find_texts, places_looked_at
-
+    """The registered dataset, with options, that another name stands for."""
     if not name:
-        raise UsageError("the name of the dataset is empty. See what there is: gptkit datasets list")
+        raise UsageError("the name of the dataset is empty. List them: gptkit datasets list")
     if find_texts(name, folders):
         if "path" in options:
             raise UsageError(f"data.dataset: {name!r} is a text itself, so it takes no path.")
         return "text", {"path": name, **options}
-    claimed = _claimed_files()
-    owner = claimed.get(name) or claimed.get(f"{name}.txt")
+    dataset_files = _dataset_files()
+    owner = dataset_files.get(name) or dataset_files.get(f"{name}.txt")
     if owner:
         return owner, options
     close = nearest(name, [row.name for row in list_datasets(folders)])
@@ -222,30 +234,45 @@ def _unregistered(name: str, options: dict[str, Any], folders: DataFolders) -> t
         f"there is no dataset or text file {name!r}{close or '.'} "
         f"Looked for {places_looked_at(name, folders)}.\n"
         f"Registered: {', '.join(registry.names(registry.DATASETS))}. "
-        "To bring a text of your own: gptkit datasets add NAME FILE"
+        "To add your own text: gptkit datasets add NAME FILE"
     )
 
 
 def read_dataset(name: str, dataset: Dataset, folders: DataFolders) -> str:
-    """The text of a dataset; what a plugin of someone else's may do wrong becomes a PluginError."""
-    try:
-        text = dataset.read(folders)
-    except (GptkitError, MemoryError):
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(str(error))}"
-        raise PluginError(f"dataset {name!r} failed: {reason}. Tell its author.") from error
+    """The text of a dataset. Raises PluginError for a plugin that fails or returns something else."""
+    with _plugin_errors(name):
+        text: object = dataset.read(folders)
     if not isinstance(text, str):
-        raise PluginError(f"dataset {name!r} gave {type(text).__name__}, not text. Tell its author.")
+        raise PluginError(f"dataset {name!r} returned {type(text).__name__}, not text. Tell its author.")
     if not text:
         raise DataError(f"dataset {name!r} is empty.")
     return text
 
 
+@contextmanager
+def _plugin_errors(name: str) -> Iterator[None]:
+    """Turns unexpected exceptions of a dataset plugin into a PluginError."""
+    try:
+        yield
+    except (GptkitError, MemoryError):
+        raise
+    except Exception as error:
+        raise PluginError(f"dataset {name!r} failed: {_reason(error)}. Tell its author.") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, with its type if it is not one of gptkit's."""
+    text = str(error) if isinstance(error, GptkitError) else f"{type(error).__name__}: {error}"
+    return (text.splitlines() or ["(no message)"])[0]
+
+
+# Describe
+
+
 def describe_dataset(
     name: str, folders: DataFolders, val_fraction: float = 0.1, *, options: dict[str, Any] | None = None
 ) -> DatasetDescription:
-    """All there is to know of a registered dataset or a text file. Reads it, which may download it."""
+    """Describes a registered dataset or a text file. Reads it, which may download it."""
     from gptkit.data.corpus import measure_text, split_text
 
     dataset, table = _resolve(name, options or {}, folders)
@@ -254,9 +281,9 @@ def describe_dataset(
     size, digest = measure_text(text)
     return DatasetDescription(
         name=name,
-        source=_found_at(dataset, folders) or dataset.source,
+        source=_text_paths(dataset, folders) or dataset.source,
         summary=dataset.summary,
-        provenance=_origin(table["type"]),
+        provenance=_provenance(table["type"]),
         characters=len(text),
         bytes=size,
         distinct_characters=len(set(text)),
@@ -264,58 +291,51 @@ def describe_dataset(
         val_fraction=val_fraction,
         train_characters=len(train),
         val_characters=len(val),
-        tokens=tuple(_counts(train, val)),
+        tokens=tuple(_token_counts(train, val)),
         first_lines=tuple(text[:2000].split("\n")[:5]),
         facts=tuple(dataset.facts().items()),
     )
 
 
-def _found_at(dataset: Dataset, folders: DataFolders) -> str:
-    """The path of a text of one's own; of several files the first, and how many."""
-    from gptkit.data.datasets.text import TextDataset
-
+def _text_paths(dataset: Dataset, folders: DataFolders) -> str:
+    """The path of the user's own text; of several files the first, and their number."""
     paths = dataset.files(folders) if isinstance(dataset, TextDataset) else []
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return f"{paths[0]}{more}" if paths else ""
 
 
-def _counts(train: str, val: str) -> Iterator[TokenCount]:
-    """What each tokenizer makes of it that needs nothing to be given."""
+def _token_counts(train: str, val: str) -> Iterator[TokenCount]:
+    """The tokens of a text with every tokenizer that has no required options."""
     for name in registry.names(registry.TOKENIZERS):
-        cls = _class_or_none(registry.TOKENIZERS, name)
-        if cls is None or not any(field.is_required() for field in cls.Options.model_fields.values()):
-            yield _count(name, train, val)
+        try:
+            cls = registry.load(registry.TOKENIZERS, name)
+            if _has_required_options(cls):
+                continue
+            tokenizer = cls.train(cls.Options(), Splits(train, val))
+            unknown = tokenizer.unknown_characters(val)
+            if unknown:
+                yield TokenCount(name, problem=f"lacks {len(unknown)} characters of the val split")
+                continue
+            counts = len(tokenizer.encode(train)), len(tokenizer.encode(val))
+        except MemoryError:
+            raise
+        except Exception as error:
+            yield TokenCount(name, problem=_reason(error))
+            continue
+        yield TokenCount(name, tokenizer.vocab_size, *counts)
 
 
-def _count(tokenizer: str, train: str, val: str) -> TokenCount:
-    try:
-        cls = registry.load(registry.TOKENIZERS, tokenizer)
-        trained = cls.train(cls.Options(), Splits(train, val))
-        unknown = trained.unknown_characters(val)
-        if unknown:
-            return TokenCount(tokenizer, problem=f"lacks {len(unknown)} characters of the val split")
-        return TokenCount(tokenizer, trained.vocab_size, len(trained.encode(train)), len(trained.encode(val)))
-    except MemoryError:
-        raise
-    except Exception as error:
-        reason = str(error) if isinstance(error, GptkitError) else f"{type(error).__name__}: {error}"
-        return TokenCount(tokenizer, problem=_first_line(reason))
+# Fetch and add
 
 
 def fetch_dataset(name: str, folders: DataFolders, repair: bool = False) -> FetchedDataset:
-    """Brings a registered dataset here, or says why not: DataError, NetworkError, DiskError."""
+    """Fetches a dataset unless it is here. Raises DataError, NetworkError, DiskError, PluginError."""
     dataset, _ = _resolve(name, {}, folders)
-    try:
-        was_here = dataset.is_here(folders)
-        before = _stamp(dataset, folders)
+    with _plugin_errors(name):
+        was_here, before = dataset.is_here(folders), _file_identity(dataset, folders)
         dataset.fetch(folders, repair=repair)
-        unchanged = was_here and before == _stamp(dataset, folders)
+        unchanged = was_here and before == _file_identity(dataset, folders)
         return FetchedDataset(name, unchanged, _file_of(dataset, folders), dataset.size(folders))
-    except (GptkitError, MemoryError):
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(str(error))}"
-        raise PluginError(f"dataset {name!r} failed: {reason}. Tell its author.") from error
 
 
 def _file_of(dataset: Dataset, folders: DataFolders) -> Path | None:
@@ -323,8 +343,8 @@ def _file_of(dataset: Dataset, folders: DataFolders) -> Path | None:
     return folders.find(str(file_name)) if file_name else None
 
 
-def _stamp(dataset: Dataset, folders: DataFolders) -> tuple[int, int] | None:
-    """Tells whether the file was replaced."""
+def _file_identity(dataset: Dataset, folders: DataFolders) -> tuple[int, int] | None:
+    """Changes when the file of a dataset is replaced."""
     path = _file_of(dataset, folders)
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path else None
 
@@ -332,17 +352,14 @@ def _stamp(dataset: Dataset, folders: DataFolders) -> tuple[int, int] | None:
 def add_text(
     name: str, file: Path, folders: DataFolders, force: bool = False, *, field: str = "text"
 ) -> Path:
-    """Copies a text to where `name` will be found, after reading it; the bytes stay as they are.
+    """Copies a text, unchanged, to where `name` will be found, and returns the path of the copy.
 
-    `field` is which one of a .jsonl or .csv file is the text. Raises UsageError (the name, or a text that is
-    there already), DataError (the file), DiskError.
+    The text is read first; `field` is the field with the text in a .jsonl or .csv file. Raises UsageError
+    (the name, or an existing text), DataError (the file), DiskError.
     """
-    from gptkit.data.datasets.text import FOUND
-    from gptkit.data.readers import is_plain, read_bytes, read_files
-
-    target, cls = _place_for(name, file, folders)
+    target, cls = _target_for(name, file, folders)
     if not os.path.isfile(file):
-        raise DataError(f"there is no file {file}.\nGive the path of a text: gptkit datasets add {name} FILE")
+        raise DataError(f"there is no file {file}.\nName the path of a text: gptkit datasets add {name} FILE")
     if cls is not None and not is_plain(file):
         raise UsageError(f"{name!r} is a plain text; {file} is not. Unpack it, or choose another name.")
     data = read_bytes(file)
@@ -350,49 +367,42 @@ def add_text(
     expected = getattr(cls, "sha256", None)
     if expected and files.sha256(data) != expected:
         raise DataError(
-            f"{file} is not the text that {name!r} names: its SHA-256 is {files.sha256(data)},\n"
+            f"{file} is not the text of {name!r}: its SHA-256 is {files.sha256(data)},\n"
             f"expected {expected}.\nAdd it under another name, as in: gptkit datasets add my_text FILE"
         )
     if os.path.lexists(target) and not force:
-        raise UsageError(f"{target} is there already. To replace it, add --force.")
-    alike = [_stem(target.name) + ending for ending in FOUND] if cls is None else [target.name]
-    for other in alike:
+        raise UsageError(f"{target} exists already. To replace it, add --force.")
+    same_name = [target.name] if cls is not None else [_stem(target.name) + ending for ending in FOUND]
+    for other in same_name:
         if other != target.name and os.path.lexists(target.parent / other):
             raise UsageError(
                 f"{target.parent / other} has that name already. Remove it, or choose another name."
             )
     for folder in takewhile(lambda folder: folder != folders.downloads, folders.search):
-        for other in alike:
+        for other in same_name:
             if os.path.lexists(folder / other):
                 raise UsageError(f"{folder / other} would be found first. Add it there: --data-dir {folder}")
     with files.disk_errors(f"saving {target}", needed=len(data)):
         files.make_folder(target.parent)
-        files.replace_file(target, data)  # a rename, so a link at the target is replaced and not followed
+        files.replace_file(target, data)  # renames, so a link at the target is replaced, not followed
     return target
 
 
-def _place_for(name: str, file: Path, folders: DataFolders) -> tuple[Path, Any]:
-    """Where a text of that name goes, and the registered dataset's class where it belongs to one."""
-    from gptkit.data.datasets.text import kept_ending
-
-    if not NAME.fullmatch(name) or DEVICE.fullmatch(name):
+def _target_for(name: str, file: Path, folders: DataFolders) -> tuple[Path, Any]:
+    """Where a text of that name is stored, and the class of the registered dataset that it belongs to."""
+    if not _NAME.fullmatch(name) or files.is_device_name(name):
         raise UsageError(
             f"{name!r} cannot be the name of a text: use up to 64 letters, digits, '_' and '-', "
-            "starting with a letter or digit, and no name that Windows keeps for a device."
+            "starting with a letter or digit, and none of the names that Windows reserves."
         )
-    claimed = _claimed_files()
     for registered in registry.names(registry.DATASETS):
         if registered.lower() == name.lower():
             cls = _class_or_none(registry.DATASETS, registered)
             file_name = getattr(cls, "file_name", None)
             if not file_name:
-                raise UsageError(f"{registered!r} is a dataset of gptkit's; choose another name.")
+                raise UsageError(f"{registered!r} is a registered dataset; choose another name.")
             return folders.downloads / str(file_name), cls
-    owner = claimed.get(f"{name}.txt")
+    owner = _dataset_files().get(f"{name}.txt")
     if owner:
         return folders.downloads / f"{name}.txt", _class_or_none(registry.DATASETS, owner)
     return folders.downloads / f"{name}{kept_ending(file)}", None
-
-
-def _first_line(text: str) -> str:
-    return (text.splitlines() or ["(no message)"])[0]

@@ -7,7 +7,6 @@ flags or installed plugins. Imports no torch.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from gptkit.files import is_device_name
 from gptkit.plugins.registry import DATASETS, POSITIONS, TOKENIZERS
 
 # No sensible experiment reaches these limits; they keep absurd numbers from causing a crash much later.
@@ -30,7 +30,7 @@ MAX_NAME = 200  # characters of a plugin's name, or of a text's path
 
 def _not_a_device(name: str) -> str:
     """The run's folder is named after it, and a folder must be portable."""
-    if re.fullmatch(r"(?i)con|prn|aux|nul|com[0-9]|lpt[0-9]", name):
+    if is_device_name(name):
         raise ValueError(f"Windows reserves the name {name!r} for a device; choose another")
     return name
 

@@ -241,7 +241,7 @@ def test_the_facts_of_a_dataset_are_shown() -> None:
     ("body", "kind", "words"),
     [
         ("raise KeyError('lost')", PluginError, "KeyError"),
-        ("return 3", PluginError, "gave int"),
+        ("return 3", PluginError, "returned int"),
         ("return ''", DataError, "is empty"),
         ("return 'half \\ud800'", DataError, "surrogate"),
     ],
