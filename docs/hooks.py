@@ -52,6 +52,9 @@ def table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[st
 
 
 def code(text: str) -> str:
+    """Text as code; a cell of a table may hold no vertical line, so one is written as HTML."""
+    if "|" in text:
+        return f"<code>{text.replace('|', '&#124;')}</code>"
     return f"`{text}`" if text else ""
 
 
