@@ -5,6 +5,7 @@ the place of each marker. A marker that names nothing fails the build.
 
 - `fields: SECTION`: the fields of a table of experiment files, from the schema; `top` is the file itself.
 - `plugins: KIND`: the built-in plugins of a family with their options.
+- `checks: KIND`: what `gptkit plugins check` checks of a plugin of that family, from `gptkit.testing`.
 - `commands`: every command with its arguments and options, from Typer.
 - `exit codes`: from gptkit.errors.
 - `file: PATH`: a file of the checkout as a code block; `include: PATH`: a Markdown file as it is.
@@ -12,6 +13,7 @@ the place of each marker. A marker that names nothing fails the build.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -24,9 +26,12 @@ from gptkit import errors
 from gptkit.cli.app import app
 from gptkit.experiment.fields import ExperimentField, fields
 from gptkit.plugins import registry
+from gptkit.testing import contract_for
 
 ROOT = Path(__file__).parent.parent
-MARKER = re.compile(r"^<!-- (fields|plugins|commands|exit codes|file|include)(?:: (\S+))? -->$", re.MULTILINE)
+MARKER = re.compile(
+    r"^<!-- (fields|plugins|checks|commands|exit codes|file|include)(?:: (\S+))? -->$", re.MULTILINE
+)
 EXIT_CODES = {
     0: "Done.",
     1: "A defect of gptkit: please report it.",
@@ -110,6 +115,18 @@ def plugin_table(kind: str) -> Iterator[str]:
 def option_text(option: registry.PluginOption) -> str:
     value = "required" if option.required else code(json.dumps(option.default))
     return f"{code(option.name)} ({value}): {option.description.rstrip('.')}"
+
+
+def check_table(kind: str) -> Iterator[str]:
+    """The checks of a family's contract: the rule of each, and what to change where a plugin breaks it."""
+    contract = contract_for(registry.FAMILIES[kind], None)
+    rows = []
+    for name in dict.fromkeys(name for base in reversed(contract.__mro__) for name in vars(base)):
+        if name.startswith("test_"):
+            rule, *rest = inspect.getdoc(getattr(contract, name)).split("\n\n")  # type: ignore[union-attr]
+            fix = next((text.removeprefix("Fix: ") for text in rest if text.startswith("Fix: ")), "")
+            rows.append((name.removeprefix("test_").replace("_", " "), rule, fix))
+    yield from table(("check", "rule", "to fix it"), rows)
 
 
 # Commands
@@ -200,6 +217,7 @@ def include(path: str) -> Iterator[str]:
 _WRITERS: dict[str, Any] = {
     "fields": field_table,
     "plugins": plugin_table,
+    "checks": check_table,
     "commands": commands,
     "exit codes": exit_codes,
     "file": file,
