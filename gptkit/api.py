@@ -69,7 +69,7 @@ class Run:
         min_p, stop. What is not given is as the experiment has it. Raises ExperimentError for one that
         cannot be, UsageError for a prompt with characters that the model has never seen.
         """
-        settings = sampling_of(self._folder, sampling)
+        settings = sampling_of(self._folder, list(sampling.items()))
         model, tokenizer = self.load(checkpoint)
         text, ids = encode_prompt(tokenizer, settings.prompt if prompt is None else prompt)
         return text + "".join(piece for _, piece in generate(model, tokenizer, ids, settings, seed=seed))

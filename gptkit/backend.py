@@ -61,8 +61,9 @@ def choose_backend(settings: TrainingSettings, training_flops: float = math.inf)
     wanted = settings.compile
     if wanted is True and (missing := no_compiler(device)):
         raise PluginError(
-            f"training.compile = true, but {missing}. Install it, or set compile = false."
-        ).about("training.compile")
+            f"training.compile = true, but {missing}. Install it, or set compile = false.",
+            field="training.compile",
+        )
     if wanted == "auto":
         wanted = device == "cuda" and training_flops >= _WON_BACK and not no_compiler(device)
     native = build_key() if device == "cpu" else ""
@@ -79,8 +80,9 @@ def choose_device(wanted: str) -> str:
     if wanted == "auto":
         return here[0]
     if wanted not in here:
-        raise UsageError(f"backend {wanted!r} is not available here; there is {' and '.join(here)}.").about(
-            "training.backend"
+        raise UsageError(
+            f"backend {wanted!r} is not available here; there is {' and '.join(here)}.",
+            field="training.backend",
         )
     return wanted
 

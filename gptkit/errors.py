@@ -1,20 +1,20 @@
-"""What can go wrong, as exceptions with an exit code each.
+"""Exceptions for everything that can go wrong, each with an exit code.
 
-Raised anywhere, caught once: by the command line, which prints the message and leaves with `exit_code`.
-A message is one to three lines that say what, where, and what to do.
+They are raised anywhere and caught once, by the command line, which prints the message and exits with
+`exit_code`. A message is one to three lines: what is wrong, where, and what to do.
 
-    GptkitError                 1   (the bare class is never raised: 1 is a defect of gptkit)
+    GptkitError                 1   never raised itself: 1 is a defect of gptkit
     ├── UsageError              2   a command line, a name or a prompt that cannot be used
-    │   └── ExperimentError     2   an experiment file; carries every problem found in it
+    │   └── ExperimentError     2   an experiment that is not valid, with all problems found in it
     ├── PluginError             3   a plugin or the environment
     ├── DataError               4   a text: missing, empty, too short, not UTF-8, changed
     ├── CheckpointError         5   a checkpoint or run folder that does not verify
     ├── DiskError               6   the disk: full, read-only, failing
     ├── RunInUseError           7   another process holds the run
     ├── DivergedError           8   the loss or a gradient is not finite
-    ├── OutOfMemoryError        9   what was asked for does not fit
+    ├── OutOfMemoryError        9   not enough memory
     ├── NetworkError           10   a download was tried and failed
-    └── StoppedError                a signal asked to stop; the run was saved
+    └── StoppedError                training stopped at a signal, and the run was saved
         ├── RunInterruptedError 130   SIGINT
         └── RunTerminatedError  143   SIGTERM, SIGHUP
 """
@@ -22,52 +22,57 @@ A message is one to three lines that say what, where, and what to do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
 
 
 class GptkitError(Exception):
-    """An error meant for a person to read; `exit_code` is the process's answer to it."""
+    """An error that is meant for a person to read.
+
+    `field` is the dotted key of the experiment's field that it is about, if there is one, so that who has
+    read the experiment file can show the line that sets it.
+    """
 
     exit_code = 1
-    field = ""  # the dotted field of the experiment that it is about, where it is about one
 
-    def about(self, field: str) -> Self:
+    def __init__(self, message: str = "", *, field: str = "") -> None:
         self.field = field
-        return self
+        super().__init__(message)
 
 
 class UsageError(GptkitError):
     exit_code = 2
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with an experiment."""
+
+    message: str  # the dotted key, what is wrong with it, what would be right
+    paths: tuple[
+        tuple[str, ...], ...
+    ] = ()  # the fields that it is about, the first most likely to be changed
+    in_key: bool = False  # the key itself is wrong, not its value
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class ExperimentError(UsageError):
-    """Problems of an experiment file, all of them together.
+    """An experiment that is not valid; `problems` are all that were found, the message shows them."""
 
-    `problems` holds one line each: the dotted key, what is wrong with it, what would be right. `message` is
-    what a person is told, where that is more: the lines of the file with the places marked.
-    """
-
-    def __init__(self, source: str, problems: Sequence[str], *, message: str = "") -> None:
-        self.source = source
-        self.problems = tuple(problems)
-        if message:
-            text = message
-        elif len(self.problems) == 1:
-            text = f"{source}: {self.problems[0]}"
-        else:
-            lines = "".join(f"\n  {problem}" for problem in self.problems)
-            text = f"{source} has {len(self.problems)} problems:{lines}"
-        super().__init__(text)
+    def __init__(self, message: str, problems: Sequence[Problem] = (), *, field: str = "") -> None:
+        self.problems = tuple(problems) or (Problem(message, (tuple(field.split(".")),) if field else ()),)
+        super().__init__(message, field=field)
 
 
 class PluginError(GptkitError):
-    """`plugins` are those that cannot be had, as (family, name), where it is about such."""
+    """`plugins` are those that are missing or broken, as (family, name)."""
 
     exit_code = 3
 
-    def __init__(self, message: str, plugins: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, message: str, plugins: Sequence[tuple[str, str]] = (), *, field: str = "") -> None:
         self.plugins = tuple(plugins)
-        super().__init__(message)
+        super().__init__(message, field=field)
 
 
 class DataError(GptkitError):
@@ -99,7 +104,7 @@ class NetworkError(GptkitError):
 
 
 class StoppedError(GptkitError):
-    """Training was asked to stop by a signal and did, saved."""
+    """A signal asked training to stop, and it did, saved."""
 
 
 class RunInterruptedError(StoppedError):

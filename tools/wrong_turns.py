@@ -74,7 +74,7 @@ TURNS = [
     turn("train tiny.toml --set model.position=roep", 3, "did you mean 'rope'?"),
     turn("train tiny.toml --set optimizer=adam", 2, "did you mean 'adamw'?"),
     turn("train tiny.toml --name 'my run'", 2, "--name my run", "letters, digits, '_' and '-'"),
-    turn("train tiny.toml --steps 3 --epochs 1", 2, "--steps and --epochs", "give one of them"),
+    turn("train tiny.toml --steps 3 --epochs 1", 2, "--steps 3 and --epochs 1.0", "keep one of them"),
     # The experiment file: which
     turn("train tny.toml", 2, "there is no experiment file tny.toml", "did you mean tiny.toml?"),
     turn("train tiny", 2, "there is no experiment file tiny", "did you mean tiny.toml?"),
@@ -112,23 +112,23 @@ TURNS = [
     experiment(TRAIN, 2, "[model]\nblock_size = 64\n", "it is called 'context_length' here"),
     experiment(TRAIN, 2, "[modle]\nn_head = 4\n", "line 1: [modle]", "did you mean 'model'?"),
     experiment(TRAIN, 2, "[model]\nn_embd = 30\n", "line 2: n_embd = 30", "does not divide"),
-    experiment(TRAIN, 2, "[model]\nqk_norm = 'yes'\n", "write true, without quotes"),
+    experiment(TRAIN, 2, "[model]\nqk_norm = 'yes'\n", "should be true or false"),
     experiment(TRAIN, 2, "[optimizer]\nlearning_rate = 1e6\n", "line 2", "less than or equal to 1000"),
     experiment(TRAIN, 2, "[training]\nmax_steps = 0\n", "greater than or equal to 1"),
-    experiment(TRAIN, 2, "[sampling]\nstop = 'END'\n", 'write ["END"]'),
+    experiment(TRAIN, 2, "[sampling]\nstop = 'END'\n", "should be a list"),
     experiment(TRAIN, 2, "[training]\nepochs = 2\nminutes = 3\n", "line 3: minutes", "keep one of them"),
     experiment(TRAIN, 2, "[model]\nposition = { type = 'rope', bse = 3 }\n", "^^^ model", "'base'?"),
     experiment(TRAIN, 3, "tokenizer = 'chr'\n", "line 1: tokenizer = 'chr'", "did you mean 'char'?"),
     # No TOML
     experiment(TRAIN, 2, "[optimizer]\ntype = muon\n", "line 2: type = muon", 'write "muon", in quotes'),
     experiment(TRAIN, 2, "[model]\nbias = True\n", "line 2: bias = True", "write true"),
-    experiment(TRAIN, 2, "[model\nn_head = 4\n", "line 1: [model", "ends with ]"),
-    experiment(TRAIN, 2, "n_head: 4\n", "line 1: n_head: 4", "write '=' instead of ':'"),
-    experiment(TRAIN, 2, "seed = 1\nseed = 2\n", "line 2: seed = 2", "stands on line 1 already"),
-    experiment(TRAIN, 2, "[model]\n[training]\n[model]\n", "line 3: [model]", "stands on line 1 already"),
+    experiment(TRAIN, 2, "[model\nn_head = 4\n", "line 1: [model", "Expected ']' at the end"),
+    experiment(TRAIN, 2, "n_head: 4\n", "line 1: n_head: 4", "Expected '=' after a key"),
+    experiment(TRAIN, 2, "seed = 1\nseed = 2\n", "line 2: seed = 2", "keep one of them"),
+    experiment(TRAIN, 2, "[model]\n[training]\n[model]\n", "line 3: [model]", "keep one of them"),
     experiment(TRAIN, 2, '[data]\ndataset = "C:\\users\\novel"\n', "line 2", "between single quotes"),
     experiment(TRAIN, 2, '[data]\ndataset = "C:\\novel.txt"\n', "line 2", "between single quotes"),
-    experiment(TRAIN, 2, "name = “mine”\n", "line 1", "quotes are the straight ones"),
+    experiment(TRAIN, 2, "name = “mine”\n", "line 1", "write straight quotes"),
     experiment(TRAIN, 2, "seed = 1".encode("utf-16"), "it is UTF-16: save it as UTF-8"),
     # Texts
     turn("train tiny.toml --dataset nowhere.txt", 4, "there is no dataset or text file 'nowhere.txt'"),
@@ -166,7 +166,7 @@ TURNS = [
     # Plugins
     turn("plugins show roep", 3, "roep", "did you mean 'rope'?"),
     turn("plugins new tokeniser mine", 2, "did you mean 'tokenizer'?"),
-    turn("plugins check rope --set base=hot", 2, "rope.base", "valid number"),
+    turn("plugins check rope --set base=hot", 2, "rope.base", "should be a number"),
 ]
 
 

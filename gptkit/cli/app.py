@@ -54,7 +54,8 @@ def run_command(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", RunInterruptedError.exit_code, debug=debug)
     except GptkitError as error:
-        return fail(str(error), error.exit_code, debug=debug)
+        message = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        return fail(message, error.exit_code, debug=debug)
     except (BrokenPipeError, SystemExit) as end:  # click and rich turn a BrokenPipeError into an exit
         if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
             raise

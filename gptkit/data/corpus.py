@@ -110,8 +110,9 @@ def _check_length(corpus: Corpus, context_length: int) -> None:
             )
             raise DataError(
                 f"the {name} split of the text has {len(ids)} tokens, needs at least {context_length + 1} "
-                f"(model.context_length + 1); {remedy}."
-            ).about("model.context_length")
+                f"(model.context_length + 1); {remedy}.",
+                field="model.context_length",
+            )
 
 
 def measure_text(text: str, at_once: int = 1 << 20) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gptkit.errors import PluginError
-from gptkit.experiment.flags import FLAGS, Flag
+from gptkit.experiment.overrides import FLAGS, Flag
 from gptkit.experiment.schema import Experiment
 from gptkit.plugins import registry
 
@@ -43,6 +43,11 @@ class ExperimentField:
     def table(self) -> str:
         """The table that it stands in; "" at the top of the file."""
         return self.key.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """Its key in that table."""
+        return self.key.rpartition(".")[2]
 
     @property
     def default_toml(self) -> str:

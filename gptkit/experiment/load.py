@@ -1,280 +1,397 @@
-"""Experiment files: read, overridden, checked, written back.
+"""Experiment files: read, overridden, checked, written.
 
-In: a TOML file or a dict, and overrides as (dotted key, value). Out: an `Experiment` with every plugin option
-explicit, or one `ExperimentError` with all the problems. Loads the plugins that the file names, to check
-their options; whether their data is here is not asked.
+Input: a TOML file or a dict, and overrides. Output: an `Experiment` with every option of its plugins
+explicit, or one error with all problems. Loads the plugins that the experiment names, to check their options;
+whether their data is available is checked when training begins.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from gptkit.errors import ExperimentError, GptkitError, PluginError, UsageError
-from gptkit.experiment.messages import Problem, Source, as_error, as_message, dotted, find_problems
-from gptkit.experiment.reading import ESCAPE, read_toml
-from gptkit.experiment.schema import MAX_NAME, Experiment, Name, PluginTable
-from gptkit.files import MAX_DEPTH
+from gptkit.errors import ExperimentError, PluginError, Problem, UsageError
+from gptkit.experiment.fields import fields
+from gptkit.experiment.messages import problems_of, render
+from gptkit.experiment.overrides import LENGTHS, Override
+from gptkit.experiment.schema import MAX_NAME, Experiment, Name, SamplingSettings
+from gptkit.experiment.source import Source, dotted, in_line, show_line
+from gptkit.files import MAX_DEPTH, parse_toml
 from gptkit.plugins import registry
-from gptkit.words import nearest
+from gptkit.words import closest, nearest
 
-Override = tuple[str, Any]
+MAX_BYTES = 1_000_000  # a larger file is no experiment
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
-
-_LENGTHS = ("training.max_steps", "training.epochs", "training.minutes")
-
-PLUGIN_KEYS = (
-    (("tokenizer",), registry.TOKENIZERS),
-    (("model", "position"), registry.POSITIONS),
-    (("data", "dataset"), registry.DATASETS),
-    (("data", "fallback"), registry.DATASETS),
+_AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_ESCAPE = (
+    "between double quotes a backslash begins an escape; put a path between single quotes, or write / in it"
 )
 
-
-class FlagKey(str):
-    """The dotted key of an override, with the words of the command line that it stands for."""
-
-    words: str
-
-    def __new__(cls, key: str, words: str) -> FlagKey:
-        made = super().__new__(cls, key)
-        made.words = dotted([words])
-        return made
+Overrides = Sequence[Override | tuple[str, Any]]  # pairs are (dotted key, value)
 
 
-def load_experiment(
-    path: Path | str, overrides: Sequence[Override] = (), *, texts: bool = True
-) -> Experiment:
-    """The experiment of a TOML file. Its name is the file's, unless it has one.
+@dataclass(frozen=True)
+class LoadedExperiment:
+    """An experiment, and its source for messages about it later."""
 
-    A dataset that nobody has registered is a text of one's own; without `texts`, as in what a run recorded,
-    its plugin is missing.
-    Raises UsageError where there is no such file, ExperimentError, PluginError.
+    experiment: Experiment
+    source: Source
+
+
+def load_experiment(path: Path | str, overrides: Overrides = ()) -> Experiment:
+    """The experiment of a TOML file. Its name is the file's, unless it sets one.
+
+    A dataset of a name that no plugin has is a text of one's own, looked for when training begins.
+    Raises UsageError if there is no such file, ExperimentError, PluginError.
     """
+    return read_experiment(path, overrides).experiment
+
+
+def read_experiment(path: Path | str, overrides: Overrides = ()) -> LoadedExperiment:
+    """As `load_experiment`, with the source."""
     path = Path(path)
     text, data = read_toml(path)
-    with suppress(ValidationError):  # a file may be called what a run may not
+    with suppress(ValidationError):  # a file may have a name that a run may not
         data.setdefault("name", _NAME.validate_python(path.stem))
-    return _build(data, overrides, Source(str(path), text, said_of(key for key, _ in overrides)), texts=texts)
+    source = Source(str(path), text, _overrides(overrides))
+    return LoadedExperiment(_resolve(data, source), source)
 
 
-@contextmanager
-def in_its_place(path: Path | str, overrides: Sequence[Override] = ()) -> Iterator[None]:
-    """Has an error that is about a field show where the field is set: the line of the file, or the flag."""
-    try:
-        yield
-    except GptkitError as error:
-        if error.field:
-            said = error.problems if isinstance(error, ExperimentError) else [str(error)]
-            problems = [Problem(problem, tuple(error.field.split("."))) for problem in said]
-            with suppress(UsageError):  # the file has been changed since it was read, or is gone
-                source = Source(str(path), read_toml(Path(path))[0], said_of(key for key, _ in overrides))
-                error.args = (as_message(source, problems),)
-        raise
+def load_recorded(path: Path) -> Experiment:
+    """The experiment that a run recorded: every plugin that it names must be installed.
+
+    Raises UsageError, ExperimentError, PluginError with the plugins that are missing.
+    """
+    text, data = read_toml(path)
+    return _resolve(data, Source(str(path), text), recorded=True)
 
 
 def experiment_from_dict(
-    data: Mapping[str, Any],
-    overrides: Sequence[Override] = (),
-    *,
-    source: str = "the experiment",
-    texts: bool = True,
+    data: Mapping[str, Any], overrides: Overrides = (), *, name: str = "the experiment"
 ) -> Experiment:
-    """The experiment of a nested dict, keys as in a file, `texts` as there.
+    """The experiment of a nested dict with the keys of a file; `name` is for messages.
 
     Raises ExperimentError, PluginError.
     """
-    return _build(data, overrides, Source(source, said=said_of(key for key, _ in overrides)), texts=texts)
+    return _resolve(data, Source(name, None, _overrides(overrides)))
 
 
-def said_of(keys: Iterable[str]) -> dict[str, str]:
-    """The words of the command line, by the dotted key that they set."""
-    return {str(key): key.words for key in keys if isinstance(key, FlagKey)}
-
-
-def _build(
-    data: Mapping[str, Any], overrides: Sequence[Override], source: Source, *, texts: bool
-) -> Experiment:
-    raw = _copy_tables(data, source)
-    problems = [problem for key, value in overrides if (problem := _override(raw, key, value))]
-    missing: list[tuple[Problem, PluginError]] = []
-    for keys, family in PLUGIN_KEYS:
-        try:
-            problems += _fill_plugin_options(raw, keys, family, texts=texts)
-        except PluginError as error:
-            missing.append((Problem(str(error), (*keys, "type")), error))
-    if texts:
-        problems += _fill_tracker_options(raw, missing)
+def override_sampling(settings: SamplingSettings, overrides: Overrides) -> SamplingSettings:
+    """Other sampling settings; the keys are those of their table. Raises ExperimentError."""
+    given = _overrides(overrides)
     try:
-        experiment = Experiment.model_validate(raw)
+        return SamplingSettings.model_validate(
+            settings.model_dump() | {override.key: override.value for override in given}
+        )
     except ValidationError as error:
-        problems += find_problems(error)
-    if problems:
-        raise as_error(source, problems + [problem for problem, _ in missing])
-    if missing:
-        plugins = [plugin for _, error in missing for plugin in error.plugins]
-        lines = "\n".join(str(error) for _, error in missing)
-        own = texts and (source.text is not None or source.said)  # what a run recorded is nobody's to mend
-        message = as_message(source, [problem for problem, _ in missing]) if own else lines
-        raise PluginError(message, plugins) from missing[0][1]
-    return experiment
-
-
-def parse_override(text: str) -> Override:
-    """`model.n_layer=6` as (key, value). The value is TOML; a bare word counts as a string."""
-    key, separator, value = text.partition("=")
-    key, value = key.strip(), value.strip()
-    if not separator or not key:
-        raise UsageError(f"--set {text!r}: expected KEY=VALUE, as in --set training.max_steps=200")
-    said = FlagKey(key, f"--set {key}={value}")
-    try:
-        return said, tomllib.loads(f"value = {value}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError, RecursionError, ValueError):
-        return said, value
+        problems = problems_of(error, options=SamplingSettings)
+        raise ExperimentError(render(Source("the sampling", None, given), problems), problems) from error
 
 
 def to_toml(experiment: Experiment) -> str:
-    """The file that gives this experiment again, every field explicit."""
+    """The file of this experiment, every field explicit."""
     return tomli_w.dumps(experiment.model_dump(exclude_none=True))
 
 
-def _copy_tables(data: Mapping[str, Any], source: Source, depth: int = MAX_DEPTH) -> dict[str, Any]:
-    if not depth:
-        raise as_error(source, [Problem("tables are nested too deeply")])
-    return {
-        key: _copy_tables(value, source, depth - 1) if isinstance(value, Mapping) else value
-        for key, value in data.items()
-    }
+def _overrides(overrides: Overrides) -> tuple[Override, ...]:
+    return tuple(each if isinstance(each, Override) else Override(*each) for each in overrides)
 
 
-def _override(raw: dict[str, Any], key: str, value: Any) -> Problem | None:
-    """Sets one field in place; the problem with it, if there is one."""
-    *tables, last = path = tuple(key.split("."))
-    if len(tables) >= MAX_DEPTH:
-        return Problem(f"{dotted(path[:9])}...: tables are nested too deeply", path)
-    table = raw
-    for depth, name in enumerate(tables):
-        inner = table.setdefault(name, {})
-        if isinstance(inner, str):  # `position = "rope"` becomes a table when an option of it is set
-            inner = table[name] = {"type": inner}
-        if inner is True and tables[:depth] == ["tracking"]:  # and `tensorboard = true`
-            inner = table[name] = {}
-        if not isinstance(inner, dict):
-            return Problem(f"{dotted(path)}: {dotted(tables[: depth + 1])} is not a table", path)
-        table = inner
-    if key in _LENGTHS:  # the last word on how long it trains
-        for other in ("epochs", "minutes"):
-            table.pop(other, None)
-    table[last] = value
-    return None
+# Reading
 
 
-def _fill_plugin_options(
-    raw: dict[str, Any], keys: tuple[str, ...], family: str, *, texts: bool
-) -> list[Problem]:
-    """Makes the options of the plugin at `keys` explicit in place; the problems with them.
+def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text with \\n ends, and its tables. Bounded in size, depth and time.
 
-    With `texts` a dataset may be a text of one's own.
+    Raises UsageError if there is no such file, ExperimentError if it is not TOML.
     """
-    table: Any = raw
-    for key in keys[:-1]:
-        table = table.setdefault(key, {}) if isinstance(table, dict) else None
-    if not isinstance(table, dict):
-        return []  # the schema will say so
-    last, place = keys[-1], ".".join(keys)
-    default = _default_plugin(keys)
-    choice = table.get(last, default)
-    if choice is None:
-        return []
-    if isinstance(choice, str):
-        choice = {"type": choice}
-    if isinstance(choice, dict) and default and family != registry.DATASETS:
-        choice = table[last] = {"type": default, **choice}  # an option alone is of the default plugin
-    if not isinstance(choice, dict) or not isinstance(choice.get("type"), str):
-        return []
-    name = choice["type"]
-    if len(name) > MAX_NAME:
-        return []  # as above
-    if texts and family == registry.DATASETS and any(sign in name for sign in "\a\b\t\n\f\r"):
-        said = f"{place} = {ascii(name)[:60]}: a name has no such characters; {ESCAPE}"
-        return [Problem(said, (*keys, "type"))]
-    if texts and family == registry.DATASETS and name not in registry.names(family):
-        table[last] = choice  # a text of one's own; the workflow looks for it
-        return _check_text_options(choice, place) if len(choice) > 1 else []
-    options = {key: value for key, value in choice.items() if key != "type"}
-    filled, problems = _explicit(family, name, options, place)
-    if not problems:
-        table[last] = {"type": name, **filled}
-    return problems
-
-
-def _fill_tracker_options(raw: dict[str, Any], missing: list[tuple[Problem, PluginError]]) -> list[Problem]:
-    """Makes the options of the trackers explicit in place; the problems with them. Adds to `missing`."""
-    trackers, problems = raw.get("tracking"), list[Problem]()
-    if not isinstance(trackers, dict):
-        return []  # the schema will say so
-    for name, choice in list(trackers.items()):
-        if choice is False:
-            del trackers[name]
-        elif choice is True or isinstance(choice, dict):  # else the schema will say so
-            options = {} if choice is True else choice
-            try:
-                trackers[name], wrong = _explicit(registry.TRACKERS, name, options, f"tracking.{name}")
-                problems += wrong
-            except PluginError as error:
-                missing.append((Problem(str(error), ("tracking", name), of_key=True), error))
-    return problems
-
-
-def _explicit(
-    family: str, name: str, options: dict[str, Any], place: str
-) -> tuple[dict[str, Any], list[Problem]]:
-    """All options of a plugin, defaults too; or the problems with those given. Raises PluginError."""
-    plugin = _load(family, name)
     try:
-        filled = plugin.Options.model_validate(options)
-        return filled.model_dump(mode="json", exclude_none=True), []
-    except ValidationError as error:
-        return {}, find_problems(error, prefix=place, model=plugin.Options)
-    except Exception as error:  # of a stranger's code
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{place}: the options of {name!r} failed: {reason}") from error
-
-
-def _check_text_options(choice: dict[str, Any], place: str) -> list[Problem]:
-    """The problems with options beside a name that no dataset has: they are those of the dataset `text`."""
-    model = registry.load(registry.DATASETS, "text").Options
-    known = [key for key in model.model_fields if key != "path"]
-    unknown = [key for key in choice if key not in ("type", *known)]
-    if unknown:
-        text = (
-            f"{place}: no dataset {choice['type']!r} is installed, so it is taken for a text, "
-            f"which has no option {unknown[0]!r}{nearest(unknown[0], known)}; known here: {', '.join(known)}"
-        )
-        return [Problem(text, (*place.split("."), unknown[0]), of_key=True)]
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UsageError(f"there is no experiment file {path}{_beside(path)}") from None
+    except (OSError, ValueError) as error:
+        if os.path.isdir(path):
+            raise UsageError(f"{path} is a folder, not an experiment file{_beside(path)}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read {path}: {reason}{_beside(path)}") from None
+    if len(data) > MAX_BYTES:
+        raise _whole_file(path, "larger than 1 MB, so not an experiment file")
     try:
-        model.model_validate({"path": "its name", **{key: choice[key] for key in known if key in choice}})
-    except ValidationError as error:
-        return find_problems(error, prefix=place, model=model)
-    return []
-
-
-def _load(family: str, name: str) -> Any:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        advice = "it is UTF-16: save it as UTF-8" if data.startswith(_UTF16) else "save it as UTF-8"
+        raise _whole_file(path, f"not UTF-8 at byte {error.start}, so not TOML; {advice}") from None
     try:
-        return registry.load(family, name)
-    except PluginError as error:
-        raise PluginError(str(error), [(family, name)]) from error
+        return text, parse_toml(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _not_toml(path, text, str(error)) from None
+    except RecursionError:
+        raise _whole_file(path, "not usable TOML: nested too deeply") from None
+    except ValueError:
+        raise _whole_file(path, "not usable TOML: a number in it has thousands of digits") from None
 
 
-def _default_plugin(keys: tuple[str, ...]) -> str | None:
-    value: Any = Experiment()
-    for key in keys:
-        value = getattr(value, key)
-    return value.type if isinstance(value, PluginTable) else None
+def _beside(path: Path) -> str:
+    """The nearest name, and the experiment files beside the path or in experiments/."""
+    for folder in (path, path.parent, Path("experiments")):
+        try:
+            found = [
+                str(file)
+                for file in sorted(folder.glob("*.toml"))
+                if file.name != "pyproject.toml" and file != path
+            ]
+        except (OSError, ValueError):  # not a name that a file can have
+            found = []
+        if found:
+            stems = {Path(file).stem: file for file in found}
+            meant = stems.get(closest(path.stem, stems) or "")
+            guess = f"; did you mean {in_line(meant)}?" if meant and path not in (folder, Path()) else "."
+            return f"{guess} There are: {in_line(', '.join(found[:12]))}"
+    return ". Give the path of a TOML file, or copy one from gptkit's folder experiments/."
+
+
+def _whole_file(name: Path | str, problem: str) -> ExperimentError:
+    return ExperimentError(f"{name}: {problem}", [Problem(problem)])
+
+
+def _not_toml(path: Path, text: str, error: str) -> ExperimentError:
+    """tomllib's message at its place in the file, with a remedy for the most common mistakes."""
+    if other := _other_format(path, text):
+        return _whole_file(path, f"not valid TOML: {other}")
+    at = _AT.search(error)
+    reason = error[: at.start()] if at else error
+    position = len(text.rstrip())  # for "end of document"
+    if at and at[1]:
+        lines = text.split("\n", int(at[1]) - 1)
+        position = min(sum(len(line) + 1 for line in lines[:-1]) + int(at[2]) - 1, len(text))
+    rest = text[position : position + 80].partition("\n")[0]
+    problem = f"not valid TOML: {reason}{_remedy(reason, rest)}"
+    line = show_line(text, (position, position + 1), problem)
+    return ExperimentError(f"{path} has a problem:\n{line}", [Problem(problem)])
+
+
+def _other_format(path: Path, text: str) -> str:
+    suffix = path.suffix.lower()
+    if suffix in (".py", ".ipynb", ".pyc"):
+        return "this is a Python file; an experiment is a TOML file, such as experiments/shakespeare.toml"
+    if suffix in (".yaml", ".yml") or text.lstrip().startswith("{"):
+        kind = "YAML" if suffix in (".yaml", ".yml") else "JSON"
+        return f"this looks like {kind}; in TOML a table is a line [model], and a field a line n_head = 4"
+    if suffix in (".txt", ".jsonl", ".csv", ".gz", ".md"):
+        return f"it looks like a text; train on it with: gptkit train EXPERIMENT --dataset {path}"
+    return ""
+
+
+def _remedy(reason: str, rest: str) -> str:
+    """What to write instead, where that is clear; `rest` is the line from the place of the mistake."""
+    word = re.match(r"[A-Za-z_][\w./:-]*", rest)
+    if reason.startswith("Invalid value") and word:
+        if word[0].lower() in ("true", "false"):
+            return f"; write {word[0].lower()}"
+        if word[0] in ("None", "null"):
+            return "; leave the line out"
+        return f'; write "{word[0]}", in quotes'
+    if reason.startswith("Invalid value") and rest[:1] in ("“", "”", "‘", "’", "„", "«", "`"):
+        return "; write straight quotes: \" or '"
+    if reason.startswith(("Unescaped '\\'", "Invalid hex value", "Escaped character")):
+        return f"; {_ESCAPE}"
+    if reason.startswith("Cannot "):  # overwrite a value, declare a table twice
+        return "; it is in the file twice, keep one of them"
+    return ""
+
+
+# Resolving
+
+
+def _resolve(data: Mapping[str, Any], source: Source, *, recorded: bool = False) -> Experiment:
+    """The experiment of these tables and the source's overrides, plugin options explicit."""
+    draft = _Draft(data, source)
+    for override in source.overrides:
+        draft.set(override)
+    for field in fields():
+        if field.family and not (not recorded and draft.is_text(field.key, field.family)):
+            draft.fill_options(field.key, field.family, field.default or "")
+    if not recorded:
+        draft.fill_tracker_options()
+    return draft.finish(plain=recorded)
+
+
+class _Draft:
+    """The tables of an experiment on the way to an `Experiment`, with the problems found so far."""
+
+    def __init__(self, data: Mapping[str, Any], source: Source) -> None:
+        self._source = source
+        self._problems: list[Problem] = []
+        self._missing: list[tuple[Problem, PluginError]] = []
+        self._tables = self._copy(data, MAX_DEPTH)
+
+    def _copy(self, data: Mapping[str, Any], depth: int) -> dict[str, Any]:
+        if not depth:
+            raise _whole_file(self._source.name, "tables are nested too deeply")
+        return {
+            key: self._copy(value, depth - 1) if isinstance(value, Mapping) else value
+            for key, value in data.items()
+        }
+
+    def set(self, override: Override) -> None:
+        """Sets one field."""
+        *tables, last = path = tuple(override.key.split("."))
+        if len(tables) >= MAX_DEPTH:
+            self._add(f"{dotted(path[:9])}...: tables are nested too deeply", path)
+            return
+        table = self._tables
+        for depth, name in enumerate(tables):
+            inner = table.setdefault(name, {})
+            if isinstance(inner, str):  # `position = "rope"` becomes a table when an option of it is set
+                inner = table[name] = {"type": inner}
+            if inner is True and tables[:depth] == ["tracking"]:  # and `tensorboard = true`
+                inner = table[name] = {}
+            if not isinstance(inner, dict):
+                self._add(f"{dotted(path)}: {dotted(tables[: depth + 1])} is not a table", path)
+                return
+            table = inner
+        if override.key in LENGTHS:  # it replaces the length that the file has
+            for other in ("epochs", "minutes"):
+                table.pop(other, None)
+        table[last] = override.value
+
+    def is_text(self, key: str, family: str) -> bool:
+        """Whether a dataset is a text of one's own, as no plugin has its name. Checks its options if so."""
+        choice = self._choice(key)
+        if family != registry.DATASETS or choice is None or choice["type"] in registry.names(family):
+            return False
+        *tables, last = key.split(".")
+        table = self._table(tables)
+        name = choice["type"]
+        if any(sign in name for sign in "\a\b\t\n\f\r"):
+            message = f"{key} = {ascii(name)[:60]}: a name has no such characters; {_ESCAPE}"
+            self._add(message, (*tables, last, "type"))
+            return True
+        assert table is not None
+        table[last] = choice
+        model = registry.load(registry.DATASETS, "text").Options
+        known = [option for option in model.model_fields if option != "path"]
+        unknown = [option for option in choice if option not in ("type", *known)]
+        if unknown:
+            message = (
+                f"{key}: no dataset {name!r} is installed, so it is taken for a text, which has no option "
+                f"{unknown[0]!r}{nearest(unknown[0], known)}; known here: {', '.join(known)}"
+            )
+            self._problems.append(Problem(message, ((*tables, last, unknown[0]),), in_key=True))
+        elif len(choice) > 1:
+            options = {option: value for option, value in choice.items() if option != "type"}
+            self._options_of(model, {"path": "its name", **options}, key)
+        return True
+
+    def fill_options(self, key: str, family: str, default: str) -> None:
+        """Makes the options of the plugin that a field names explicit."""
+        *tables, last = key.split(".")
+        table = self._table(tables)
+        if table is None:
+            return  # the schema will report it
+        value = table.get(last, default)
+        if isinstance(value, dict) and default and family != registry.DATASETS:
+            table[last] = {"type": default, **value}  # an option alone is of the default plugin
+        elif last not in table and default:
+            table[last] = default
+        choice = self._choice(key)
+        if choice is None:
+            return
+        name = choice.pop("type")
+        try:
+            filled = self._load_options(family, name, choice, key)
+        except PluginError as error:
+            self._missing.append((Problem(str(error), ((*tables, last, "type"),)), error))
+        else:
+            if filled is not None:
+                table[last] = {"type": name, **filled}
+
+    def fill_tracker_options(self) -> None:
+        """Makes the options of the trackers explicit."""
+        trackers = self._tables.get("tracking")
+        if not isinstance(trackers, dict):
+            return  # the schema will report it
+        for name, choice in list(trackers.items()):
+            if choice is False:
+                del trackers[name]
+            elif choice is True or isinstance(choice, dict):  # else the schema will report it
+                options = {} if choice is True else choice
+                try:
+                    filled = self._load_options(registry.TRACKERS, name, options, f"tracking.{name}")
+                except PluginError as error:
+                    problem = Problem(str(error), (("tracking", name),), in_key=True)
+                    self._missing.append((problem, error))
+                else:
+                    trackers[name] = options if filled is None else filled
+
+    def finish(self, *, plain: bool) -> Experiment:
+        """The experiment. Raises one error for all problems; `plain`: a missing plugin without its line."""
+        try:
+            experiment = Experiment.model_validate(self._tables)
+        except ValidationError as error:
+            self._problems += problems_of(error)
+        missing = [problem for problem, _ in self._missing]
+        if self._problems:
+            problems = self._problems + missing
+            raise ExperimentError(render(self._source, problems), problems)
+        if missing:
+            plugins = [plugin for _, error in self._missing for plugin in error.plugins]
+            placed = self._source.text or any(override.origin for override in self._source.overrides)
+            text = "\n".join(map(str, missing)) if plain or not placed else render(self._source, missing)
+            raise PluginError(text, plugins) from self._missing[0][1]
+        return experiment
+
+    def _add(self, message: str, path: tuple[str, ...]) -> None:
+        self._problems.append(Problem(message, (path,)))
+
+    def _table(self, path: Sequence[str]) -> dict[str, Any] | None:
+        """The table at a path, made if it is missing; None if something else is there."""
+        table: Any = self._tables
+        for name in path:
+            table = table.setdefault(name, {}) if isinstance(table, dict) else None
+        return table if isinstance(table, dict) else None
+
+    def _choice(self, key: str) -> dict[str, Any] | None:
+        """The plugin that a field names, as a table of its own; None if the schema will report the value."""
+        *tables, last = key.split(".")
+        choice = (self._table(tables) or {}).get(last)
+        if isinstance(choice, str):
+            choice = {"type": choice}
+        if not isinstance(choice, dict) or not isinstance(choice.get("type"), str):
+            return None
+        return dict(choice) if len(choice["type"]) <= MAX_NAME else None
+
+    def _load_options(
+        self, family: str, name: str, options: dict[str, Any], table: str
+    ) -> dict[str, Any] | None:
+        """All options of a plugin, None if there are problems with those given. Raises PluginError."""
+        try:
+            model = registry.load(family, name).Options
+        except PluginError as error:
+            raise PluginError(str(error), [(family, name)]) from error
+        try:
+            return self._options_of(model, options, table)
+        except Exception as error:  # in the plugin's code
+            reason = f"{type(error).__name__}: {error}"
+            raise PluginError(f"{table}: the options of {name!r} failed: {reason}") from error
+
+    def _options_of(
+        self, model: type[BaseModel], options: dict[str, Any], table: str
+    ) -> dict[str, Any] | None:
+        try:
+            return model.model_validate(options).model_dump(mode="json", exclude_none=True)
+        except ValidationError as error:
+            self._problems += problems_of(error, table=table, options=model)
+            return None

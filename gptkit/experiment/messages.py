@@ -1,8 +1,7 @@
-"""What is wrong with an experiment, in words: the field, its value, what would be right.
+"""Messages about an experiment that is not valid: the field, its value, what would be right.
 
-In: what pydantic found, or a problem found elsewhere, and the file's text where there is one. Out: a line for
-each problem, and the message for a person, with the file's own line where the problem is in the file and the
-words of the command line where it is there.
+Input: what pydantic found, or a `Problem` found elsewhere, and the `Source` of the experiment. Output:
+problems, and the message that shows each at its line of the file or with its words of the command line.
 """
 
 from __future__ import annotations
@@ -10,23 +9,23 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from gptkit.errors import ExperimentError
-from gptkit.experiment.places import Entry, Path, find, in_line, mark
-from gptkit.experiment.schema import OPTIMIZERS, Experiment, OptimizerSettings
+from gptkit.errors import GptkitError, Problem
+from gptkit.experiment.fields import fields
+from gptkit.experiment.schema import OPTIMIZERS, Experiment
+from gptkit.experiment.source import Entry, Path, Source, dotted, in_line
 from gptkit.words import closest, nearest
 
 SHOWN = 20  # problems that a message shows; a file with more has one cause
-MOST = 1000  # problems that are told apart
-LONGEST = 120  # characters of a dotted key or of words that are shown
+MOST = 1000  # problems that are collected
 
-# What other scripts call a field
+# The names of fields in other projects
 _ELSEWHERE = {
     "block_size": "model.context_length",
     "seq_len": "model.context_length",
@@ -49,165 +48,138 @@ _ELSEWHERE = {
     "min_lr": "schedule.min_learning_rate",
     "lr_scheduler": "schedule.type",
 }
-_SECTIONS = ("data", "model", "training", "optimizer", "schedule", "evaluation", "checkpoints", "sampling")
+_WORDS = {
+    "Input should": "should",
+    "String should": "should",
+    "a valid integer": "an integer",
+    "a valid boolean": "true or false",
+    "a valid ": "a ",
+}
 _ALIASES = {"gpu": "cuda", "nvidia": "cuda", "adam": "adamw", "float32": "fp32", "bfloat16": "bf16"}
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One line about one field, and where the field is looked for."""
-
-    text: str
-    path: Path = ()
-    of_key: bool = False  # the key itself is wrong, rather than its value
-    instead: tuple[Path, ...] = ()  # other fields that it is about, where the first is not said anywhere
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where an experiment comes from: a name for messages, and what can be shown of it."""
-
-    name: str = "the experiment"
-    text: str | None = None  # the file's
-    said: Mapping[str, str] = field(default_factory=dict)  # dotted key to the words of the command line
-
-    def words(self, path: Path, *, inside: bool = False) -> str | None:
-        """The words that set the field or a table around it; with `inside`, a field in it."""
-        for length in range(len(path), 0, -1):
-            if found := self.said.get(".".join(path[:length])):
-                return found
-        begin = ".".join(path) + "."
-        within = (words for key, words in self.said.items() if key.startswith(begin))
-        return next(within, None) if inside else None
-
-
-def as_message(source: Source, problems: Sequence[Problem]) -> str:
-    """All problems for a person; one of the command line says so instead of a line of the file."""
+def render(source: Source, problems: Sequence[Problem]) -> str:
+    """All problems for a person, in the order of the file, then those of the command line."""
     shown = problems[:SHOWN]
-    wanted = {path[:length] for one in shown for path in _paths(one) for length in range(1, len(path) + 1)}
-    entries = find(source.text, wanted) if source.text is not None else {}
+    entries = source.entries([path for problem in shown for path in problem.paths])
     blocks: list[tuple[int, str]] = []
-    of_file = False
+    in_file = False
     for problem in shown:
-        words, entry = _place(source, problem, entries)
-        of_file |= not words
-        if entry and source.text is not None:
-            span = entry.key if problem.of_key or not entry.value else entry.value
-            blocks.append((span[0], mark(source.text, span).show(problem.text)))
-        else:  # after those of the file, which stand in its order
-            blocks.append((sys.maxsize, f"{words}: {problem.text}" if words else problem.text))
-    told = [text for _, text in sorted(blocks, key=lambda block: block[0])]
+        origin, entry = _place(source, problem, entries)
+        in_file |= not origin
+        if entry:
+            span = entry.key if problem.in_key or not entry.value else entry.value
+            blocks.append((span[0], source.show(span, problem.message)))
+        else:
+            blocks.append((sys.maxsize, f"{dotted([origin])}: {problem}" if origin else problem.message))
+    texts = [text for _, text in sorted(blocks, key=lambda block: block[0])]
     if len(problems) == 1:
         if entry:
-            return f"{source.name} has a problem:\n{told[0]}"
-        return f"{source.name}: {told[0]}" if of_file else told[0]
-    lines = [text if text.startswith("  ") else f"  {text}" for text in told]
-    if len(problems) > len(shown):
-        lines.append(f"  and {len(problems) - len(shown)} more")
-    name = source.name if of_file else "the command line"
+            return f"{source.name} has a problem:\n{texts[0]}"
+        return f"{source.name}: {texts[0]}" if in_file else texts[0]
+    lines = [text if text.startswith("  ") else f"  {text}" for text in texts]
+    if len(problems) > SHOWN:
+        lines.append(f"  and {len(problems) - SHOWN} more")
+    name = source.name if in_file else "the command line"
     return "\n".join([f"{name} has {len(problems)} problems:", *lines])
 
 
-def as_error(source: Source, problems: Sequence[Problem]) -> ExperimentError:
-    return ExperimentError(source.name, [one.text for one in problems], message=as_message(source, problems))
+def add_place(error: GptkitError, source: Source) -> None:
+    """Notes on an error that is about a field where the field is set: in the file or on the command line."""
+    if error.field:
+        path = tuple(error.field.split("."))
+        origin, entry = _place(source, Problem("", (path,)), source.entries([path]))
+        if entry:
+            error.add_note(source.show(entry.value or entry.key, f"in {in_line(source.name)}"))
+        elif origin:
+            error.add_note(f"It is set by {dotted([origin])}.")
 
 
-def _paths(problem: Problem) -> Iterable[Path]:
-    return [path for path in (problem.path, *problem.instead) if path]
+def _place(source: Source, problem: Problem, entries: Mapping[Path, Entry]) -> tuple[str, Entry | None]:
+    """The words of the command line, or else the entry of the file, that a problem is about."""
+    for path in problem.paths:
+        if origin := source.origin(path):
+            return origin, None
+    for path in problem.paths:
+        if path in entries:
+            return "", entries[path]
+    for path in problem.paths:
+        if origin := source.origin_inside(path):
+            return origin, None
+    around = [path[:length] for path in problem.paths for length in range(len(path) - 1, 0, -1)]
+    return "", next((entries[path] for path in around if path in entries), None)
 
 
-def _place(
-    source: Source, problem: Problem, entries: Mapping[Path, Entry]
-) -> tuple[str | None, Entry | None]:
-    """The words of the command line, or the entry of the file, that a problem is about."""
-    paths = list(_paths(problem))
-    for path in paths:
-        if words := source.words(path):
-            return words, None
-    for path in paths:
-        if entry := entries.get(path):
-            return None, entry
-    for path in paths:
-        if words := source.words(path, inside=True):
-            return words, None
-    for path in paths:
-        for length in range(len(path) - 1, 0, -1):
-            if entry := entries.get(path[:length]):
-                return None, entry
-    return None, None
-
-
-def describe_all(
-    error: ValidationError, *, prefix: str = "", model: type[BaseModel] = Experiment
-) -> list[str]:
-    """The problems that pydantic found, a line for each field: 'dotted.key = value: what would be right'."""
-    return [problem.text for problem in find_problems(error, prefix=prefix, model=model)]
-
-
-def find_problems(
-    error: ValidationError, *, prefix: str = "", model: type[BaseModel] = Experiment
+def problems_of(
+    error: ValidationError, *, table: str = "", options: type[BaseModel] | None = None
 ) -> list[Problem]:
-    """The problems that pydantic found, one for each field, and no more than MOST of them.
+    """What pydantic found, one problem for each field, and no more than MOST.
 
-    `prefix` is the table that `model` describes.
+    `options` is the model of a plugin's options and `table` where they are; without it, the experiment's own.
     """
-    begin = tuple(prefix.split(".")) if prefix else ()
-    found: dict[str, _Described] = {}
+    begin = tuple(table.split(".")) if table else ()
+    found: dict[str, _Messages] = {}
     for detail in error.errors(include_url=False):
         if len(found) == MOST:
             break
-        path = [str(part) for part in detail["loc"] if not _is_union_member(part)]
-        if detail["type"] == "extra_forbidden" and _is_union_member(detail["loc"][-1]):
-            path.append(str(detail["loc"][-1]))  # an unknown key of such a name
-        context = detail.get("ctx", {})
-        fields = [(*begin, *path, name) for name in context.get("fields", ())]
-        if detail["type"] == "union_tag_invalid":
-            path.append("type")
-        place = dotted((*begin, *path)) or "the file"
-        place, message = _describe(detail, place)
-        described = found.setdefault(place, _Described((*begin, *path), tuple(fields)))
-        if message not in described.messages:
-            described.messages.append(message)
+        path = _path(detail)
+        place, message = _describe(detail, dotted((*begin, *path)) or "the file")
+        here = found.setdefault(place, _Messages((*begin, *path)))
+        if message not in here.messages:
+            here.messages.append(message)
         if detail["type"] == "extra_forbidden":
-            near = _suggest(path, model, detail["loc"]) if len(found) <= SHOWN else ""
-            described.of_key, described.remedy = True, near
-        described.remedy = described.remedy or _remedy(detail)
-    return [described.problem(place) for place, described in found.items()]
+            here.in_key = True
+            if len(found) <= SHOWN:
+                known = list(options.model_fields) if options else None
+                here.remedy = _instead_of_key(path, detail["loc"], known)
+        here.fields = detail.get("ctx", {}).get("fields", ())
+        here.remedy = here.remedy or _instead_of_value(detail)
+    return [messages.problem(place) for place, messages in found.items()]
 
 
 @dataclass
-class _Described:
+class _Messages:
+    """What pydantic found wrong with one field."""
+
     path: Path
-    instead: tuple[Path, ...]
     messages: list[str] = field(default_factory=list)
     remedy: str = ""
-    of_key: bool = False
+    in_key: bool = False
+    fields: Sequence[str] = ()  # of the table at `path`, where the problem is between them
 
     def problem(self, place: str) -> Problem:
         first, *others = self.messages
-        said = " or ".join([first, *(other.removeprefix("should be ") for other in others)])
-        path, *instead = self.instead or (self.path,)
-        separator = " " if self.instead else ": "
-        return Problem(f"{place}{separator}{said}{self.remedy}", path, self.of_key, tuple(instead))
+        text = " or ".join([first, *(other.removeprefix("should be ") for other in others)])
+        paths = tuple((*self.path, name) for name in self.fields) or (self.path,)
+        separator = " " if self.fields else ": "
+        return Problem(f"{place}{separator}{text}{self.remedy}", paths, self.in_key)
 
 
-def dotted(path: Iterable[str]) -> str:
-    """A path as a file writes it, short enough for a line and harmless to a terminal."""
-    text = in_line(".".join(path))
-    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
-
-
-def _is_union_member(part: int | str) -> bool:
-    """Whether pydantic put the name of a union's member into the path; a file has no such key."""
-    plain = {*OPTIMIZERS, "bool", "int", "float", "str"}
-    return isinstance(part, str) and (part in plain or part.startswith(("literal[", "constrained-", "list[")))
+def _path(detail: ErrorDetails) -> list[str]:
+    """The path as a file has it, without the names that pydantic gives to the members of a union."""
+    members = {*OPTIMIZERS, "bool", "int", "float", "str"}
+    path = [
+        str(part)
+        for part in detail["loc"]
+        if not (
+            isinstance(part, str)
+            and (part in members or part.startswith(("literal[", "constrained-", "list[")))
+        )
+    ]
+    last = str(detail["loc"][-1]) if detail["loc"] else ""
+    if detail["type"] == "extra_forbidden" and path[-1:] != [last]:  # an unknown key of such a name
+        path.append(last)
+    if detail["type"] == "union_tag_invalid":
+        path.append("type")
+    return path
 
 
 def _describe(detail: ErrorDetails, place: str) -> tuple[str, str]:
-    """The place, with the value where it is short, and what would be right there."""
+    """The place, with the value if it is short, and what would be right there."""
     kind, value = detail["type"], detail["input"]
-    message = detail["msg"].removeprefix("Value error, ")
-    message = message.replace("Input should", "should").replace("String should", "should")
+    message = re.sub(", unable to parse string.*", "", detail["msg"].removeprefix("Value error, "))
+    for pydantic, ours in _WORDS.items():
+        message = message.replace(pydantic, ours)
     if kind == "extra_forbidden":
         return place, "unknown key"
     if kind == "missing":
@@ -219,15 +191,24 @@ def _describe(detail: ErrorDetails, place: str) -> tuple[str, str]:
         message = "should be letters, digits, '_' and '-', starting with a letter or digit"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         message = "should be a table"
-    if kind == "fields":
-        return f"{place}.{message.partition(' ')[0]}", message.partition(" ")[2]
+    if kind == "fields":  # the message begins with the name of the first of them
+        name, _, rest = message.partition(" ")
+        return f"{place}.{name}", rest
     if kind == "value_error" or isinstance(value, dict | list | BaseModel):
         return place, message
     return f"{place} = {_short(value)}", message
 
 
-def _remedy(detail: ErrorDetails) -> str:
-    """What the value was meant to be, where that can be told."""
+def _short(value: Any) -> str:
+    try:
+        text = json.dumps(value) if isinstance(value, bool | str) else repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _instead_of_value(detail: ErrorDetails) -> str:
+    """What to write instead of a value, where that is clear."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind in ("literal_error", "union_tag_invalid"):
         known = re.findall(r"'([^']+)'", str(context.get("expected") or context.get("expected_tags")))
@@ -241,65 +222,43 @@ def _remedy(detail: ErrorDetails) -> str:
         return f"; write {number[1]}, without quotes" if number else ""
     if kind == "int_type" and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"; write {int(value)}"
-    if kind == "bool_type" and isinstance(value, str | int):
-        words = {"yes": "true", "on": "true", "true": "true", "1": "true"}
-        words |= {"no": "false", "off": "false", "false": "false", "0": "false"}
-        word = words.get(str(value).lower())
-        return f"; write {word}{', without quotes' if isinstance(value, str) else ''}" if word else ""
-    if kind == "list_type" and isinstance(value, str):
-        return f"; write [{_short(value)}]"
+    if kind == "bool_type" and isinstance(value, str) and value.lower() in ("true", "false"):
+        return f"; write {value.lower()}, without quotes"
     return ""
 
 
-def _short(value: Any) -> str:
-    try:
-        text = json.dumps(value) if isinstance(value, bool | str) else repr(value)
-    except ValueError:
-        return "a number of thousands of digits"
-    return text if len(text) <= 60 else text[:57] + "..."
+def _instead_of_key(path: Sequence[str], location: Sequence[int | str], options: list[str] | None) -> str:
+    """The nearest key of the same table, or the table that has this key, under this name or another.
 
-
-def _suggest(path: Sequence[str], model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """The nearest key of the same table, or the table that does have this key, under this name or another."""
+    `options` are those of the plugin whose table it is, None for the experiment's own tables.
+    """
     *tables, wrong = path
-    fields = [name for name in _fields(model, tables, location) if name != wrong]
-    if model is Experiment:
-        for section in Experiment.model_fields:
-            if [section] != tables and wrong in _fields(Experiment, [section], ()):
-                return f"; it belongs in [{section}]"
-        if tables and wrong in Experiment.model_fields and wrong not in _SECTIONS:
+    table = ".".join(tables)
+    if options is not None:
+        return nearest(wrong, options) or _known(options if len(tables) == 0 else ())
+    optimizer = next((member for member in OPTIMIZERS if member in location), "")
+    here = [*Experiment.model_fields] if not table else []
+    here += [each.name for each in fields() if each.table == table and each.optimizer in ("", optimizer)]
+    everywhere = {each.name: each.table for each in fields() if each.table != table and each.name != "type"}
+    if wrong in everywhere:
+        there = everywhere[wrong]
+        if there == "":
             return "; it belongs at the top of the file, before the first [table]"
-    elsewhere = _ELSEWHERE.get(wrong.lower()) if model is Experiment else None
-    if elsewhere:
-        table, _, name = elsewhere.rpartition(".")
-        return f"; it is called {name!r} here{'' if [table] == tables else f', in [{table}]'}"
-    if near := nearest(wrong, fields):
+        return f"; it belongs in [{there}]"
+    if wrong.lower() in _ELSEWHERE:
+        there, _, name = _ELSEWHERE[wrong.lower()].rpartition(".")
+        return f"; it is called {name!r} here{'' if there == table else f', in [{there}]'}"
+    if near := nearest(wrong, here):
         return near
-    if tables == ["optimizer"]:
+    if table == "optimizer":
         having = [name for name, member in OPTIMIZERS.items() if wrong in member.model_fields]
         if having:
             return f"; only type {having[0]!r} has it"
-    if model is Experiment and len(tables) <= 1:
-        sections = Experiment.model_fields
-        every = {name: section for section in sections for name in _fields(model, [section], ())}
-        meant = closest(wrong, every)
-        if meant and [every[meant]] != tables:
-            return f"; did you mean {meant!r}, in [{every[meant]}]?"
-    return f"; known here: {', '.join(sorted(fields))}" if fields else "; it takes no options"
+    meant = closest(wrong, everywhere)
+    if meant and everywhere[meant] and len(tables) <= 1:
+        return f"; did you mean {meant!r}, in [{everywhere[meant]}]?"
+    return _known(here)
 
 
-def _fields(model: type[BaseModel], tables: Sequence[str], location: tuple[int | str, ...]) -> list[str]:
-    """The keys of a table of the schema; of a union those of the member in `location`, or of all."""
-    models: list[type[BaseModel]] = [model]
-    for name in tables:
-        inner: list[type[BaseModel]] = []
-        for candidate in models:
-            field = candidate.model_fields.get(name)
-            annotation = field.annotation if field else None
-            if annotation == OptimizerSettings:
-                chosen = [member for tag, member in OPTIMIZERS.items() if tag in location]
-                inner += chosen or OPTIMIZERS.values()
-            elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                inner.append(annotation)
-        models = inner
-    return list(dict.fromkeys(key for candidate in models for key in candidate.model_fields))
+def _known(names: Collection[str]) -> str:
+    return f"; known here: {', '.join(sorted(set(names)))}" if names else "; it takes no options"

@@ -32,8 +32,7 @@ def build_model(experiment: Experiment, vocab_size: int) -> GPT:
     try:
         position = plugin(plugin.Options.model_validate(settings.position.options), shape)
     except ValueError as error:
-        problem = f"model.position: {error}"
-        raise ExperimentError("the experiment", [problem]).about("model.position") from error
+        raise ExperimentError(f"model.position: {error}", field="model.position") from error
     except (TypeError, AttributeError, RuntimeError) as error:
         raise PluginError(f"positional encoding {settings.position.type!r} failed: {error}") from error
     return GPT(settings, vocab_size, position)

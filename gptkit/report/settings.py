@@ -12,13 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
 from gptkit.errors import GptkitError, PluginError
-from gptkit.experiment import Experiment, PluginTable
-from gptkit.experiment.load import PLUGIN_KEYS
-from gptkit.experiment.reading import read_toml
-from gptkit.experiment.schema import OPTIMIZERS
+from gptkit.experiment.fields import ExperimentField, fields_of, option_fields
+from gptkit.experiment.load import read_toml
 from gptkit.plugins import registry
 from gptkit.runs import Run
 
@@ -33,15 +29,6 @@ class Setting:
     default: str | None  # None: not known, or there is none
     differs: bool
     about: str  # what the field is for
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a field."""
-
-    about: str
-    has_default: bool = False
-    default: Any = None
 
 
 def read_settings(run: Run) -> tuple[list[Setting], str]:
@@ -82,51 +69,35 @@ def toml_text(value: Any) -> str:
     return text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…"
 
 
-def _setting(key: str, value: Any, known: Known | None) -> Setting:
-    if known is None or not known.has_default or key in _OWN:
-        return Setting(key, toml_text(value), None, False, known.about if known else "")
+def _setting(key: str, value: Any, known: ExperimentField | None) -> Setting:
+    if known is None or known.required or key in _OWN:
+        return Setting(key, toml_text(value), None, False, known.description if known else "")
     same = value == known.default and isinstance(value, bool) == isinstance(known.default, bool)
-    return Setting(key, toml_text(value), toml_text(known.default), not same, known.about)
+    return Setting(key, toml_text(value), toml_text(known.default), not same, known.description)
 
 
-def _known(tables: Mapping[str, Any]) -> tuple[dict[str, Known], list[str]]:
-    """Of each dotted key what the schema and the plugins say; and a word on the plugins that say nothing."""
-    known = _of_model(Experiment, "")
-    optimizer = tables.get("optimizer")
-    kind = optimizer.get("type") if isinstance(optimizer, Mapping) else None
-    known |= _of_model(OPTIMIZERS.get(str(kind), OPTIMIZERS["muon"]), "optimizer.")
-    known["optimizer.type"] = Known("How a gradient becomes an update.", True, "muon")
+def _known(tables: Mapping[str, Any]) -> tuple[dict[str, ExperimentField], list[str]]:
+    """The description of each key, and notes on plugins whose options have none."""
+    known: dict[str, ExperimentField] = {}
     notes = []
-    for keys, family in PLUGIN_KEYS:
-        table: Any = tables
-        for key in keys:
-            table = table.get(key) if isinstance(table, Mapping) else None
-        name = table.get("type") if isinstance(table, Mapping) else None
-        if isinstance(name, str):
+    for field in fields_of(_name_at(tables, "optimizer") or "").values():
+        known[f"{field.key}.type" if field.family else field.key] = field
+        name = _name_at(tables, field.key) if field.family else None
+        if name is not None:
+            kind = registry.KINDS[field.family]
             try:
-                known |= _of_model(registry.load(family, name).Options, f"{'.'.join(keys)}.")
+                options = option_fields(registry.load(field.family, name).Options, field.key)
+                known |= {option.key: option for option in options}
             except PluginError:
-                notes.append(f"The {registry.KINDS[family]} {name[:100]!r} is not here to give its defaults.")
-            except Exception:  # of a stranger's code
-                notes.append(f"The {registry.KINDS[family]} {name[:100]!r} does not give its defaults.")
+                notes.append(f"The {kind} {name[:100]!r} is not installed, so its defaults are not known.")
+            except Exception:  # in the plugin's code
+                notes.append(f"The {kind} {name[:100]!r} fails to describe its options.")
     return known, notes
 
 
-def _of_model(model: type[BaseModel], prefix: str) -> dict[str, Known]:
-    """Of a table of the schema, with the tables in it, by dotted key."""
-    known: dict[str, Known] = {}
-    for name, field in model.model_fields.items():
-        key, about = f"{prefix}{name}", field.description or ""
-        if field.is_required():
-            known[key] = Known(about)
-            continue
-        default = field.get_default(call_default_factory=True)
-        if isinstance(default, BaseModel):
-            known |= _of_model(type(default), f"{key}.")
-            for inner, value in flatten(default.model_dump(mode="json"), f"{key}.").items():
-                said = known[inner].about if inner in known else ""
-                chosen = isinstance(default, PluginTable) and inner == f"{key}.type"
-                known[inner] = Known(about if chosen else said, True, value)
-        else:
-            known[key] = Known(about, True, default)
-    return known
+def _name_at(tables: Mapping[str, Any], key: str) -> str | None:
+    """The `type` of the table at a dotted key."""
+    table: Any = tables
+    for name in (*key.split("."), "type"):
+        table = table.get(name) if isinstance(table, Mapping) else None
+    return table if isinstance(table, str) else None

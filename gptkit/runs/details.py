@@ -98,16 +98,12 @@ def differing(experiment: dict[str, Value]) -> dict[str, Value]:
 
 
 def _defaults(optimizer: str) -> dict[str, Value]:
-    """The schema's, with those of the optimizer that is named."""
-    from gptkit.experiment import AdamWSettings, Experiment
+    """Of the schema with that optimizer; plugins and the optimizer by name, as in `read_settings`."""
+    from gptkit.experiment.fields import fields_of
     from gptkit.runs.settings import short_name
 
-    schema = Experiment(optimizer=AdamWSettings()) if optimizer == "adamw" else Experiment()
-    flat = flatten(schema.model_dump(exclude_none=True))
-    defaults = {short_name(key): value for key, value in flat.items()}
-    if optimizer == "adamw":  # another than the default
-        del defaults["optimizer"]
-    return defaults
+    known = fields_of(optimizer or "muon").values()
+    return flatten({short_name(field.key): field.default for field in known})
 
 
 def _plugins(experiment: dict[str, Value], record: dict[str, Any]) -> tuple[Plugin, ...]:

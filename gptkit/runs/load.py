@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from gptkit.errors import CheckpointError, PluginError, UsageError
-from gptkit.experiment import Experiment, load_experiment
+from gptkit.experiment import Experiment
+from gptkit.experiment.load import load_recorded
 from gptkit.files import sha256, to_json
 from gptkit.model import GPT
 from gptkit.model.build import build_model_for, load_weights
@@ -107,7 +108,7 @@ def run_experiment(run: Run) -> Experiment:
     """
     refuse_special_files(run)
     try:
-        return load_experiment(run.experiment_file, texts=False)
+        return load_recorded(run.experiment_file)
     except PluginError as error:
         remedy = what_to_install(_record_or_nothing(run), error.plugins)
         raise PluginError(f"{error}\n{remedy}".rstrip(), error.plugins) from error

@@ -170,7 +170,9 @@ def _refuse_unknown(unknown: set[str], known: set[str]) -> None:
     """A field of the schema that no run has is known all the same."""
     if not unknown:
         return
-    schema = list(_schema_keys())
+    from gptkit.experiment.fields import fields
+
+    schema = list(dict.fromkeys(key for field in fields() for key in (field.table, field.key) if key))
     known = {*COLUMNS, *SHORT, *known, *schema}
     for key in sorted(unknown - known):
         ends = [name for name in (*schema, *sorted(known)) if name.endswith(f".{key}")]
@@ -180,15 +182,6 @@ def _refuse_unknown(unknown: set[str], known: set[str]) -> None:
             "Known are the columns (best, step, started, status, …), the fields of an experiment "
             "(model.n_embd) and those of run.json."
         )
-
-
-def _schema_keys() -> Iterator[str]:
-    from gptkit.experiment import AdamWSettings, Experiment, MuonSettings
-
-    for name, field_ in Experiment.model_fields.items():
-        yield name
-        for model in (AdamWSettings, MuonSettings) if name == "optimizer" else (type(field_.default),):
-            yield from (f"{name}.{key}" for key in getattr(model, "model_fields", ()))
 
 
 def _rank(value: Value | None) -> tuple[bool, Any]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from gptkit import events
 from gptkit.errors import PluginError
 from gptkit.experiment import Experiment
-from gptkit.experiment.messages import describe_all
+from gptkit.experiment.messages import problems_of
 from gptkit.plugins import PluginOptions, TrackedRun, Tracker, registry
 
 _FOLDER_NAME = re.compile(r"(?!(?i:checkpoints|samples)$)[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -49,8 +49,8 @@ def choose_tracker(name: str, value: bool | Mapping[str, Any]) -> ChosenTracker:
     try:
         options = cls.Options.model_validate({} if isinstance(value, bool) else dict(value))
     except ValidationError as error:
-        problems = describe_all(error, prefix=f"tracking.{name}", model=cls.Options)
-        raise PluginError(f"tracker {name!r} takes other options: {'; '.join(problems)}") from error
+        problems = problems_of(error, table=f"tracking.{name}", options=cls.Options)
+        raise PluginError(f"tracker {name!r} takes other options: {'; '.join(map(str, problems))}") from error
     except Exception as error:  # raised by a validator of the plugin
         raise PluginError(f"tracking.{name}: the options of {name!r} failed: {_describe(error)}") from error
     return ChosenTracker(name, cls, options)

@@ -249,7 +249,7 @@ def _resolve(
         if "prompt" in sampling.model_fields_set:
             unknown = quote_characters(unknown)
             problem = f"sampling.prompt has characters that are not in the text: {unknown}; leave them out"
-            raise ExperimentError("the experiment", [problem]).about("sampling.prompt")
+            raise ExperimentError(problem, field="sampling.prompt")
         sampling = sampling.model_copy(update={"prompt": obtained.text[0]})
     return experiment.model_copy(
         update={

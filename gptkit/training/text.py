@@ -77,7 +77,7 @@ def _bring(table: PluginTable, folders: DataFolders, field: str) -> tuple[Datase
     try:
         dataset, used = resolve_dataset(table, folders)
     except GptkitError as error:
-        error.about(field)
+        error.field = field
         raise
     if not dataset.is_here(folders):
         dataset.fetch(folders)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
-
-from pydantic import ValidationError
+from collections.abc import Callable, Iterator
 
 from gptkit.backend import choose_device
-from gptkit.experiment import SamplingSettings, said_of
-from gptkit.experiment.messages import Source, as_error, find_problems
+from gptkit.experiment import SamplingSettings
+from gptkit.experiment.load import Overrides, override_sampling
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
 from gptkit.plugins import Tokenizer
@@ -48,7 +45,7 @@ def open_writer(
     checkpoint: str = "best",
     backend: str = "auto",
     prompt: str | None = None,
-    sampling: dict[str, Any] | None = None,
+    sampling: Overrides = (),
     skip_unknown: bool = False,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Writer:
@@ -56,7 +53,7 @@ def open_writer(
 
     Raises UsageError for a prompt or sampling that cannot be used, CheckpointError, PluginError.
     """
-    settings = sampling_of(run, sampling or {})
+    settings = sampling_of(run, sampling)
     model, tokenizer, read = read_model(run, checkpoint, warn=warn)
     prepared = encode_prompt(
         tokenizer, settings.prompt if prompt is None else prompt, skip_unknown=skip_unknown
@@ -67,14 +64,9 @@ def open_writer(
     return Writer(model.to(choose_device(backend)), tokenizer, prepared, settings, title)
 
 
-def sampling_of(run: Run, given: Mapping[str, Any]) -> SamplingSettings:
-    """The sampling of a run's experiment, but for what is given. Raises ExperimentError."""
-    recorded = run_experiment(run).sampling
-    try:
-        return SamplingSettings.model_validate({**recorded.model_dump(), **given})
-    except ValidationError as error:
-        source = Source("the sampling", said=said_of(given))
-        raise as_error(source, find_problems(error, model=SamplingSettings)) from error
+def sampling_of(run: Run, overrides: Overrides) -> SamplingSettings:
+    """The sampling settings of a run's experiment with these overrides. Raises ExperimentError."""
+    return override_sampling(run_experiment(run).sampling, overrides)
 
 
 def write_after(trained: TrainingResult, tokens: int) -> str:

@@ -206,13 +206,11 @@ def test_flags_override_the_fields_of_the_file(
         assert type(field) is type(value), flag
 
 
-def test_set_overrides_any_field_and_a_flag_comes_after_it(
-    tiny_experiment: Path, gptkit_command: Command
-) -> None:
+def test_set_and_flags_override_any_field(tiny_experiment: Path, gptkit_command: Command) -> None:
     recorded = resolved(
         run_of(
             gptkit_command(
-                *("train", tiny_experiment, "--quiet", "--set", "training.max_steps=7", "--steps", 3),
+                *("train", tiny_experiment, "--quiet", "--steps", 3),
                 *("--set", "model.position=alibi", "--set", "sampling.stop=['a', 'b']"),
                 *(
                     "--set",
@@ -717,8 +715,12 @@ BAD: list[Any] = [
     ((*TRAIN, "--stop-at", 0), 2, "Invalid value for '--stop-at'"),
     ((*TRAIN, "--generate", -1), 2, "Invalid value for '--generate'"),
     ((*TRAIN, "--generate", 10**12), 2, "Invalid value for '--generate'"),
-    ((*TRAIN, "--steps", 3, "--epochs", 2), 2, "--steps and --epochs say the same thing twice"),
-    ((*TRAIN, "--minutes", 3, "--epochs", 2), 2, "--epochs and --minutes say the same thing twice"),
+    ((*TRAIN, "--steps", 3, "--epochs", 2), 2, "--steps 3 and --epochs 2.0 both set the length of training"),
+    (
+        (*TRAIN, "--minutes", 3, "--epochs", 2),
+        2,
+        "--epochs 2.0 and --minutes 3.0 both set the length of training",
+    ),
     ((*TRAIN, "--minutes", 0), 2, "training.minutes = 0.0: should be greater than 0"),
     ((*TRAIN, "--minutes", "nan"), 2, "training.minutes = nan: should be a finite number"),
     (("runs", "--all"), 2, "No such option: --all"),
@@ -727,7 +729,7 @@ BAD: list[Any] = [
     (("train", "data"), 2, "data is a folder, not an experiment file"),
     (("train", "x" * 3000), 2, "cannot read xxx"),
     (("train", ""), 2, "is a folder, not an experiment file"),
-    (("train", "broken.toml"), 2, "^ not valid TOML: Invalid value; write a value after ="),
+    (("train", "broken.toml"), 2, "^ not valid TOML: Invalid value"),
     (("train", "utf16.toml"), 2, "utf16.toml: not UTF-8 at byte 0"),
     (("train", "deep.toml"), 2, "deep.toml: not usable TOML: nested too deeply"),
     (("train", "dotted.toml"), 2, "dotted.toml: not usable TOML: nested too deeply"),
@@ -766,7 +768,7 @@ BAD: list[Any] = [
     ((*TRAIN, "--name", "../evil"), 2, 'name = "../evil": should be letters'),
     ((*TRAIN, "--name", "/tmp/evil"), 2, 'name = "/tmp/evil": should be letters'),
     ((*TRAIN, "--name", "a\\b"), 2, "should be letters"),
-    ((*TRAIN, "--name", "CON"), 2, "'CON' is a name that Windows keeps for a device"),
+    ((*TRAIN, "--name", "CON"), 2, "Windows reserves the name 'CON' for a device"),
     ((*TRAIN, "--output", ""), 2, 'name = ""'),
     # Plugins
     ((*TRAIN, "--set", "tokenizer=chars"), 3, "no tokenizer is called 'chars'; did you mean 'char'?"),

@@ -506,7 +506,7 @@ def test_options_may_stand_beside_the_name_of_a_text(here: Path) -> None:
         ({"type": "corpus.jsonl", "feild": "body"}, "no option 'feild'; did you mean 'field'?"),
         ({"type": "markof", "order": 3}, "no dataset 'markof' is installed"),
         ({"type": "corpus.jsonl", "path": "x"}, "no option 'path'"),
-        ({"type": "corpus.jsonl", "field": 3}, "data.dataset.field = 3: should be a valid string"),
+        ({"type": "corpus.jsonl", "field": 3}, "data.dataset.field = 3: should be a string"),
     ],
 )
 def test_options_that_no_text_has_are_refused_before_it_is_looked_for(

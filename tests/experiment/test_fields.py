@@ -8,7 +8,7 @@ import jsonschema
 
 from gptkit.experiment import Experiment, experiment_from_dict, to_toml
 from gptkit.experiment.fields import choices, fields, fields_of, json_schema, option_fields
-from gptkit.experiment.flags import FLAGS
+from gptkit.experiment.overrides import FLAGS
 from gptkit.plugins import registry
 
 

@@ -29,14 +29,14 @@ def problems_of(data: dict[str, Any], *overrides: tuple[str, Any]) -> tuple[str,
     with pytest.raises(ExperimentError) as caught:
         experiment_from_dict(data, overrides)
     assert caught.value.exit_code == 2
-    return caught.value.problems
+    return tuple(map(str, caught.value.problems))
 
 
 def problems_of_file(path: Path) -> tuple[str, ...]:
     with pytest.raises(ExperimentError) as caught:
         load_experiment(path)
     assert str(path) in str(caught.value)
-    return caught.value.problems
+    return tuple(map(str, caught.value.problems))
 
 
 def sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -173,11 +173,11 @@ def test_every_problem_is_reported_at_once_with_its_dotted_key(tmp_path: Path) -
     for beginning in (
         "seeed: unknown key; did you mean 'seed'?",
         "seed = -1: should be 'random' or greater than or equal to 0",
-        'model.n_layer = "4": should be a valid integer',
+        'model.n_layer = "4": should be an integer',
         "model.dropout = 1.0: should be less than 1",
         "model.position.bse: unknown key; did you mean 'base'?",
         "training.batch_size = nan: should be",
-        "training.max_steps = true: should be a valid integer",
+        "training.max_steps = true: should be an integer",
         "optimizer.type = \"sgd\": should be 'adamw' or 'muon'",
         "data.val_fraction = inf: should be a finite number",
     ):
@@ -208,16 +208,16 @@ def test_a_missing_plugin_is_reported_along_with_the_other_problems() -> None:
         ),
         ({"tokenizer": {"type": "char", "x": 1}}, "tokenizer.x: unknown key; it takes no options"),
         ({"model": 5}, "model = 5: should be a table"),
-        ({"model": {"qk_norm": "yes"}}, 'model.qk_norm = "yes": should be a valid boolean'),
+        ({"model": {"qk_norm": "yes"}}, 'model.qk_norm = "yes": should be true or false'),
         ({"model": {"n_head": 3}}, "model.n_head = 3 does not divide n_embd = 128; n_head = 2 or 4 would"),
         ({"training": {"max_steps": 0}}, "training.max_steps = 0: should be greater than or equal to 1"),
-        ({"training": {"max_steps": 1e3}}, "training.max_steps = 1000.0: should be a valid integer"),
+        ({"training": {"max_steps": 1e3}}, "training.max_steps = 1000.0: should be an integer"),
         ({"training": {"max_steps": 10**5000}}, "training.max_steps = a number of thousands of digits: "),
         ({"training": {"max_steps": 2**31}}, "training.max_steps = 2147483648: should be less than or equal"),
         ({"training": {"backend": "tpu"}}, "training.backend = \"tpu\": should be 'auto', 'cpu', 'cuda' or"),
         ({"sampling": {"prompt": ""}}, 'sampling.prompt = "": should have at least 1 character'),
         ({"sampling": {"stop": ["a", ""]}}, 'sampling.stop.1 = "": should have at least 1 character'),
-        ({"sampling": {"stop": "a"}}, 'sampling.stop = "a": should be a valid list'),
+        ({"sampling": {"stop": "a"}}, 'sampling.stop = "a": should be a list'),
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate = nan: should be a finite"),
         ({"optimizer": {"learning_rate": -0.1}}, "optimizer.learning_rate = -0.1: should be greater than or"),
         ({"data": {"dataset": {"type": "text"}}}, "data.dataset.path: is required"),
@@ -245,7 +245,7 @@ def test_a_problem_names_the_key_and_what_would_be_right(data: dict[str, Any], s
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"seed = ", "not valid TOML: Invalid value (at "),
+        (b"seed = ", "not valid TOML: Invalid value"),
         (b"seed = 1\nseed = 2", "not valid TOML: Cannot overwrite a value"),
         (b"[model]\n[model]", "not valid TOML: Cannot declare ('model',) twice"),
         (b"\xff\xfea\0", "not UTF-8 at byte 0, so not TOML"),
@@ -259,7 +259,7 @@ def test_a_problem_names_the_key_and_what_would_be_right(data: dict[str, Any], s
         (b"x = { " + b"a." * 40_000 + b"a = 1 }", "not usable TOML: nested too deeply"),
         (b"seed = " + b"9" * 6000, "not usable TOML: a number in it has thousands of digits"),
         (b"seed = 0x" + b"f" * 6000, "seed = a number of thousands of digits: "),
-        (b"model.n_layer = 2020-01-01", "model.n_layer = datetime.date(2020, 1, 1): should be a valid"),
+        (b"model.n_layer = 2020-01-01", "model.n_layer = datetime.date(2020, 1, 1): should be an integer"),
     ],
     ids=lambda value: value[:12] if isinstance(value, bytes) else "",
 )
@@ -313,36 +313,6 @@ def test_a_file_without_end_is_not_read_to_its_end() -> None:
 
 
 # Overrides
-
-
-@pytest.mark.parametrize(
-    ("text", "key", "value"),
-    [
-        ("training.max_steps=200", "training.max_steps", 200),
-        ("optimizer.learning_rate = 1e-3", "optimizer.learning_rate", 0.001),
-        ("model.qk_norm=false", "model.qk_norm", False),
-        ("model.position=rope", "model.position", "rope"),
-        ('model.position={type="rope", base=5}', "model.position", {"type": "rope", "base": 5}),
-        ('sampling.stop=["a", "b"]', "sampling.stop", ["a", "b"]),
-        ("data.dataset=novels/a=b.txt", "data.dataset", "novels/a=b.txt"),
-        ('name="123"', "name", "123"),
-        ("sampling.prompt=", "sampling.prompt", ""),
-        ("seed=[[", "seed", "[["),
-        ("seed=" + "[" * 20_000, "seed", "[" * 20_000),
-    ],
-)
-def test_a_value_on_the_command_line_is_toml_and_a_bare_word_a_string(
-    text: str, key: str, value: object
-) -> None:
-    parsed = parse_override(text)
-    assert parsed == (key, value)
-    assert type(parsed[1]) is type(value)
-
-
-@pytest.mark.parametrize("text", ["", "=", "=5", "training.max_steps", " = 5"])
-def test_an_override_without_key_or_value_is_a_usage_error(text: str) -> None:
-    with pytest.raises(UsageError, match=r"expected KEY=VALUE, as in --set training\.max_steps=200"):
-        parse_override(text)
 
 
 def test_overrides_come_after_the_file_and_the_last_of_a_key_counts() -> None:

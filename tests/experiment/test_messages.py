@@ -12,10 +12,12 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptkit.cli.options import overrides
-from gptkit.errors import ExperimentError, PluginError
+from gptkit.errors import DataError, ExperimentError, PluginError
 from gptkit.experiment import experiment_from_dict, load_experiment
-from gptkit.experiment.places import entries, find, mark
+from gptkit.experiment.load import read_experiment
+from gptkit.experiment.messages import add_place
+from gptkit.experiment.overrides import parse_overrides
+from gptkit.experiment.source import find, show_line
 
 KEYS = st.sampled_from(["a", "b-c", "model", "1", "with space", "q'", 'd"q', "é", "#", "[x]", "a.b", "\\"])
 VALUES = st.recursive(
@@ -74,15 +76,14 @@ def test_the_ways_of_writing_a_key(text: str, path: tuple[str, ...], key: str, v
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text(alphabet="ab=.[]{}\"'#,\n \\", max_size=40))
 def test_no_text_is_too_much(text: str) -> None:
-    for entry in entries(text):
-        shown = mark(text, entry.value or entry.key).show("here")
-        assert shown.count("\n") == 1
+    for entry in find(text, [("a",), ("b",), ("a", "b"), ("a", "0")]).values():
+        assert show_line(text, entry.value or entry.key, "here").count("\n") == 1
 
 
 def test_a_line_is_cut_around_the_place_and_harmless_to_a_terminal() -> None:
     text = "x = 1\nprompt = '" + "ab\x1b[31m\u202e日本" * 50 + "', here = 5, " + "z" * 500
     at = text.index("here")
-    line, below = mark(text, (at, at + 4)).show("message").split("\n")
+    line, below = show_line(text, (at, at + 4), "message").split("\n")
     assert line.startswith("  line 2: …")
     assert line.endswith("…")
     assert "\\x1b[31m\\u202e" in line
@@ -96,7 +97,7 @@ def test_a_line_is_cut_around_the_place_and_harmless_to_a_terminal() -> None:
 def said_of(path: Path, text: str, *words: tuple[str, Any], pairs: list[str] | None = None) -> str:
     path.write_text(text)
     with pytest.raises((ExperimentError, PluginError)) as caught:
-        load_experiment(path, overrides(pairs, dict(words)))
+        load_experiment(path, parse_overrides(pairs or (), dict(words)))
     return str(caught.value).replace(str(path), "my.toml")
 
 
@@ -131,7 +132,9 @@ def test_an_experiment_of_python_keeps_the_plain_form() -> None:
     with pytest.raises(ExperimentError) as caught:
         experiment_from_dict({"model": {"n_hed": 4}})
     assert str(caught.value) == "the experiment: model.n_hed: unknown key; did you mean 'n_head'?"
-    assert caught.value.problems == ("model.n_hed: unknown key; did you mean 'n_head'?",)
+    assert [str(problem) for problem in caught.value.problems] == [
+        "model.n_hed: unknown key; did you mean 'n_head'?"
+    ]
 
 
 def test_a_mark_of_windows_at_the_beginning_of_a_file_does_no_harm(tmp_path: Path) -> None:
@@ -161,3 +164,20 @@ def test_a_hostile_file_is_answered_shortly_and_soon(text: str, tmp_path: Path) 
     assert time.process_time() - began < 20  # seconds of this process; a second or two where nobody disturbs
     assert len(said) < 10_000
     assert said.replace("\n", "").isprintable()
+
+
+def test_a_later_error_about_a_field_gets_the_line_or_the_flag_that_sets_it(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text("[data]\ndataset = 'nowhere'\n")
+    loaded = read_experiment(path, parse_overrides(["training.backend=mps"], {}))
+    notes = []
+    for field in ("data.dataset", "training.backend", "model.n_head", ""):
+        error = DataError("it is not here", field=field)
+        add_place(error, loaded.source)
+        notes.append("\n".join(getattr(error, "__notes__", [])).replace(str(path), "my.toml"))
+    assert notes == [
+        "  line 2: dataset = 'nowhere'\n                    ^^^^^^^^^ in my.toml",
+        "It is set by --set training.backend=mps.",
+        "",
+        "",
+    ]

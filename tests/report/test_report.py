@@ -288,7 +288,7 @@ def test_settings_that_differ_from_their_defaults_are_marked(tmp_path: Path) -> 
         "optimizer.beta1": ("0.8", "0.9"),  # AdamW's own default
     }
     page = Page(run_page(run)).words
-    assert "model.n_layer Blocks, one after the other. 2 4" in page
+    assert "model.n_layer Transformer blocks, one after the other. 2 4" in page
 
 
 def test_a_plugin_that_is_not_here_leaves_its_options_unmarked(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_plugin_that_is_not_here_leaves_its_options_unmarked(tmp_path: Path) -
         "model.position.type": True,
         "model.position.buckets": False,
     }
-    assert "'t5' is not here to give its defaults" in said
+    assert "'t5' is not installed, so its defaults are not known" in said
 
 
 # Nothing from elsewhere, nothing that runs

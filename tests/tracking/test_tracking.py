@@ -305,7 +305,7 @@ def test_what_is_tracked_is_a_known_part_of_a_run_and_a_stretch_trained_again_is
         ("tracking.tensorboard.sample=true", 2, "tracking.tensorboard.sample: unknown key; did you mean"),
         ("tracking.tensorboard.samples='x'", 2, 'tracking.tensorboard.samples = "x": should be a valid bool'),
         ("tracking=true", 2, "tracking = true: should be a table"),
-        ("tracking.tensorboard.samples.x=1", 2, "tracking.tensorboard.samples: should be a valid boolean"),
+        ("tracking.tensorboard.samples.x=1", 2, "tracking.tensorboard.samples: should be true or false"),
     ],
 )
 def test_what_cannot_be_in_a_file_is_answered_with_its_place(

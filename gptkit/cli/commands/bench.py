@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gptkit.cli import completion, options
+from gptkit.experiment.overrides import parse_overrides
 
 
 def bench(
@@ -45,7 +46,7 @@ def bench(
     from gptkit.cli.display.bench import show
     from gptkit.experiment import experiment_from_dict, load_experiment
 
-    overrides = options.overrides(set_, {"training.backend": backend})
+    overrides = parse_overrides(set_ or (), {"training.backend": backend})
     if experiment is None:
         checked = experiment_from_dict({}, overrides)
     else:

@@ -13,6 +13,7 @@ import typer
 from gptkit.cli import completion, options
 from gptkit.cli.streams import log, warn, write_text
 from gptkit.errors import UsageError
+from gptkit.experiment.overrides import Override
 
 
 def generate(
@@ -102,7 +103,6 @@ def generate(
     from gptkit.runs import find_run
 
     folder = find_run(run, runs_dir)
-    from gptkit.experiment import FlagKey
     from gptkit.training.writing import open_writer
 
     flags = {
@@ -113,11 +113,11 @@ def generate(
         "min_p": ("--min-p", min_p),
         "stop": ("--stop", stop or None),
     }
-    sampling: dict[str, Any] = {
-        FlagKey(field, _as_typed(flag, value)): value
+    sampling = [
+        Override(field, value, _as_typed(flag, value))
         for field, (flag, value) in flags.items()
         if value is not None
-    }
+    ]
     writer = open_writer(
         folder,
         checkpoint=checkpoint,

@@ -197,11 +197,13 @@ def _options(cls: Any, given: list[str] | None, name: str) -> Any:
     from pydantic import ValidationError
 
     from gptkit.experiment import parse_override
-    from gptkit.experiment.messages import describe_all
+    from gptkit.experiment.messages import problems_of
 
     if not given:
         return None
     try:
-        return cls.Options.model_validate(dict(parse_override(text) for text in given))
+        overrides = map(parse_override, given)
+        return cls.Options.model_validate({override.key: override.value for override in overrides})
     except ValidationError as error:
-        raise UsageError("\n".join(describe_all(error, prefix=name, model=cls.Options))) from None
+        problems = problems_of(error, table=name, options=cls.Options)
+        raise UsageError("\n".join(map(str, problems))) from None
