@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import mmap
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gptkit
 from gptkit.cli.app import run_command
 from gptkit.training import session
 from gptkit.training import start as training
@@ -57,17 +59,11 @@ def _marked(work: Callable[..., Any], inside: str, after: str) -> Callable[..., 
 
 
 def warm_up() -> None:
-    """Imports what gptkit and torch import when they are first used, so that no fork has to."""
-    for name in (
-        "cli.commands",
-        "cli.display.training",
-        "data.catalog",
-        "data.datasets.shakespeare",
-        "tokenizers.char",
-    ):
-        importlib.import_module(f"gptkit.{name}")
-    importlib.import_module("gptkit.model.positions")
-    importlib.import_module("torch._dynamo")  # AdamW's first update imports it: a second
+    """Imports all of gptkit, and what torch imports on first use, so that no fork has to."""
+    for module in pkgutil.walk_packages(gptkit.__path__, "gptkit."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    importlib.import_module("torch._dynamo")  # imported by the first update of AdamW: a second
 
 
 def mark_phases() -> None:
