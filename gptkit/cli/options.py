@@ -104,7 +104,10 @@ def takes_flags(function: Callable[..., None]) -> Callable[..., None]:
     for parameter in signature.parameters.values():
         if parameter.name == "flags":
             parameters += [
-                parameter.replace(name=_name(flag), annotation=_option(flag), default=None) for flag in FLAGS
+                parameter.replace(
+                    name=_name(flag), annotation=Annotated[flag.type | None, _option(flag)], default=None
+                )
+                for flag in FLAGS
             ]
         else:
             parameters.append(parameter)
@@ -125,15 +128,13 @@ def _name(flag: Flag) -> str:
 
 
 def _option(flag: Flag) -> Any:
-    """The type of a parameter that this flag sets, as typer reads it; its default is None."""
-    option = typer.Option(
+    return typer.Option(
         *flag.names,
         metavar=flag.metavar or None,
         help=f"{flag.help} \\[{flag.key}]",  # in brackets that are no markup
         rich_help_panel=flag.panel or None,
         autocompletion=_COMPLETERS.get(flag.key),
     )
-    return Annotated[flag.type | None, option]
 
 
 _COMPLETERS = {"data.dataset": completion.datasets, "training.backend": completion.backends}
