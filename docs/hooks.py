@@ -8,14 +8,17 @@ the place of each marker. A marker that names nothing fails the build.
 - `checks: KIND`: what `gptkit plugins check` checks of a plugin of that family, from `gptkit.testing`.
 - `commands`: every command with its arguments and options, from Typer.
 - `exit codes`: from gptkit.errors.
+- `layers` and `modules`: the parts of gptkit, from pyproject.toml and the docstrings.
 - `file: PATH`: a file of the checkout as a code block; `include: PATH`: a Markdown file as it is.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,8 @@ from gptkit.testing import contract_for
 
 ROOT = Path(__file__).parent.parent
 MARKER = re.compile(
-    r"^<!-- (fields|plugins|checks|commands|exit codes|file|include)(?:: (\S+))? -->$", re.MULTILINE
+    r"^<!-- (fields|plugins|checks|commands|exit codes|layers|modules|file|include)(?:: (\S+))? -->$",
+    re.MULTILINE,
 )
 EXIT_CODES = {
     0: "Done.",
@@ -198,6 +202,44 @@ def exit_codes() -> Iterator[str]:
     yield from table(("exit code", "meaning"), [(str(number), found[number]) for number in sorted(found)])
 
 
+# The code
+
+
+def layers() -> list[list[str]]:
+    """The parts of gptkit from the top, as import-linter orders them; parts of one layer are independent."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    (found,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    return [layer.split(" | ") for layer in found]
+
+
+def layer_table() -> Iterator[str]:
+    rows = [("<br>".join(map(code, layer)), "<br>".join(map(summary_of, layer))) for layer in layers()]
+    yield from table(("layer", "what it does"), rows)
+
+
+def summary_of(part: str) -> str:
+    folder = ROOT / "gptkit" / part
+    return summary(folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py"))
+
+
+def summary(module: Path) -> str:
+    """The first paragraph of a module's docstring."""
+    docstring = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
+def module_table() -> Iterator[str]:
+    """Each module with the first paragraph of its docstring, by part, from the top."""
+    for part in (part for layer in layers() for part in layer):
+        folder = ROOT / "gptkit" / part
+        if folder.is_dir():
+            modules = [module for module in sorted(folder.rglob("*.py")) if module.name != "__init__.py"]
+            yield from ("", f"### gptkit.{part}", "", summary_of(part))
+            rows = [(code(module.relative_to(folder).as_posix()), summary(module)) for module in modules]
+            yield from table(("module", "what it does"), rows)
+
+
 # Files of the checkout
 
 
@@ -220,6 +262,8 @@ _WRITERS: dict[str, Any] = {
     "checks": check_table,
     "commands": commands,
     "exit codes": exit_codes,
+    "layers": layer_table,
+    "modules": module_table,
     "file": file,
     "include": include,
 }
