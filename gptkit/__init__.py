@@ -16,14 +16,19 @@ from __future__ import annotations
 TYPE_CHECKING = False  # typing's own takes a while to import, in which Ctrl-C would show a traceback
 
 if TYPE_CHECKING:
-    from gptkit.api import Run, check_plugin, open_run, train
+    from gptkit.api import check_plugin, open_run, train
     from gptkit.experiment import Experiment, load_experiment
+    from gptkit.runs import Run
 
 __all__ = ["Experiment", "Run", "__version__", "check_plugin", "load_experiment", "open_run", "train"]
 
 
 def __getattr__(name: str) -> object:
-    if name in ("Run", "check_plugin", "open_run", "train"):
+    if name == "Run":
+        from gptkit.runs import Run
+
+        return Run
+    if name in ("check_plugin", "open_run", "train"):
         from gptkit import api
 
         return getattr(api, name)

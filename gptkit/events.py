@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 class RunStatus(StrEnum):
-    """The state of a run, as in run.json."""
+    """The state of a run, as in run.json or, where a process may be gone or the file damaged, in a list."""
 
     STARTING = "starting"  # its folder is there, its first step is not
     RUNNING = "running"
@@ -24,6 +24,16 @@ class RunStatus(StrEnum):
     TERMINATED = "terminated"  # SIGTERM, SIGHUP
     DIVERGED = "diverged"
     FAILED = "failed"
+
+    # In lists only
+    CRASHED = "crashed"  # recorded as starting or running, but no process holds its lock
+    UNREADABLE = "unreadable"  # run.json is missing or damaged
+    UNKNOWN = "unknown"  # run.json has no status, or one that this version does not know
+
+    @property
+    def is_active(self) -> bool:
+        """Whether run.json was last written by a process that was training."""
+        return self in (RunStatus.STARTING, RunStatus.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)

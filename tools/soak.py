@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.errors import GptkitError
-from gptkit.runs import Run, run_ids
-from gptkit.runs.checkpoint import MODEL, OPTIMIZER, list_steps, step_folder, verify_checkpoint
+from gptkit.runs import Run, list_steps, run_ids, step_folder
+from gptkit.runs.checkpoint import MODEL, OPTIMIZER, load_checkpoint
 from tests.support import answer_interrupts, processes, small_text
 from tests.support.processes import EVALUATING, PRUNING, SAVING, SIGNALS, STARTING, Child
 
@@ -172,7 +172,7 @@ class Soak:
             assert run is not None
             self.figures.checkpoints.add((runs, step))
             try:
-                verify_checkpoint(run.checkpoints, step, run_id=run.id)
+                load_checkpoint(run.checkpoints, step, run_id=run.id)
             except GptkitError as error:
                 self.figures.lost += 1
                 self.problem(str(error))

@@ -33,8 +33,8 @@ from gptkit.data.datasets import shakespeare
 from gptkit.errors import GptkitError
 from gptkit.plugins import DataFolders
 from gptkit.report import run_page
-from gptkit.runs import Run, run_ids
-from gptkit.runs.checkpoint import MODEL, OPTIMIZER, list_steps, step_folder, verify_checkpoint
+from gptkit.runs import Run, list_steps, run_ids, step_folder
+from gptkit.runs.checkpoint import MODEL, OPTIMIZER, load_checkpoint
 from gptkit.training import session
 from tests.support import small_text
 from tests.support.disks import ALL_LOST, DATA_LOST, SOME_LOST, ForgetfulDisk, Forgetting, disk_that_fails
@@ -157,7 +157,7 @@ def check_training(workspace: Path, committed: set[int], wanted: tuple[object, .
         for step in steps:
             assert run is not None
             try:
-                verify_checkpoint(run.checkpoints, step, run_id=run.id)
+                load_checkpoint(run.checkpoints, step, run_id=run.id)
             except GptkitError as error:
                 yield str(error)
         if not steps:  # nothing was saved, so nothing can be resumed

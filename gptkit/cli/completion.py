@@ -96,7 +96,7 @@ def _runs(context: typer.Context, incomplete: str) -> Iterable[str]:
 
 
 def _run_ids(context: typer.Context) -> list[str]:
-    from gptkit.runs.run import run_ids
+    from gptkit.runs import run_ids
 
     return run_ids(_runs_folder(context))
 
@@ -112,7 +112,7 @@ def _runs_folder(context: typer.Context) -> Path:
 
 
 def _checkpoints(context: typer.Context, incomplete: str) -> Iterable[str]:
-    from gptkit.runs.run import find_run
+    from gptkit.runs import find_run
 
     yield from ("best", "last")
     run = find_run(context.params.get("run") or "latest", _runs_folder(context))

@@ -17,7 +17,8 @@ from gptkit.report.facts import text_of
 from gptkit.report.pages import render
 from gptkit.report.samples import MAX_CHARACTERS
 from gptkit.report.settings import toml_text
-from gptkit.runs.compare import ComparedRun, Comparison, Curve, Group
+from gptkit.runs import Curve
+from gptkit.runs.compare import ComparedRun, Comparison, Group
 
 AXES = (("step", "steps"), ("tokens", "tokens"), ("seconds", "time"))
 """What a curve may be drawn over: the label of its axis, and the word for it."""
@@ -56,9 +57,9 @@ def comparison_page(compared: Comparison) -> bytes:
         axes=[(label, word, _charts(compared, groups, label)) for label, word in AXES],
         differences=[(key, values[: len(groups)]) for key, values in differences],
         samples=[
-            (run.id, run.sample_step, run.sample[:MAX_CHARACTERS])
+            (run.id, run.last_sample.step, run.last_sample.text[:MAX_CHARACTERS])
             for run in (compared.runs[group.members[0]] for group in groups[:MAX_SAMPLES])
-            if run.sample
+            if run.last_sample and run.last_sample.text
         ],
     )
 
@@ -131,8 +132,8 @@ def _series(compared: Comparison, group: Group, which: str, axis: str, colour: i
 
 def _points(losses: Curve, axis: str, *, in_bits: bool) -> tuple[Floats, Floats]:
     places = {"step": losses.steps, "tokens": losses.tokens, "seconds": losses.seconds}[axis]
-    values = losses.bits_per_byte if in_bits else losses.losses
-    x = np.array(places, dtype=np.float64)
+    values = losses.bits_per_byte if in_bits else losses.values
+    x = np.array([np.nan if place is None else place for place in places], dtype=np.float64)
     y = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]

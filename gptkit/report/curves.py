@@ -15,7 +15,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from gptkit.runs import Run, metric_row
+from gptkit.runs import Run
+from gptkit.runs.metrics import parse_row
 
 NUMBERS = ("train_loss", "val_loss", "bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
 COLUMNS = 600  # that a curve is thinned out to, each with its lowest and highest value
@@ -57,11 +58,11 @@ def read_metrics(run: Run) -> Metrics:
     columns = {name: tuple(array("d") for _ in range(4)) for name in NUMBERS}
     rows = left_out = 0
     cut = False
-    for line in run.metric_lines():
+    for line in run.metrics_log.lines():
         if rows >= MAX_ROWS:
             cut = True
             break
-        row = metric_row(line)
+        row = parse_row(line)
         if row is None or not _usable_step(row["step"]):
             left_out += 1
             continue

@@ -20,7 +20,7 @@ from gptkit.report.curves import Curve, Metrics, read_metrics
 from gptkit.report.pages import render, write_page
 from gptkit.report.samples import read_samples
 from gptkit.report.settings import Setting, read_settings
-from gptkit.runs import REPORT, Run, refuse_special_files
+from gptkit.runs import REPORT, Run
 
 _MAX_EVALUATIONS = 100  # rows of the table of losses
 
@@ -30,7 +30,7 @@ def write_report(run: Run) -> Path:
 
     Raises DiskError where it cannot be written, CheckpointError where something in the folder is a link.
     """
-    refuse_special_files(run)
+    run.refuse_special_files()
     path = run.path / REPORT
     write_page(path, run_page(run))
     return path

@@ -16,12 +16,12 @@ from gptkit import events
 from gptkit.backend import computing
 from gptkit.errors import CheckpointError, RunInterruptedError, RunTerminatedError
 from gptkit.experiment import Experiment
-from gptkit.files import disk, disk_errors, sha256
+from gptkit.files import disk, disk_errors
 from gptkit.model.build import build_model_for, build_new_model
 from gptkit.reproduce.diff import compare_losses, different_tensors
-from gptkit.runs import Run, lock_run, refuse_special_files
-from gptkit.runs.checkpoint import Checkpoint, list_steps, load_checkpoint
-from gptkit.runs.load import check_saved, check_tokenizer, recorded_id
+from gptkit.runs import Run, list_steps, lock_run
+from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
+from gptkit.runs.folder import verification_prefix
 from gptkit.training.budget import MOST_STEPS, TrainingBudget
 from gptkit.training.origin import ResumedRun, take_up
 from gptkit.training.session import HERE, RunContext, Session, progress_of
@@ -52,12 +52,12 @@ def replay_run(run: Run, around: RunContext = HERE) -> Replay:
     Raises CheckpointError where no checkpoint verifies, or the initial weights were another run's; DataError,
     PluginError; StoppedError where a signal asked to stop.
     """
-    refuse_special_files(run)
+    run.refuse_special_files()
     with lock_run(run):
         taken = take_up(run, around.folders, around.listener)
         before, last = _stretch(taken, around.listener)
-        check_tokenizer(run, last, taken.tokenizer)
-        if before is None and taken.record.get("loaded_from"):
+        run.check_tokenizer(last, taken.tokenizer)
+        if before is None and taken.record.loaded_from:
             raise CheckpointError(
                 f"run {run.id} has one checkpoint that verifies, of step {last.step}, and began from the "
                 "weights of another run: there is nothing to train it again from."
@@ -77,11 +77,11 @@ def replay_run(run: Run, around: RunContext = HERE) -> Replay:
 def _stretch(taken: ResumedRun, listener: events.Listener) -> tuple[Checkpoint | None, Checkpoint]:
     """The two newest checkpoints that verify; the first of them is None where there is but one."""
     run = taken.run
-    check_saved(run, taken.experiment)
+    run.require_checkpoint(taken.experiment)
     found: list[Checkpoint] = []
     for step in reversed(list_steps(run.checkpoints)):
         try:
-            found.append(load_checkpoint(run.checkpoints, step, run_id=recorded_id(run)))
+            found.append(load_checkpoint(run.checkpoints, step, run_id=run.recorded_id))
         except CheckpointError as error:
             listener(events.Warned(f"{error}\nIt is left out; 'gptkit resume' sets it aside."))
         if len(found) == 2:
@@ -95,7 +95,7 @@ def _stretch(taken: ResumedRun, listener: events.Listener) -> tuple[Checkpoint |
 def _place_beside(run: Run) -> Iterator[Run]:
     """An empty run folder on the same disk, under a name that no run has; what a kill has left is removed."""
     runs = run.path.absolute().parent
-    name = f".tmp-verify-{sha256(run.id.encode())[:16]}-"
+    name = verification_prefix(run.id)
     for left in runs.glob(f"{name}*"):
         if not left.is_symlink():
             disk.remove_folder(left)
@@ -113,8 +113,9 @@ def _train_again(
 ) -> Checkpoint:
     """The checkpoint of the last step, as it comes out now."""
     experiment, run = _quiet(taken.experiment, last.step), taken.run
-    made_as = recorded_id(run)
-    place.write_record({**taken.record, "id": made_as})
+    made_as = run.recorded_id
+    record = taken.record.model_copy(update={"id": made_as})
+    place.write_record(record)
     rows = {row["step"]: row for row in run.metrics()}
     budget = TrainingBudget.of(experiment.training, _whole(rows, "expected_steps"))
 
@@ -138,7 +139,7 @@ def _train_again(
             taken.corpus,
             taken.backend,
             model,
-            {**taken.record, "id": made_as},
+            record,
             replace(around, listener=listen, writes_report=False),
             resumed=before,
             budget=budget,

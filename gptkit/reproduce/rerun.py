@@ -7,19 +7,17 @@ recorded losses, tokenizer, environment. The first run stays as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from gptkit.data.corpus import measure_text
 from gptkit.errors import CheckpointError, UsageError
 from gptkit.events import RunStatus, Warned
 from gptkit.experiment import Experiment
 from gptkit.reproduce.diff import compare_losses, different_tensors
-from gptkit.runs import Run, lock_run, refuse_special_files, run_ids
-from gptkit.runs.checkpoint import Checkpoint, list_steps, load_checkpoint
-from gptkit.runs.environment import trackers_again
-from gptkit.runs.load import recorded_id, run_experiment, tokenizer_hash, train_again
+from gptkit.runs import Run, RunRecord, list_steps, lock_run, run_ids, tokenizer_hash
+from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
+from gptkit.runs.environment import check_text, environment_differences, trackers_again
 from gptkit.training.budget import MOST_STEPS
-from gptkit.training.origin import check_text, differences, recorded_backend
+from gptkit.training.origin import backend_again
 from gptkit.training.session import HERE, RunContext, TrainingResult
 from gptkit.training.start import RunSetup, Source, corpus_of, new_run, source_of
 from gptkit.training.text import obtain_text
@@ -55,24 +53,24 @@ def rerun_run(run: Run, around: RunContext = HERE) -> Rerun:
     Raises UsageError where it cannot come out the same, as the clock ended it; CheckpointError where there is
     nothing to compare with, or the run that it began from is not here; DataError, PluginError.
     """
-    refuse_special_files(run)
+    run.refuse_special_files()
     with lock_run(run):
-        experiment, record = run_experiment(run), run.record()
+        experiment, record = run.experiment(), run.read_record()
         _refuse_clock(run, experiment)
         reached = _reached(run, record)
         source = _source(run, experiment, record)
         obtained = obtain_text(experiment.data, around.folders, around.listener)
-        check_text(run, record, measure_text(obtained.text)[1])
+        check_text(record, run.id, measure_text(obtained.text)[1])
         corpus = corpus_of(experiment, obtained.text, source, around.listener)
-        backend = recorded_backend(experiment, record, corpus.tokenizer.vocab_size)
-        changed = differences(experiment, record, backend)
-        if _recorded_tokenizer(record) != tokenizer_hash(corpus.tokenizer):
+        backend = backend_again(experiment, record, corpus.tokenizer.vocab_size)
+        changed = environment_differences(record, experiment, backend)
+        if record.tokenizer.sha256 != tokenizer_hash(corpus.tokenizer):
             changed += ("the tokenizer that the text gives",)
         evaluated = frozenset(row["step"] for row in run.metrics() if "val_loss" in row)
         trackers = trackers_again(experiment, record, lambda said: around.listener(Warned(said)))
         beginning = RunSetup(experiment, obtained, corpus, backend, source, trackers)
         beside = replace(around, runs_folder=run.path.parent)
-        with new_run(beginning, beside, rerun_of=recorded_id(run)) as session:
+        with new_run(beginning, beside, rerun_of=run.recorded_id) as session:
             final = max(experiment.training.max_steps, reached)
             trained = session.run_to(reached, final, evaluate_at=evaluated)
         if trained.status in (RunStatus.INTERRUPTED, RunStatus.TERMINATED):
@@ -86,43 +84,40 @@ def _refuse_clock(run: Run, experiment: Experiment) -> None:
         raise UsageError(
             f"run {run.id} trained for {minutes:g} minutes: how many steps that is depends on the moment, so "
             "it cannot come out the same.\nTo train it for as many steps as it made: "
-            f"{train_again(run)} --steps N"
+            f"{run.train_again_command()} --steps N"
         )
     if experiment.seed == "random":
         raise CheckpointError(f"{run.experiment_file} does not say the seed, so it cannot come out the same.")
 
 
-def _reached(run: Run, record: dict[str, Any]) -> int:
+def _reached(run: Run, record: RunRecord) -> int:
     """The step that the run came to; of one that crashed, as far as its files tell."""
-    step = record.get("step")
-    known = [step] if isinstance(step, int) and record.get("status") not in ("running", "starting") else []
-    known = known or [*list_steps(run.checkpoints), *(row["step"] for row in run.metrics()[-1:])]
+    ended = record.step is not None and not (record.status and record.status.is_active)
+    known = (
+        [record.step or 0]
+        if ended
+        else [*list_steps(run.checkpoints), *(row["step"] for row in run.metrics()[-1:])]
+    )
     reached = max(known, default=0)
     if not 0 < reached <= MOST_STEPS:
         raise CheckpointError(
             f"run {run.id} made no step, so there is nothing to compare with.\n"
-            f"To train it from the start: {train_again(run)}"
+            f"To train it from the start: {run.train_again_command()}"
         )
     return reached
 
 
-def _source(run: Run, experiment: Experiment, record: dict[str, Any]) -> Source | None:
+def _source(run: Run, experiment: Experiment, record: RunRecord) -> Source | None:
     """What the run began from, if from another run. Raises CheckpointError where that is not here."""
-    loaded = record.get("loaded_from")
-    if loaded is None:
+    if record.loaded_from is None:
         return None
-    name, step = (loaded.get(key) if isinstance(loaded, dict) else None for key in ("run", "step"))
+    name, step = record.loaded_from.run, record.loaded_from.step
     if name not in run_ids(run.path.parent):
         raise CheckpointError(
             f"run {run.id} began from the weights of run {name}, which is not in {run.path.parent}; "
             "put it there to train this one again."
         )
     return source_of(Run(run.path.parent / str(name)), experiment, str(step))
-
-
-def _recorded_tokenizer(record: dict[str, Any]) -> object:
-    recorded = record.get("tokenizer")
-    return recorded.get("sha256") if isinstance(recorded, dict) else None
 
 
 def _compare(run: Run, again: Run, reached: int, changed: tuple[str, ...]) -> Sameness:
@@ -143,8 +138,8 @@ def _last_pair(run: Run, again: Run) -> tuple[Checkpoint, Checkpoint] | None:
     for step in reversed(list_steps(run.checkpoints)):
         if step in there:
             try:
-                was = load_checkpoint(run.checkpoints, step, run_id=recorded_id(run))
+                was = load_checkpoint(run.checkpoints, step, run_id=run.recorded_id)
             except CheckpointError:
                 continue
-            return was, load_checkpoint(again.checkpoints, step, run_id=recorded_id(again))
+            return was, load_checkpoint(again.checkpoints, step, run_id=again.recorded_id)
     return None

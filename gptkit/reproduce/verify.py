@@ -7,10 +7,8 @@ and as it comes out now. Nothing in the run is changed.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -27,26 +25,18 @@ from gptkit.runs import (
     SAMPLES,
     TOKENIZER,
     Run,
+    RunRecord,
     is_locked,
-    metric_row,
-    refuse_special_files,
+    list_steps,
 )
-from gptkit.runs.checkpoint import Checkpoint, list_steps, load_checkpoint
-from gptkit.runs.contents import entries
-from gptkit.runs.load import (
-    check_saved,
-    check_tokenizer,
-    recorded_id,
-    run_experiment,
-    run_tokenizer,
-    train_again,
-)
+from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
+from gptkit.runs.folder import entries, sample_name
+from gptkit.runs.metrics import parse_row
 from gptkit.training.optim import Optimizer, flatten_parameters
 from gptkit.training.parameters import FlatParameters
 from gptkit.training.session import progress_of
 
-_MAX_TORN, _MAX_SAMPLE = 100_000, 100_000_000  # bytes
-_SAMPLE = re.compile(r"step-\d{12}\.txt")
+_MAX_TORN, _MAX_SAMPLE = 100_000, 25_000_000  # bytes, characters
 _LEFT = {
     ".tmp-": "left by a save that was cut off; 'gptkit resume' removes it",
     ".trash-": "left by a removal that was cut off; 'gptkit resume' removes it",
@@ -65,19 +55,19 @@ class Finding:
 
 def verify_run(run: Run) -> Iterator[Finding]:
     """Every file of a run, one after another. Raises CheckpointError for a folder that has links in it."""
-    refuse_special_files(run)
+    run.refuse_special_files()
     if is_locked(run):
         yield Finding("note", run.id, "is being trained now; what changes meanwhile may be found wrong")
     experiment: Experiment | None = None
     try:
-        experiment = run_experiment(run)
+        experiment = run.experiment()
         yield Finding("ok", run.experiment_file.name)
     except GptkitError as error:
         yield Finding("bad", run.experiment_file.name, str(error))
-    record: dict[str, Any] = {}
+    record = RunRecord()
     try:
-        record = run.record()
-        yield Finding("ok", RECORD, f"{record.get('status')}, step {record.get('step', 0)}")
+        record = run.read_record()
+        yield Finding("ok", RECORD, f"{record.status or 'no status'}, step {record.step or 0}")
     except GptkitError as error:
         yield Finding("bad", RECORD, f"{error}; it says how the run was trained, and what on")
     tokenizer, finding = _tokenizer(run, experiment, record)
@@ -94,16 +84,14 @@ def verify_run(run: Run) -> Iterator[Finding]:
 
 
 def _tokenizer(
-    run: Run, experiment: Experiment | None, record: dict[str, Any]
+    run: Run, experiment: Experiment | None, record: RunRecord
 ) -> tuple[Tokenizer | None, Finding]:
     """The tokenizer, where it is the one that the run recorded."""
-    recorded = record.get("tokenizer")
-    wanted = recorded.get("sha256") if isinstance(recorded, dict) else None
     try:
-        if sha256(to_json(run.tokenizer_json())) != wanted:
+        if sha256(to_json(run.tokenizer_json())) != record.tokenizer.sha256:
             said = f"it is not what {RECORD} recorded (SHA-256 differs); put the run's own back"
             return None, Finding("bad", TOKENIZER, said)
-        tokenizer = run_tokenizer(run, experiment) if experiment else None
+        tokenizer = run.tokenizer(experiment) if experiment else None
     except (GptkitError, ValueError) as error:
         return None, Finding("bad", TOKENIZER, str(error))
     return tokenizer, Finding("ok", TOKENIZER, "SHA-256 as recorded")
@@ -116,9 +104,9 @@ def _metrics(run: Run) -> Finding:
     if not path.is_file():
         return Finding("bad", METRICS, "it is not a file")
     try:
-        for number, line in enumerate(run.metric_lines(), start=1):
+        for number, line in enumerate(run.metrics_log.lines(), start=1):
             torn = not line.endswith(b"\n")
-            if metric_row(line):
+            if parse_row(line):
                 rows += 1
             elif not torn or len(line) > _MAX_TORN:
                 wrong.append(number)
@@ -135,21 +123,17 @@ def _metrics(run: Run) -> Finding:
 def _samples(run: Run) -> Iterator[Finding]:
     read = 0
     try:
-        paths = sorted(run.samples.iterdir()) if run.samples.is_dir() else []
+        steps = run.sample_steps()
     except OSError as error:
         yield Finding("bad", SAMPLES, f"the folder cannot be read: {error.strerror}")
         return
-    for path in paths:
-        if _SAMPLE.fullmatch(path.name):
-            try:
-                if path.is_symlink():
-                    raise ValueError("it is a symbolic link")
-                if path.stat().st_size > _MAX_SAMPLE:
-                    raise ValueError("it is too large")
-                path.read_bytes().decode()
-                read += 1
-            except (OSError, ValueError) as error:
-                yield Finding("bad", f"{SAMPLES}/{path.name}", f"it cannot be read as UTF-8: {error}")
+    for step in steps:
+        try:
+            if not run.read_sample(step, max_characters=_MAX_SAMPLE, errors="strict").complete:
+                raise ValueError("it is too large")
+            read += 1
+        except (OSError, ValueError) as error:
+            yield Finding("bad", f"{SAMPLES}/{sample_name(step)}", f"it cannot be read as UTF-8: {error}")
     if read:
         yield Finding("ok", SAMPLES, f"{read} of them")
 
@@ -165,7 +149,7 @@ def _tracked(run: Run, experiment: Experiment | None) -> Iterator[Finding]:
 
 
 def _checkpoints(
-    run: Run, experiment: Experiment | None, tokenizer: Tokenizer | None, record: dict[str, Any]
+    run: Run, experiment: Experiment | None, tokenizer: Tokenizer | None, record: RunRecord
 ) -> Iterator[Finding]:
     try:
         steps = list_steps(run.checkpoints)
@@ -174,7 +158,7 @@ def _checkpoints(
         return
     if not steps:
         try:
-            check_saved(run, experiment)
+            run.require_checkpoint(experiment)
         except GptkitError as error:
             saved_none = experiment is not None and not experiment.checkpoints.save
             yield Finding("note" if saved_none else "bad", CHECKPOINTS, str(error))
@@ -185,7 +169,7 @@ def _checkpoints(
     for step in steps:
         found = bad
         try:
-            checkpoint = load_checkpoint(run.checkpoints, step, run_id=recorded_id(run))
+            checkpoint = load_checkpoint(run.checkpoints, step, run_id=run.recorded_id)
             found = strange
             fits.check(checkpoint)
             good.append(step)
@@ -195,7 +179,9 @@ def _checkpoints(
     for step in good:
         yield Finding("ok", f"checkpoint {step}", "" if fits.known else "whole; not held against the model")
     instead = (
-        f"'gptkit resume' goes on from step {good[-1]}" if good else f"train it again: {train_again(run)}"
+        f"'gptkit resume' goes on from step {good[-1]}"
+        if good
+        else f"train it again: {run.train_again_command()}"
     )
     for step, said in bad:
         newer = "; a newer one is whole" if good and step < good[-1] else f"; {instead}"
@@ -213,11 +199,10 @@ class _Fitting:
         run: Run,
         experiment: Experiment | None,
         tokenizer: Tokenizer | None,
-        record: dict[str, Any],
+        record: RunRecord,
     ) -> None:
         self._run, self._experiment, self._tokenizer = run, experiment, tokenizer
-        dataset = record.get("dataset")
-        self._text = dataset.get("sha256") if isinstance(dataset, dict) else None
+        self._text = record.dataset.sha256
         self._built: tuple[FlatParameters, Optimizer] | None = None
         self.known = experiment is not None and tokenizer is not None
 
@@ -225,7 +210,7 @@ class _Fitting:
         """Raises CheckpointError."""
         if self._experiment is None or self._tokenizer is None:
             return
-        check_tokenizer(self._run, checkpoint, self._tokenizer)
+        self._run.check_tokenizer(checkpoint, self._tokenizer)
         if self._text is not None and checkpoint.state.get("text_sha256") != self._text:
             raise CheckpointError("it was trained on another text than the run's")
         whose = f"step {checkpoint.step}"

@@ -1,7 +1,8 @@
-"""A run is a folder: made, found and locked (`folder`), recorded (`recording`), listed (`summaries`)."""
+"""A run is a folder: created and found (`store`), locked (`lock`), read (`run`, `record`, `metrics`), written
+while it trains (`recorder`, `checkpoint`), listed (`summary`), compared (`compare`), removed (`cleanup`).
+"""
 
-from gptkit.runs.record import Recorder
-from gptkit.runs.run import (
+from gptkit.runs.folder import (
     CHECKPOINTS,
     DEFAULT_RUNS_FOLDER,
     EXPERIMENT,
@@ -11,19 +12,16 @@ from gptkit.runs.run import (
     REPORT,
     SAMPLES,
     TOKENIZER,
-    Run,
-    create_run,
-    drop_torn_line,
-    find_run,
-    is_locked,
-    last_recorded_step,
-    lock_run,
-    metric_row,
-    refuse_special_files,
-    run_ids,
-    this_process,
+    list_steps,
+    step_folder,
 )
-from gptkit.runs.summaries import RunSummary, summarise_runs
+from gptkit.runs.lock import is_locked, lock_run
+from gptkit.runs.metrics import Curve, Curves, Metrics
+from gptkit.runs.record import Process, RunRecord
+from gptkit.runs.recorder import Recorder
+from gptkit.runs.run import LoadedModel, Run, Sample, tokenizer_hash
+from gptkit.runs.store import create_run, find_run, run_ids, summarise_runs
+from gptkit.runs.summary import RunDetails, RunSummary
 
 __all__ = [
     "CHECKPOINTS",
@@ -35,18 +33,24 @@ __all__ = [
     "REPORT",
     "SAMPLES",
     "TOKENIZER",
+    "Curve",
+    "Curves",
+    "LoadedModel",
+    "Metrics",
+    "Process",
     "Recorder",
     "Run",
+    "RunDetails",
+    "RunRecord",
     "RunSummary",
+    "Sample",
     "create_run",
-    "drop_torn_line",
     "find_run",
     "is_locked",
-    "last_recorded_step",
+    "list_steps",
     "lock_run",
-    "metric_row",
-    "refuse_special_files",
     "run_ids",
+    "step_folder",
     "summarise_runs",
-    "this_process",
+    "tokenizer_hash",
 ]

@@ -10,7 +10,6 @@ whole, or was damaged later, which the hashes tell. No pickle anywhere. Knows no
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from gptkit.errors import CheckpointError
 from gptkit.files import disk, disk_errors, make_folder, parse_json, sha256, to_json, write_file
+from gptkit.runs.folder import DAMAGED, TEMPORARY, TRASH, list_steps, step_folder
 
 FORMAT = 1
 MODEL, OPTIMIZER, STATE, MANIFEST = (
@@ -32,7 +32,6 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
     "MANIFEST.json",
 )
 _FILES = (MODEL, OPTIMIZER, STATE)
-_STEP = re.compile(r"step-(\d{12})")
 _SMALL = 1_000_000  # bytes; no manifest is larger
 # What a file made up by a stranger may raise: sizes, types and shapes that no tensor has
 _UNREADABLE = (ValueError, KeyError, TypeError, RuntimeError, MemoryError)
@@ -46,18 +45,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
-
-
-def step_folder(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:012d}"
-
-
-def list_steps(folder: Path) -> list[int]:
-    """Steps that have a checkpoint in `folder` (a run's checkpoints/), oldest first; by name, unverified."""
-    if not folder.is_dir():
-        return []
-    matches = (_STEP.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir())
-    return sorted(int(match[1]) for match in matches if match)
 
 
 def save_checkpoint(
@@ -86,7 +73,7 @@ def save_checkpoint(
         "files": {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in contents.items()},
     }
     contents[MANIFEST] = to_json(manifest)
-    temporary = folder / f".tmp-{step}-{secrets.token_hex(4)}"
+    temporary = folder / f"{TEMPORARY}{step}-{secrets.token_hex(4)}"
     earlier = [good for good in list_steps(folder) if good < step]
     last = f"last good step is {earlier[-1]}" if earlier else "no step was saved before"
     replaced = None
@@ -98,7 +85,7 @@ def save_checkpoint(
                 write_file(temporary / name, data)
             disk.fsync_folder(temporary)
             if target.exists():  # a step trained again after a resume from before it
-                replaced = _move_away(target, "trash")
+                replaced = _move_away(target, TRASH)
             disk.rename(temporary, target)
         except BaseException:
             disk.remove_folder(temporary)
@@ -130,11 +117,6 @@ def load_checkpoint(folder: Path, step: int, *, run_id: str) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} does not verify: {reason}") from error
 
 
-def verify_checkpoint(folder: Path, step: int, *, run_id: str) -> None:
-    """Raises CheckpointError where a file of the checkpoint is missing, changed, or one too many."""
-    load_checkpoint(folder, step, run_id=run_id)
-
-
 def newest_checkpoint(
     folder: Path, *, run_id: str, on_bad: Callable[[int, CheckpointError], None] = lambda step, error: None
 ) -> Checkpoint:
@@ -155,7 +137,7 @@ def newest_checkpoint(
 
 def set_aside(folder: Path, step: int) -> Path:
     """Renames a checkpoint that does not verify to `.bad-…`, so that it is never looked at again."""
-    return _move_away(step_folder(folder, step), "bad")
+    return _move_away(step_folder(folder, step), DAMAGED)
 
 
 def clear_temporaries(folder: Path) -> int:
@@ -165,7 +147,7 @@ def clear_temporaries(folder: Path) -> int:
     """
     with disk_errors(f"clearing what was cut off in {folder}"):
         entries = folder.iterdir() if folder.is_dir() else ()
-        leftovers = [entry for entry in entries if entry.name.startswith((".tmp-", ".trash-"))]
+        leftovers = [entry for entry in entries if entry.name.startswith((TEMPORARY, TRASH))]
         for entry in leftovers:
             is_folder = entry.is_dir() and not entry.is_symlink()
             disk.remove_folder(entry) if is_folder else disk.remove_file(entry)
@@ -179,7 +161,7 @@ def prune(folder: Path, *, keep: Iterable[int], keep_last: int, keep_every: int)
     if keep_every:
         staying.update(step for step in steps if step % keep_every == 0)
     with disk_errors("removing old checkpoints"):
-        moved = [_move_away(step_folder(folder, step), "trash") for step in steps if step not in staying]
+        moved = [_move_away(step_folder(folder, step), TRASH) for step in steps if step not in staying]
         if moved:
             # The new names first: after a power cut, half a checkpoint might stand under the old one
             disk.fsync_folder(folder)
@@ -187,9 +169,9 @@ def prune(folder: Path, *, keep: Iterable[int], keep_last: int, keep_every: int)
             disk.remove_folder(victim)
 
 
-def _move_away(path: Path, word: str) -> Path:
+def _move_away(path: Path, prefix: str) -> Path:
     """Renames a checkpoint so that it is one no more; a half-removed one cannot pass for a whole one."""
-    aside = path.with_name(f".{word}-{path.name}-{secrets.token_hex(4)}")
+    aside = path.with_name(f"{prefix}{path.name}-{secrets.token_hex(4)}")
     disk.rename(path, aside)
     return aside
 

@@ -1,7 +1,7 @@
-"""Runs removed, and what could go of those that stay.
+"""Deletes runs; lists and removes the checkpoints and temporary files that are no longer needed.
 
-In: runs by name. Out: less on the disk, or a list of what could go with its size. A run that is in use stays
-as it is. What is removed is renamed to `.trash-…` first, so that after a kill at any moment nothing stands
+Input: runs. Output: bytes freed, or a list of what can be removed with its size. A run that is in use stays
+as it is. What is removed is renamed to `.trash-…` first, so that after a kill at any moment nothing is left
 that looks whole and is not.
 """
 
@@ -10,33 +10,34 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptkit.errors import DiskError, UsageError
-from gptkit.files import disk, disk_errors, sha256
-from gptkit.runs.contents import SavedStep, leftovers, saved_steps, size_of, strange_entries
-from gptkit.runs.run import (
+from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError
+from gptkit.events import RunStatus
+from gptkit.files import disk, disk_errors
+from gptkit.runs.folder import (
+    DAMAGED,
     EXPERIMENT,
     RECORD,
-    Run,
-    find_run,
-    is_locked,
-    lock_run,
-    refuse_special_files,
-    run_ids,
+    TRASH,
+    VERIFYING,
+    SavedStep,
+    foreign_entries,
+    leftovers,
+    saved_steps,
+    size_of,
+    verification_prefix,
 )
-from gptkit.runs.summaries import record_of, summarise
-
-_TRASH, _VERIFYING = ".trash-", ".tmp-verify-"
-
-Verify = Callable[[Run, int], bool]
-"""Whether the run's checkpoint of a step is whole."""
+from gptkit.runs.lock import is_locked, lock_run
+from gptkit.runs.run import Run
+from gptkit.runs.store import find_run, run_ids
+from gptkit.runs.summary import summarise
 
 
 def run_to_delete(wanted: str, runs_folder: Path) -> Run:
-    """The run that `wanted` means: one of `runs_folder`, or any whose path is given.
+    """The run that `wanted` names: one of `runs_folder`, or any whose path is given.
 
     Raises UsageError where it is no run, or a link; CheckpointError where there is a link in it.
     """
@@ -47,18 +48,18 @@ def run_to_delete(wanted: str, runs_folder: Path) -> Run:
             f"{wanted} is not in {runs_folder}; to delete it all the same, give its path: "
             f"{os.path.join(os.curdir, wanted)}"
         )
-    strange = strange_entries(run)
-    if strange and not (run.path / RECORD).is_file():
+    foreign = foreign_entries(run.path)
+    if foreign and not (run.path / RECORD).is_file():
         raise UsageError(
-            f"{run.path} is no run folder: it has no {RECORD}, but {', '.join(strange[:3])}. "
+            f"{run.path} is no run folder: it has no {RECORD}, but {', '.join(foreign[:3])}. "
             "Nothing was deleted."
         )
-    refuse_special_files(run)
+    run.refuse_special_files()
     return run
 
 
 def delete_run(run: Run) -> int:
-    """Removes a run and says how many bytes that freed. Raises RunInUseError, DiskError."""
+    """Removes a run and returns the bytes freed. Raises RunInUseError, DiskError."""
     size = size_of(run.path)
     with disk_errors(f"deleting the run {run.id}"):
         with lock_run(run):
@@ -69,118 +70,142 @@ def delete_run(run: Run) -> int:
 
 @dataclass(frozen=True)
 class Removable:
-    """One thing that could go. `run` is None for what no run needs any more."""
+    """Something that can be removed. `run` is None for what belongs to no run."""
 
     run: Run | None
     path: Path
-    what: str  # and why, for a person
+    description: str  # and the reason
     bytes: int
-    keeping: tuple[int, ...] = ()  # checkpoints that stay, one of which must be whole before this goes
+    keeping: tuple[int, ...] = ()  # checkpoints that stay, one of which must verify before this is removed
 
 
-def what_could_go(runs_folder: Path) -> list[Removable]:
-    """Of the runs that are not in use, and what removed runs have left; links are left alone."""
+@dataclass(frozen=True)
+class Removal:
+    """What became of something removable."""
+
+    path: Path
+    freed: int | None  # bytes; None where it was kept
+    reason: str = ""  # why it was kept
+
+
+def list_removable(runs_folder: Path) -> list[Removable]:
+    """What can be removed from the runs that are not in use and from their folder; links are left alone."""
     runs = [Run(runs_folder / name) for name in run_ids(runs_folder)]
-    wanted = _loaded_steps(runs)
+    sources = _loaded_steps(runs)
     free = [run for run in runs if not _in_use(run)]
-    found = [thing for run in free for thing in _of_run(run, wanted.get(run.id, set()))]
-    return [*found, *_of_folder(runs_folder, {_place(run) for run in runs} - {_place(run) for run in free})]
+    found = [thing for run in free for thing in _of_run(run, sources.get(run.id, set()))]
+    in_use = {verification_prefix(run.id) for run in runs if run not in free}
+    return [*found, *_of_folder(runs_folder, in_use)]
 
 
-def remove(thing: Removable, verify: Verify) -> int | None:
-    """Removes one of them and says how many bytes that freed; None where it has to stay after all.
+def remove_all(things: list[Removable]) -> Iterator[Removal]:
+    """Removes one after another.
 
-    A checkpoint goes only where one that stays is whole, a run only where it has none. Raises RunInUseError
-    where the run is in use now.
+    A checkpoint is removed only where one that stays verifies, a run only where it has no checkpoint. Raises
+    DiskError.
     """
-    with disk_errors(f"removing {thing.path}"):
-        if thing.run is None:
-            _remove(thing.path)
-            return thing.bytes
-        if thing.path == thing.run.path:
-            return delete_run(thing.run) if not saved_steps(thing.run) else None
-        with lock_run(thing.run):
-            if thing.keeping and not any(verify(thing.run, step) for step in reversed(thing.keeping)):
-                return None
+    verified: dict[tuple[Path, int], bool] = {}
+    for thing in things:
+        try:
+            with disk_errors(f"removing {thing.path}"):
+                removal = _remove_one(thing, verified)
+        except RunInUseError:  # since it was listed
+            removal = Removal(thing.path, None, "the run is in use")
+        yield removal
+
+
+def _remove_one(thing: Removable, verified: dict[tuple[Path, int], bool]) -> Removal:
+    run, kept = thing.run, Removal(thing.path, None, "no checkpoint that would stay is whole")
+    if run is None:
+        _remove(thing.path)
+    elif thing.path == run.path:
+        if saved_steps(run.checkpoints):
+            return kept
+        delete_run(run)
+    else:
+        with lock_run(run):
+            if thing.keeping and not any(_verifies(run, step, verified) for step in reversed(thing.keeping)):
+                return kept
             _remove(_move_to_trash(thing.path) if thing.keeping else thing.path)
-    return thing.bytes
+    return Removal(thing.path, thing.bytes)
 
 
-def _of_run(run: Run, wanted: set[int]) -> Iterator[Removable]:
-    """`wanted` are steps that other runs began from."""
-    saved, left = saved_steps(run), leftovers(run)
-    status = summarise(run).status
-    begun = not (run.path / RECORD).exists() and not strange_entries(run)  # killed before its record
-    if not saved and (status == "crashed" or begun):
+def _verifies(run: Run, step: int, verified: dict[tuple[Path, int], bool]) -> bool:
+    from gptkit.runs.checkpoint import load_checkpoint
+
+    if (run.path, step) not in verified:
+        try:
+            load_checkpoint(run.checkpoints, step, run_id=run.recorded_id)
+            verified[run.path, step] = True
+        except CheckpointError:
+            verified[run.path, step] = False
+    return verified[run.path, step]
+
+
+def _of_run(run: Run, sources: set[int]) -> Iterator[Removable]:
+    """`sources` are the steps that other runs started from."""
+    saved, status = saved_steps(run.checkpoints), summarise(run).status
+    # killed before its record was written
+    created = not (run.path / RECORD).exists() and not foreign_entries(run.path)
+    if not saved and (status is RunStatus.CRASHED or created):
         yield Removable(run, run.path, "crashed before its first checkpoint", size_of(run.path))
         return
-    if status == "finished" and saved:
-        yield from _checkpoints(run, saved, wanted)
-    for path in left:
-        word = "set aside, damaged" if path.name.startswith(".bad-") else "left by what was cut off"
-        yield Removable(run, path, word, size_of(path))
+    if status is RunStatus.FINISHED and saved:
+        yield from _checkpoints(run, saved, sources)
+    for path in leftovers(run.path):
+        damaged = path.name.startswith(DAMAGED)
+        description = "damaged checkpoint" if damaged else "left by an interrupted save or removal"
+        yield Removable(run, path, description, size_of(path))
 
 
-def _checkpoints(run: Run, saved: list[SavedStep], wanted: set[int]) -> Iterator[Removable]:
-    best = (record_of(run) or {}).get("best_step")
-    staying = {saved[-1].step, *wanted, *([best] if isinstance(best, int) else [])}
+def _checkpoints(run: Run, saved: list[SavedStep], sources: set[int]) -> Iterator[Removable]:
+    staying = {saved[-1].step, *sources, run.read_record_or_empty().best_step}
     keeping = tuple(one.step for one in saved if one.step in staying)
     for one in saved:
         if one.step not in staying:
-            what = "checkpoint, neither best nor last"
-            yield Removable(run, one.path, what, one.bytes, keeping)
+            yield Removable(run, one.path, "checkpoint, neither best nor last", one.bytes, keeping)
 
 
 def _of_folder(runs_folder: Path, in_use: set[str]) -> Iterator[Removable]:
-    """What removals and verifications that were cut off have left beside the runs."""
+    """What interrupted removals and verifications have left beside the runs."""
     for path in sorted(runs_folder.iterdir()) if runs_folder.is_dir() else ():
         if path.is_symlink() or not path.is_dir():
             continue
-        if path.name.startswith(_TRASH):
-            yield Removable(None, path, "left by a removal that was cut off", size_of(path))
-        elif path.name.startswith(_VERIFYING) and not path.name.startswith(tuple(in_use)):
-            yield Removable(None, path, "left by a verification that was cut off", size_of(path))
-
-
-def _place(run: Run) -> str:
-    """What the name of a place begins with in which this run is trained again, to be verified."""
-    return f"{_VERIFYING}{sha256(run.id.encode())[:16]}-"
+        if path.name.startswith(TRASH):
+            yield Removable(None, path, "left by an interrupted removal", size_of(path))
+        elif path.name.startswith(VERIFYING) and not path.name.startswith(tuple(in_use)):
+            yield Removable(None, path, "left by an interrupted verification", size_of(path))
 
 
 def _in_use(run: Run) -> bool:
-    """Held by a process, or said to be running on another machine, which cannot be asked from here."""
+    """Whether a process holds it, or it is recorded as running on another machine."""
     if is_locked(run):
         return True
-    record = record_of(run) or {}
-    process = record.get("process")
-    elsewhere = isinstance(process, dict) and process.get("host") != socket.gethostname()
-    return elsewhere and record.get("status") in ("running", "starting")
+    record = run.read_record_or_empty()
+    elsewhere = record.process is not None and record.process.host != socket.gethostname()
+    return elsewhere and record.status is not None and record.status.is_active
 
 
 def _loaded_steps(runs: list[Run]) -> dict[str, set[int]]:
-    """Steps of each run that others began from (--load), and are to be trained from again."""
+    """The steps of each run that others started from (--load), and need to be rerun."""
     steps: dict[str, set[int]] = {}
     for run in runs:
-        source = (record_of(run) or {}).get("loaded_from")
-        if (
-            isinstance(source, dict)
-            and isinstance(source.get("run"), str)
-            and isinstance(source.get("step"), int)
-        ):
-            steps.setdefault(source["run"], set()).add(source["step"])
+        source = run.read_record_or_empty().loaded_from
+        if source and source.run is not None and source.step is not None:
+            steps.setdefault(source.run, set()).add(source.step)
     return steps
 
 
 def _move_to_trash(path: Path) -> Path:
-    """Another name first, on the disk too: after a power cut, half of it might stand under the old one."""
-    trash = path.with_name(f"{_TRASH}{path.name}-{secrets.token_hex(4)}")
+    """Renames it first, on the disk too: after a power cut, half of it might be left under its old name."""
+    trash = path.with_name(f"{TRASH}{path.name}-{secrets.token_hex(4)}")
     disk.rename(path, trash)
     disk.fsync_folder(path.parent)
     return trash
 
 
 def _remove(path: Path) -> None:
-    """What makes it a run goes first, for one who gives the path of the rest."""
+    """Removes a file or folder; the experiment file first, so that what is left of a run is no run."""
     if not path.is_dir():
         disk.remove_file(path)
         return
@@ -195,10 +220,3 @@ def _same(one: Path, other: Path) -> bool:
         return os.path.samefile(one, other)
     except OSError:
         return False
-
-
-def refuse_use(run: Run) -> None:
-    """Raises RunInUseError where a process holds the run; changes nothing."""
-    if is_locked(run):
-        with lock_run(run):  # it says who does; or it has been let go meanwhile
-            pass

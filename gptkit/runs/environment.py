@@ -1,48 +1,31 @@
-"""Which packages a run had its plugins from: what to install where they are gone, what is not the same now.
+"""Environment, data and plugin versions: recorded when a run starts, compared when it is resumed.
 
-In: a run's record, which may be a stranger's, and its experiment. Out: words for a person. A package is named
-only where its name and version have the shape that packages have, as they end up in a terminal, and in a
-command that a person may paste.
+Input: a run's record and its experiment. Output: what to record, what differs, what to install. A package is
+named only where its name and version are well formed, since they end up in a command that a person may paste.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from gptkit.errors import PluginError
+from packaging.utils import InvalidName, canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from gptkit.errors import DataError, PluginError, UsageError
 from gptkit.experiment import Experiment
 from gptkit.plugins import registry
+from gptkit.runs.record import PluginOrigin, RunRecord
 from gptkit.tracking import ChosenTracker, choose_tracker
 
-OWN = "gptkit"  # the distribution of the plugins that come along
+if TYPE_CHECKING:
+    from gptkit.backend import Backend
 
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")  # PEP 508
-# PEP 440, as strict as packages build it; without an epoch, whose '!' means something to a shell
-_VERSION = re.compile(
-    r"[0-9]{1,20}(?:\.[0-9]{1,20}){0,9}(?:(?:a|b|rc)[0-9]{1,20})?(?:\.post[0-9]{1,20})?(?:\.dev[0-9]{1,20})?"
-    r"(?:\+[a-z0-9]{1,40}(?:\.[a-z0-9]{1,40}){0,9})?"
-)
-
-Recorded = dict[tuple[str, str], tuple[str, str]]  # (family, name) -> (distribution, version)
-
-
-@dataclass(frozen=True)
-class Changed:
-    """A plugin that is here, and that the run had from elsewhere, or in another version."""
-
-    plugin: registry.Plugin
-    before: str  # "gptkit-t5-bias 1.0", or words where it has no name or none to be shown
-
-    @property
-    def now(self) -> str:
-        return f"{self.plugin.distribution} {self.plugin.version}"
+_MAX_NAME = 100  # characters of a package's name or version
 
 
 def model_plugins(experiment: Experiment) -> list[registry.Plugin]:
-    """Where the plugins come from that a model cannot do without. Raises PluginError."""
+    """The plugins that a model is built from. Raises PluginError."""
     return [
         registry.find(registry.TOKENIZERS, experiment.tokenizer.type),
         registry.find(registry.POSITIONS, experiment.model.position.type),
@@ -50,20 +33,26 @@ def model_plugins(experiment: Experiment) -> list[registry.Plugin]:
 
 
 def all_plugins(experiment: Experiment) -> list[registry.Plugin]:
-    """Where every plugin of an experiment comes from. Raises PluginError."""
+    """Every plugin that a run depends on; its trackers do not count. Raises PluginError."""
     dataset = registry.find(registry.DATASETS, experiment.data.dataset.type)
     return [*model_plugins(experiment), dataset]
 
 
+def plugin_origins(experiment: Experiment, trackers: Sequence[ChosenTracker]) -> list[PluginOrigin]:
+    """What is recorded of the plugins, trackers included. Raises PluginError."""
+    found = [registry.find(registry.TRACKERS, tracker.name) for tracker in trackers]
+    return [PluginOrigin.model_validate(one.to_json()) for one in (*all_plugins(experiment), *found)]
+
+
 def new_trackers(experiment: Experiment) -> list[ChosenTracker]:
-    """The trackers of a run that begins. Raises PluginError for one that cannot be had."""
+    """The trackers of a new run. Raises PluginError."""
     return [choose_tracker(name, value) for name, value in experiment.tracking.items() if value is not False]
 
 
 def trackers_again(
-    experiment: Experiment, record: dict[str, Any], warn: Callable[[str], None]
+    experiment: Experiment, record: RunRecord, warn: Callable[[str], None]
 ) -> list[ChosenTracker]:
-    """Those of a run that goes on. It can do without one that cannot be had any more: `warn` is told."""
+    """The trackers of a run that is resumed; `warn` gets a message for each that cannot be loaded."""
     found = []
     for name, value in experiment.tracking.items():
         try:
@@ -74,55 +63,122 @@ def trackers_again(
     return found
 
 
-def tracker_plugins(trackers: Sequence[ChosenTracker]) -> list[registry.Plugin]:
-    """Where trackers come from: recorded to say what to install, and no part of what makes a run exact."""
-    return [registry.find(registry.TRACKERS, tracker.name) for tracker in trackers]
-
-
-def recorded_plugins(record: dict[str, Any]) -> Recorded | None:
-    """Where a run had its plugins from, as it stands there; None where it does not say."""
-    try:
-        return {
-            (str(plugin["family"]), str(plugin["name"])): (
-                str(plugin["distribution"]),
-                str(plugin["version"]),
-            )
-            for plugin in record["plugins"]
-        }
-    except (KeyError, TypeError):
-        return None
-
-
-def changed_plugins(record: dict[str, Any], plugins: Sequence[registry.Plugin]) -> list[Changed] | None:
-    """Those of `plugins` that the run had otherwise; None where it does not say what it had.
-
-    gptkit's own plugins are of gptkit's version, which is compared elsewhere.
-    """
-    recorded = recorded_plugins(record)
-    if recorded is None:
-        return None
-    changed = []
-    for plugin in plugins:
-        before = recorded.get((plugin.family, plugin.name))
-        both_builtin = before is not None and before[0] == plugin.distribution == OWN
-        if before != (plugin.distribution, plugin.version) and not both_builtin:
-            shown = " ".join(before) if before and _can_be_shown(*before) else "an unknown package"
-            changed.append(Changed(plugin, shown if before else "an unrecorded package"))
-    return changed
-
-
-def what_to_install(record: dict[str, Any], plugins: Sequence[tuple[str, str]]) -> str:
-    """The packages that brought `plugins`, (family, name) each, and the command for them; or nothing."""
-    recorded = recorded_plugins(record) or {}
+def what_to_install(record: RunRecord, plugins: Sequence[tuple[str, str]]) -> str:
+    """The packages that `plugins`, (family, name) each, came from, with the command for them; or ""."""
+    recorded = _origins(record)
     known = [recorded[key] for key in plugins if key in recorded]
-    packages = dict(package for package in known if _can_be_shown(*package))  # each once, in order
+    packages = dict.fromkeys(filter(None, map(_package, known)))  # each once, in order
     if not packages:
         return ""
-    *first, last = (f"{distribution} {version}" for distribution, version in packages.items())
+    *first, last = (f"{name} {version}" for name, version in packages)
     names = f"{', '.join(first)} and {last}" if first else last
-    command = " ".join(f"{distribution}=={version}" for distribution, version in packages.items())
+    command = " ".join(f"{name}=={version}" for name, version in packages)
     return f"The run had {'it' if len(plugins) == 1 else 'them'} from {names}: pip install {command}"
 
 
-def _can_be_shown(distribution: str, version: str) -> bool:
-    return bool(_NAME.fullmatch(distribution) and _VERSION.fullmatch(version))
+def warn_of_changed_plugins(record: RunRecord, experiment: Experiment, warn: Callable[[str], None]) -> None:
+    """`warn` gets a message for each plugin of the model of another version than in training: it may encode
+    or place tokens differently from what the weights have learnt. Raises PluginError."""
+    for plugin, before in _changed_plugins(record, model_plugins(experiment)):
+        remedy = what_to_install(record, [(plugin.family, plugin.name)])
+        warn(
+            f"{plugin.name!r} is of {plugin.distribution} {plugin.version} here, but was of {before} in "
+            f"training: the model may write worse.\n{remedy}".rstrip()
+        )
+
+
+def environment_differences(record: RunRecord, experiment: Experiment, backend: Backend) -> tuple[str, ...]:
+    """What differs from where the run was trained before, each as 'threads 2 -> 4'; nothing: exact.
+
+    Raises PluginError.
+    """
+    from gptkit.backend import fingerprint
+
+    if record.environment is None:
+        return ("environment not recorded",)
+    before, now = record.environment.model_dump(), fingerprint(backend)
+    changed = [
+        f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value
+    ]
+    if record.plugins is None:
+        return (*changed, "plugins not recorded")
+    return (
+        *changed,
+        *(
+            f"{plugin.name} of {origin} -> {plugin.distribution} {plugin.version}"
+            for plugin, origin in _changed_plugins(record, all_plugins(experiment))
+        ),
+    )
+
+
+def recorded_backend(record: RunRecord, chosen: Backend) -> Backend:
+    """The backend that the run was trained with, where this machine has it; otherwise `chosen`."""
+    from gptkit.backend import MAX_THREADS, Backend, choose_device, no_compiler
+    from gptkit.native import build_key
+
+    was = record.environment
+    if was is None or was.device is None or was.threads is None:
+        return chosen
+    if was.compile is None or was.native is None:
+        return chosen
+    if was.precision not in ("fp32", "bf16") or not 1 <= was.threads <= MAX_THREADS:
+        return chosen
+    try:
+        if choose_device(was.device) != was.device:
+            return chosen
+    except UsageError:
+        return chosen
+    compiles = was.compile and not no_compiler(was.device)
+    return Backend(was.device, was.precision, was.threads, compiles, build_key() if was.native else "")
+
+
+def check_text(record: RunRecord, run_id: str, sha256: str) -> None:
+    """Raises DataError where the text is no longer the one that the run was trained on."""
+    recorded = record.dataset.sha256
+    if recorded != sha256:
+        raise DataError(
+            f"the text of run {run_id} has changed: it had SHA-256 {recorded or 'none recorded'}, "
+            f"now {sha256}.\n"
+            "Put the old text back ('gptkit datasets fetch NAME --repair' for one that is downloaded), "
+            "or train a new run."
+        )
+
+
+def _origins(record: RunRecord) -> dict[tuple[str | None, str | None], PluginOrigin]:
+    return {(origin.family, origin.name): origin for origin in record.plugins or ()}
+
+
+def _changed_plugins(
+    record: RunRecord, plugins: Sequence[registry.Plugin]
+) -> list[tuple[registry.Plugin, str]]:
+    """Plugins that came from another package or version, each with that; none if none are recorded.
+
+    The built-in plugins have the version of gptkit, which is compared with the environment.
+    """
+    if record.plugins is None:
+        return []
+    recorded, changed = _origins(record), []
+    for plugin in plugins:
+        before = recorded.get((plugin.family, plugin.name))
+        if before is None:
+            changed.append((plugin, "an unrecorded package"))
+            continue
+        both_builtin = before.distribution == plugin.distribution == registry.OWN
+        same = (before.distribution, before.version) == (plugin.distribution, plugin.version)
+        if not same and not both_builtin:
+            changed.append((plugin, " ".join(_package(before) or ("an unknown package",))))
+    return changed
+
+
+def _package(origin: PluginOrigin) -> tuple[str, str] | None:
+    """The name and version of a package where both are well formed, and safe in a shell."""
+    name, version = origin.distribution or "", origin.version or ""
+    if not all(word.isascii() and word.isprintable() and len(word) <= _MAX_NAME for word in (name, version)):
+        return None
+    try:
+        canonicalize_name(name, validate=True)
+        parsed = Version(version)
+    except (InvalidName, InvalidVersion):
+        return None
+    # An epoch has a '!', and spellings such as ' v1' would have to be quoted
+    return (name, version) if str(parsed) == version and not parsed.epoch else None

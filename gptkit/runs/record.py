@@ -1,92 +1,200 @@
-"""What a run reports, written into its folder as it happens: metrics.jsonl, samples, run.json."""
+"""run.json as a type: what a run is, what it was trained with, how it went.
+
+Input: a JSON object, which may come from another version of gptkit or be damaged on purpose. Output: a
+`RunRecord`. Reading never fails because of a value: one of the wrong type, out of range or too long becomes
+None, or the default of its field. Unknown keys are kept and written back. Knows nothing of folders or locks.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import socket
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from gptkit import events
-from gptkit.files import append_lines, disk_errors
-from gptkit.runs.run import METRICS, Run, this_process
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WrapValidator
+from pydantic_core import PydanticCustomError, ValidationError
+
+from gptkit.errors import CheckpointError
+from gptkit.events import RunStatus
+from gptkit.files import parse_json, replace_file, to_json
+
+_MAX_BYTES = 10_000_000
+_MAX_TEXT = 100_000  # characters of a value
+_MAX_PLUGINS = 1_000
 
 
-class Recorder:
-    """A listener that writes metrics.jsonl, samples and run.json as a run reports.
+def _or_else(default: Callable[[], Any]) -> WrapValidator:
+    """Replaces a value that does not validate."""
 
-    A step's line is written when the step is complete, before its checkpoint is: so a checkpoint never stands
-    without the metrics that led to it.
-    """
+    def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except (ValidationError, PydanticCustomError):
+            return default()
 
-    def __init__(self, run: Run, record: dict[str, Any], now: Callable[[], datetime] = datetime.now) -> None:
-        self._run = run
-        self._record = record
-        self._now = now
-        self._row: dict[str, Any] = {}
+    return WrapValidator(validate)
 
-    def __call__(self, event: events.Event) -> None:
-        match event:
-            case events.RunStarted():
-                self._record |= {
-                    "status": "running",
-                    "process": this_process(),
-                    "parameters": event.parameters,
-                }
-                self._write()
-            case events.StepFinished():
-                self._row |= {
-                    "step": event.step,
-                    "train_loss": event.train_loss,
-                    "learning_rate": event.learning_rate,
-                    "grad_norm": event.grad_norm,
-                    "tokens": event.tokens,
-                    "tokens_per_second": round(event.tokens_per_second, 1),
-                    "seconds": round(event.seconds, 3),
-                }
-                if event.expected_steps is not None:
-                    self._row["expected_steps"] = event.expected_steps
-            case events.EvaluationFinished():
-                self._row |= {
-                    "step": event.step,
-                    "val_loss": event.val_loss,
-                    "bits_per_byte": event.bits_per_byte,
-                    "tokens": event.tokens,
-                    "learning_rate": event.learning_rate,
-                    "seconds": round(event.seconds, 3),
-                }
-            case events.StepDone():
-                self._flush()
-            case events.SampleDrawn():
-                self._run.write_sample(event.step, event.text)
-            case events.CheckpointSaved():
-                self._record["last_checkpoint"] = event.step
-            case events.RunFinished():
-                self._finish(event)
 
-    def _flush(self) -> None:
-        if self._row:
-            row, self._row = self._row, {}
-            with disk_errors(f"recording step {row['step']}"):
-                append_lines(self._run.path / METRICS, [json.dumps(row)])
+def _none() -> None:
+    return None
 
-    def _finish(self, event: events.RunFinished) -> None:
-        self._flush()
-        self._record |= {
-            "status": event.status,
-            "reason": event.reason,
-            "ended": self._now().astimezone().isoformat(timespec="seconds"),
-            "step": event.step,
-            "train_loss": event.train_loss,
-            "val_loss": event.val_loss,
-            "best_val_loss": event.best_val_loss,
-            "best_bits_per_byte": event.best_bits_per_byte,
-            "best_step": event.best_step,
-            "tokens": event.tokens,
-            "seconds": round(event.seconds, 3),
-        }
-        self._record.pop("process", None)
-        self._write()
 
-    def _write(self) -> None:
-        self._run.write_record(self._record)
+def _text(value: object) -> str | None:
+    """Any short text, lone surrogates included: a command line may hold bytes that are no UTF-8."""
+    return value if isinstance(value, str) and len(value) <= _MAX_TEXT else None
+
+
+def _objects(value: object) -> list[Any] | None:
+    if not isinstance(value, list):
+        return None
+    return [item for item in value[:_MAX_PLUGINS] if isinstance(item, dict | PluginOrigin)]
+
+
+Text = Annotated[str | None, PlainValidator(_text)]
+Whole = Annotated[int | None, Field(strict=True, ge=0, lt=2**63), _or_else(_none)]
+Number = Annotated[float | None, Field(strict=True, gt=-1e300, lt=1e300), _or_else(_none)]
+Flag = Annotated[bool | None, Field(strict=True), _or_else(_none)]
+Table = Annotated[dict[str, Any], _or_else(dict)]
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Process(_Lenient):
+    """The process that trains a run."""
+
+    pid: Whole = None
+    host: Text = None
+
+    @classmethod
+    def current(cls) -> Process:
+        return cls(pid=os.getpid(), host=socket.gethostname())
+
+
+class DatasetRecord(_Lenient):
+    title: Text = None
+    requested: Table = {}  # as in the experiment file
+    used: Table = {}  # as resolved; another dataset where the fallback was used
+    characters: Whole = None
+    sha256: Text = None  # of the text
+    facts: Table = {}  # from the dataset plugin
+
+
+class TokenizerRecord(_Lenient):
+    type: Text = None
+    vocab_size: Whole = None
+    sha256: Text = None
+    train_tokens: Whole = None
+    val_tokens: Whole = None
+
+
+class Hyperparameters(_Lenient):
+    context_length: Whole = None
+    n_embd: Whole = None
+    n_head: Whole = None
+    n_layer: Whole = None
+    dropout: Number = None
+    position: Text = None
+    batch_size: Whole = None
+    optimizer: Text = None
+    learning_rate: Number = None
+
+
+class PluginOrigin(_Lenient):
+    """The distribution and version that a plugin came from."""
+
+    family: Text = None
+    name: Text = None
+    distribution: Text = None
+    version: Text = None
+
+
+class Environment(_Lenient):
+    """What can change the last bits of a result: `gptkit.backend.fingerprint`."""
+
+    device: Text = None
+    precision: Text = None
+    threads: Whole = None
+    compile: Flag = None
+    native: Text = None
+
+
+class LoadedFrom(_Lenient):
+    """The run and step whose weights a run started from."""
+
+    run: Text = None
+    step: Whole = None
+
+
+class RunRecord(_Lenient):
+    """run.json, in the order in which it is written. A field that was never set is not written."""
+
+    format: Whole = None
+    id: Text = None
+    name: Text = None
+    status: Annotated[RunStatus | None, _or_else(_none)] = None
+    started: Text = None  # ISO 8601 with the offset from UTC
+    command: Text = None
+    process: Annotated[Process | None, _or_else(_none)] = None  # while it trains
+    target_step: Whole = None  # None where the run ends after a time
+    dataset: Annotated[DatasetRecord, _or_else(DatasetRecord)] = DatasetRecord()
+    tokenizer: Annotated[TokenizerRecord, _or_else(TokenizerRecord)] = TokenizerRecord()
+    hyperparameters: Annotated[Hyperparameters, _or_else(Hyperparameters)] = Hyperparameters()
+    plugins: Annotated[list[PluginOrigin] | None, BeforeValidator(_objects)] = None
+    environment: Annotated[Environment | None, _or_else(_none)] = None
+    loaded_from: Annotated[LoadedFrom | None, _or_else(LoadedFrom)] = None
+    rerun_of: Text = None
+    parameters: Whole = None
+    last_checkpoint: Whole = None
+    reason: Text = None  # why it finished before its last step
+    ended: Text = None
+    step: Whole = None
+    train_loss: Number = None  # nats per token, as the other losses
+    val_loss: Number = None
+    best_val_loss: Number = None
+    best_bits_per_byte: Number = None
+    best_step: Whole = None
+    tokens: Whole = None  # trained on
+    seconds: Number = None  # of training
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Raises CheckpointError where the file cannot be read or is no JSON object."""
+        return cls.model_validate(read_json_object(path, max_bytes=_MAX_BYTES))
+
+    def write(self, path: Path) -> None:
+        """Replaces the file as a whole. Raises OSError."""
+        replace_file(path, to_json(self.to_dict()))
+
+    def to_dict(self) -> dict[str, Any]:
+        record = self.model_dump(exclude_unset=True)
+        if self.process is None:
+            record.pop("process", None)
+        return record
+
+
+def timestamp(moment: str | None) -> float:
+    """Seconds since 1970 of a moment as recorded, so that those of several time zones compare; 0 for None."""
+    try:
+        return datetime.fromisoformat(moment or "").timestamp()
+    except (ValueError, OverflowError, OSError):
+        return 0.0
+
+
+def read_json_object(path: Path, *, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
+    """The JSON object in a file of a run. Raises CheckpointError; follows no link."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise ValueError("there is no such file")
+        if path.stat().st_size > max_bytes:
+            raise ValueError("it is too large")
+        value = parse_json(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return value

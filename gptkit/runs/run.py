@@ -1,43 +1,78 @@
-"""A run is a folder: made, locked, recorded, found, listed.
+"""Run: one run folder, and everything that can be read from it.
 
-In: the resolved experiment and what a run reports. Out: `runs/<id>/` with experiment.toml, run.json,
-metrics.jsonl, tokenizer.json, checkpoints/ and samples/, readable by a person and by tools. Knows nothing of
-torch or of training.
+    runs/<id>/  experiment.toml run.json metrics.jsonl tokenizer.json report.html
+                checkpoints/step-000000001000/   samples/step-000000001000.txt
+
+Input: the folder's path; its files may come from another version or be damaged on purpose. Output: typed
+values, or a GptkitError that names the file. Imports torch only to load a model. Knows nothing of training.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import socket
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import shlex
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import filelock
+from gptkit.errors import CheckpointError, PluginError, UsageError
+from gptkit.files import disk_errors, make_folder, replace_file, sha256, to_json
+from gptkit.runs.folder import (
+    CHECKPOINTS,
+    DEFAULT_RUNS_FOLDER,
+    EXPERIMENT,
+    METRICS,
+    RECORD,
+    SAMPLES,
+    TOKENIZER,
+    list_steps,
+    sample_name,
+    sample_steps,
+)
+from gptkit.runs.metrics import Metrics
+from gptkit.runs.record import RunRecord, read_json_object
 
-from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError
-from gptkit.files import disk, disk_errors, make_folder, parse_json, replace_file, to_json
-from gptkit.words import closest, nearest
+if TYPE_CHECKING:
+    from gptkit.experiment import Experiment, SamplingSettings
+    from gptkit.experiment.load import Overrides
+    from gptkit.model import GPT
+    from gptkit.plugins import Tokenizer
+    from gptkit.runs.checkpoint import Checkpoint
 
-EXPERIMENT, RECORD, METRICS, TOKENIZER = "experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json"
-CHECKPOINTS, SAMPLES, LOCK, REPORT = "checkpoints", "samples", ".lock", "report.html"
-MAX_RECORD_BYTES = 10_000_000
-_MAX_LINE, _MAX_METRICS = 1_000_000, 2_000_000_000  # bytes; what is beyond them nobody's training has written
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_MAX_TOKENIZER = 1_000_000_000  # bytes
 
-DEFAULT_RUNS_FOLDER = Path("runs")
+
+def _ignore(message: str) -> None:
+    """Drops a warning."""
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A text that the model generated at a step of its training."""
+
+    step: int
+    text: str
+    complete: bool = True  # whether `text` is all of the file
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in fp32, on the CPU, in eval mode, with its tokenizer and the checkpoint it was loaded from."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, repr=False)
 class Run:
-    """One run's folder; the names of what is in it."""
+    """A recorded run: its folder, and all that can be read from it."""
 
     path: Path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
 
     @property
     def id(self) -> str:
@@ -55,228 +90,244 @@ class Run:
     def samples(self) -> Path:
         return self.path / SAMPLES
 
+    def refuse_special_files(self) -> None:
+        """Raises CheckpointError where something in the folder is neither a file nor a folder.
+
+        A symbolic link may lead anywhere, and opening a pipe may block forever.
+        """
+        for entry in self.path.iterdir():
+            if entry.is_symlink():
+                raise CheckpointError(f"{entry} is a symbolic link, which gptkit does not follow in a run.")
+            if not entry.is_file() and not entry.is_dir():
+                raise CheckpointError(f"{entry} is a pipe or a device, not a file of a run; remove it.")
+
+    # run.json
+
     def record(self) -> dict[str, Any]:
-        """What run.json says. Raises CheckpointError where it is no usable JSON object."""
-        return self._read_json(RECORD)
+        """run.json as it is: status, times, losses, hashes, plugins, environment. Raises CheckpointError."""
+        return read_json_object(self.path / RECORD)
 
-    def write_record(self, record: dict[str, Any]) -> None:
+    def read_record(self) -> RunRecord:
+        """run.json with typed fields. Raises CheckpointError where it is no JSON object."""
+        return RunRecord.read(self.path / RECORD)
+
+    def read_record_or_empty(self) -> RunRecord:
+        """The same, empty where run.json is missing or damaged."""
+        with suppress(CheckpointError):
+            return self.read_record()
+        return RunRecord()
+
+    def write_record(self, record: RunRecord) -> None:
+        """Raises DiskError."""
         with disk_errors(f"recording the run {self.id}"):
-            replace_file(self.path / RECORD, to_json(record))
+            record.write(self.path / RECORD)
 
-    def tokenizer_json(self) -> dict[str, Any]:
-        return self._read_json(TOKENIZER, at_most=1_000_000_000)
+    @property
+    def recorded_id(self) -> str:
+        """The id that the run was created with, which its checkpoints carry; its folder may be renamed."""
+        return self.read_record_or_empty().id or self.id
 
-    def write_tokenizer(self, data: dict[str, Any]) -> None:
-        with disk_errors(f"recording the run {self.id}"):
-            replace_file(self.path / TOKENIZER, to_json(data))
+    # metrics.jsonl
 
-    def write_sample(self, step: int, text: str) -> None:
-        with disk_errors(f"writing a sample of step {step}"):
-            make_folder(self.samples)
-            replace_file(self.samples / f"step-{step:012d}.txt", text.encode())
+    @property
+    def metrics_log(self) -> Metrics:
+        return Metrics(self.path / METRICS)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One dict a step, in order. A later line of a step adds to an earlier one and replaces its values.
+        """One dict per recorded step, in order: step, train_loss, val_loss (where evaluated), …"""
+        return self.metrics_log.rows()
 
-        A last line that was cut short, and any line that is no JSON object with a step, is left out.
+    # samples/
+
+    def sample_steps(self) -> list[int]:
+        """The steps that have a sample, by file name, in order. Raises OSError for an unreadable folder."""
+        return sample_steps(self.samples)
+
+    def read_sample(self, step: int, *, max_characters: int, errors: str = "replace") -> Sample:
+        """The sample of a step, or its beginning.
+
+        `errors` is that of bytes.decode. Raises OSError or ValueError where it cannot be read.
         """
-        rows: dict[int, dict[str, Any]] = {}
-        for line in self.metric_lines():
-            if row := metric_row(line):
-                rows.setdefault(row["step"], {}).update(row)
-        return [rows[step] for step in sorted(rows)]
-
-    def metric_lines(self) -> Iterator[bytes]:
-        """The lines of metrics.jsonl with their ends, in bounded memory: a line too long comes in pieces."""
-        path, read = self.path / METRICS, 0
+        path = self.samples / sample_name(step)
         if path.is_symlink() or not path.is_file():
-            return
+            raise ValueError("it is not a file")
         with path.open("rb") as file:
-            while read < _MAX_METRICS and (line := file.readline(_MAX_LINE)):
-                read += len(line)
-                yield line
+            data = file.read(4 * max_characters + 1)  # a character takes at most four bytes in UTF-8
+        text = data.decode(errors=errors)
+        return Sample(step, text[:max_characters], len(text) <= max_characters)
 
-    def _read_json(self, name: str, at_most: int = MAX_RECORD_BYTES) -> dict[str, Any]:
-        path = self.path / name
-        try:
-            if path.is_symlink() or not path.is_file():
-                raise ValueError("there is no such file")
-            if path.stat().st_size > at_most:
-                raise ValueError("it is too large")
-            value = parse_json(path.read_bytes())
-            if not isinstance(value, dict):
-                raise ValueError("it is not a JSON object")
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-        return value
-
-
-def metric_row(line: bytes) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl says, if it is a JSON object with a step."""
-    try:
-        row = parse_json(line)
-    except ValueError:
+    def last_sample(self, *, max_characters: int = 100_000) -> Sample | None:
+        """The sample of the last step; None where there is none, or it cannot be read."""
+        with suppress(OSError, ValueError):
+            if steps := self.sample_steps():
+                return self.read_sample(steps[-1], max_characters=max_characters)
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
+    def write_sample(self, step: int, text: str) -> None:
+        """Raises DiskError."""
+        with disk_errors(f"writing a sample of step {step}"):
+            make_folder(self.samples)
+            replace_file(self.samples / sample_name(step), text.encode())
 
-def last_recorded_step(run: Run) -> int:
-    """The step of the last line of metrics.jsonl; 0 where none can be told."""
-    row = None
-    for line in deque(run.metric_lines(), maxlen=1):
-        row = metric_row(line)
-    return row["step"] if row and row["step"] < 2**63 else 0
+    # experiment.toml and tokenizer.json
 
+    def experiment(self) -> Experiment:
+        """The experiment as it was resolved: every field explicit.
 
-def create_run(runs_folder: Path, *, stem: str, experiment_toml: str) -> Run:
-    """A new folder `<stem>-<local time>`, with its experiment file in it. Raises DiskError."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    with disk_errors(f"making a run folder in {runs_folder}"):
-        if runs_folder.exists() and not runs_folder.is_dir():
-            raise DiskError(f"{runs_folder} is a file; give a folder with --runs-dir.")
-        make_folder(runs_folder)
-        for attempt in range(1000):  # two runs started within a second
-            path = runs_folder / (f"{stem}-{stamp}" + (f"-{attempt + 1}" if attempt else ""))
-            try:
-                disk.make_new_folder(path)
-            except FileExistsError:
-                continue
-            run = Run(path)
-            try:
-                disk.make_folder(run.checkpoints)
-                replace_file(run.experiment_file, experiment_toml.encode())
-                disk.fsync_folder(runs_folder)
-            except BaseException:
-                disk.remove_folder(path)
-                raise
-            return run
-    raise DiskError(f"cannot find a free name for the run in {runs_folder}.")
+        Raises CheckpointError where the file is damaged, PluginError, which says what to install.
+        """
+        from gptkit.experiment.load import load_recorded
+        from gptkit.runs.environment import what_to_install
 
-
-def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> Run:
-    """The run that `wanted` means: a folder, an id, a unique beginning of an id, or 'latest'.
-
-    Raises UsageError where there is none, or more than one.
-    """
-    if "\0" in wanted or not wanted:
-        raise UsageError(f"{wanted!r} names no run.")
-    path = Path(wanted)
-    if os.path.islink(path):  # unlike Path's, no error for a name that cannot be
-        raise UsageError(f"{wanted} is a symbolic link; give the run's folder itself.")
-    if os.path.isfile(path / EXPERIMENT):
-        return Run(path if path.name not in ("", "..") else Path(os.path.abspath(path)))
-    ids = run_ids(runs_folder)
-    if wanted == "latest":
-        if not ids:
-            raise UsageError(f"there are no runs in {runs_folder}; 'gptkit train EXPERIMENT' makes one.")
-        return Run(runs_folder / max(ids, key=lambda name: (_started(runs_folder / name), name)))
-    matches = [name for name in ids if name == wanted] or [name for name in ids if name.startswith(wanted)]
-    if len(matches) == 1:
-        return Run(runs_folder / matches[0])
-    if matches:
-        raise UsageError(
-            f"{wanted!r} is the beginning of {len(matches)} runs: {', '.join(matches[:8])}. "
-            "Give more of the id, or 'latest'."
-        )
-    if os.path.isdir(path):
-        raise UsageError(f"{wanted} is no run folder: it has no {EXPERIMENT}.")
-    shown = wanted if len(wanted) <= 200 else wanted[:200] + "…"
-    beginnings = {name[: len(wanted)]: name for name in ids}
-    near = nearest(wanted, ids) or nearest(beginnings.get(closest(wanted, beginnings) or "", ""), ids)
-    raise UsageError(f"no run {shown!r} in {runs_folder}{near or '.'} See 'gptkit runs'.")
-
-
-def refuse_special_files(run: Run) -> None:
-    """Raises CheckpointError where something in a run's folder is neither a file nor a folder.
-
-    A symbolic link may lead anywhere, and who opens a pipe waits for ever.
-    """
-    for entry in run.path.iterdir():
-        if entry.is_symlink():
-            raise CheckpointError(f"{entry} is a symbolic link, which gptkit does not follow in a run.")
-        if not entry.is_file() and not entry.is_dir():
-            raise CheckpointError(f"{entry} is a pipe or a device, which has no place in a run; remove it.")
-
-
-def run_ids(runs_folder: Path) -> list[str]:
-    """The ids of all runs in a folder, sorted by name; links are not followed."""
-    if not runs_folder.is_dir():
-        return []
-    return sorted(
-        entry.name
-        for entry in runs_folder.iterdir()
-        if _ID.fullmatch(entry.name) and not entry.is_symlink() and (entry / EXPERIMENT).is_file()
-    )
-
-
-def _started(path: Path) -> float:
-    """When a run was started, in seconds; 0 where it has no record yet."""
-    try:
-        return timestamp(Run(path).record().get("started"))
-    except CheckpointError:
-        return 0.0
-
-
-def timestamp(moment: object) -> float:
-    """Seconds of a moment as run.json says it, so that moments of several time zones compare; else 0."""
-    try:
-        return datetime.fromisoformat(str(moment)).timestamp()
-    except (ValueError, OverflowError, OSError):
-        return 0.0
-
-
-@contextmanager
-def lock_run(run: Run) -> Iterator[None]:
-    """Holds the run for this process, by a lock of the operating system that dies with it.
-
-    Raises RunInUseError where another process holds it, DiskError where the folder cannot be written.
-    """
-    lock = filelock.FileLock(run.path / LOCK, timeout=0)
-    with disk_errors(f"locking the run {run.id}"):
+        self.refuse_special_files()
         try:
-            lock.acquire()
-        except filelock.Timeout:  # an OSError too
-            message = f"run {run.id} is in use{_holder(run)}; wait for it or stop it first."
-            raise RunInUseError(message) from None
-    try:
-        yield
-    finally:
-        lock.release()
+            return load_recorded(self.experiment_file)
+        except PluginError as error:
+            remedy = what_to_install(self.read_record_or_empty(), error.plugins)
+            raise PluginError(f"{error}\n{remedy}".rstrip(), error.plugins) from error
+        except UsageError as error:
+            raise CheckpointError(f"the run's own experiment file is damaged: {error}") from error
+
+    def sampling(self, overrides: Overrides) -> SamplingSettings:
+        """The [sampling] table of the experiment with these overrides. Raises ExperimentError."""
+        from gptkit.experiment.load import override_sampling
+
+        return override_sampling(self.experiment().sampling, overrides)
+
+    def tokenizer(self, experiment: Experiment | None = None) -> Tokenizer:
+        """The tokenizer of the run; `experiment` saves reading it again.
+
+        Raises CheckpointError where tokenizer.json is damaged, PluginError.
+        """
+        from gptkit.plugins import registry
+
+        kind = (experiment or self.experiment()).tokenizer.type
+        plugin = registry.load(registry.TOKENIZERS, kind)
+        data = self.tokenizer_json()
+        try:
+            tokenizer: Tokenizer = plugin.from_json(data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.path / TOKENIZER} is no {kind} tokenizer: {error}") from error
+        return tokenizer
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """Raises CheckpointError."""
+        return read_json_object(self.path / TOKENIZER, max_bytes=_MAX_TOKENIZER)
+
+    def write_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises DiskError."""
+        with disk_errors(f"recording the run {self.id}"):
+            replace_file(self.path / TOKENIZER, to_json(tokenizer.to_json()))
+
+    # checkpoints/
+
+    def checkpoint(self, which: str | int = "best", *, warn: Callable[[str], None] = _ignore) -> Checkpoint:
+        """The checkpoint of a step, the "last" one that verifies, or the "best": that of the lowest val loss.
+
+        Without evaluations the best is the last. `warn` gets a message for each checkpoint that does not
+        verify and is passed over. Raises CheckpointError, UsageError.
+        """
+        from gptkit.runs.checkpoint import load_checkpoint, newest_checkpoint
+
+        self.require_checkpoint()
+        which, run_id = str(which), self.recorded_id
+        if which.isdecimal() and len(which) <= 12:
+            return load_checkpoint(self.checkpoints, int(which), run_id=run_id)
+        if which not in ("best", "last"):
+            raise UsageError(f"--checkpoint {which!r}: expected best, last or a step.")
+        last = newest_checkpoint(self.checkpoints, run_id=run_id, on_bad=lambda step, error: warn(str(error)))
+        progress = last.state.get("progress")
+        best = progress.get("best_step") if isinstance(progress, dict) else None
+        if which == "last" or not isinstance(best, int) or best == last.step:
+            return last
+        try:
+            return load_checkpoint(self.checkpoints, best, run_id=run_id)
+        except CheckpointError as error:
+            warn(f"{error}\nThe last checkpoint, of step {last.step}, is used instead of the best.")
+            return last
+
+    def require_checkpoint(self, experiment: Experiment | None = None) -> None:
+        """Raises CheckpointError, with what to do, where the run has no checkpoint, whole or damaged."""
+        if list_steps(self.checkpoints):
+            return
+        saved = (experiment or self.experiment()).checkpoints.save
+        if saved and any(self.checkpoints.glob(".bad-*")):
+            reason = "those it had were damaged, and are set aside there as .bad-…"
+        elif saved:
+            reason = "it ended before its first was saved"
+        else:
+            reason = "it was trained with --no-save"
+        raise CheckpointError(
+            f"there is no checkpoint of run {self.id}: {reason}.\n"
+            f"To train it again from the start: {self.train_again_command()}"
+        )
+
+    def train_again_command(self) -> str:
+        """The command that trains the run's experiment again, as a new run beside it."""
+        words = ["gptkit", "train", str(self.experiment_file)]
+        if self.path.parent != DEFAULT_RUNS_FOLDER:
+            words += ["--runs-dir", str(self.path.parent)]
+        source = self.read_record_or_empty().loaded_from
+        if source and source.run:
+            words += ["--load", source.run]
+        return shlex.join(words)
+
+    # The model
+
+    def load(self, checkpoint: str | int = "best") -> tuple[GPT, Tokenizer]:
+        """The model, in fp32 on the CPU and in eval mode, and its tokenizer.
+
+        `checkpoint` is "best", "last" or a step. Raises CheckpointError where it does not verify.
+        """
+        loaded = self.load_model(checkpoint)
+        return loaded.model, loaded.tokenizer
+
+    def load_model(
+        self, checkpoint: str | int = "best", *, warn: Callable[[str], None] = _ignore
+    ) -> LoadedModel:
+        """As `load`, with warnings: for a tokenizer or positional encoding of another version than in
+        training, and for a checkpoint that does not verify and is passed over.
+
+        Raises CheckpointError where files do not verify or do not fit together, PluginError.
+        """
+        from gptkit.model.build import build_model_for, load_weights
+        from gptkit.runs.environment import warn_of_changed_plugins
+
+        experiment = self.experiment()
+        warn_of_changed_plugins(self.read_record_or_empty(), experiment, warn)
+        tokenizer = self.tokenizer(experiment)
+        read = self.checkpoint(checkpoint, warn=warn)
+        self.check_tokenizer(read, tokenizer)
+        whose = f"run {self.id}"
+        model = build_model_for(experiment, tokenizer.vocab_size, read.model, whose)
+        load_weights(model, read.model, whose)
+        return LoadedModel(model.eval(), tokenizer, read)
+
+    def check_tokenizer(self, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+        """Raises CheckpointError where the checkpoint was trained with another tokenizer."""
+        if checkpoint.state.get("tokenizer_sha256") != tokenizer_hash(tokenizer):
+            raise CheckpointError(
+                f"the tokenizer of run {self.id} is not the one that step {checkpoint.step} was trained "
+                "with; put the run's own tokenizer.json back."
+            )
+
+    def generate(
+        self, prompt: str | None = None, *, seed: int = 0, checkpoint: str | int = "best", **sampling: Any
+    ) -> str:
+        """The prompt and the text that the model generates after it.
+
+        `sampling` takes the fields of the [sampling] table: max_new_tokens, temperature, top_k, top_p,
+        min_p, stop. Defaults are those of the run's experiment. Raises ExperimentError for an invalid value,
+        UsageError for a prompt with characters that are not in the vocabulary.
+        """
+        from gptkit.generation import encode_prompt, generate
+
+        settings = self.sampling(list(sampling.items()))
+        model, tokenizer = self.load(checkpoint)
+        text, ids = encode_prompt(tokenizer, settings.prompt if prompt is None else prompt)
+        return text + "".join(piece for _, piece in generate(model, tokenizer, ids, settings, seed=seed))
 
 
-def _holder(run: Run) -> str:
-    """Who holds the run, as far as its record says."""
-    with suppress(CheckpointError):
-        process = run.record().get("process")
-        if isinstance(process, dict) and "pid" in process:
-            return f" by process {process['pid']} on {process.get('host')}"
-    return ""
-
-
-def is_locked(run: Run) -> bool:
-    """Whether a process holds the run now."""
-    if not (run.path / LOCK).exists():
-        return False
-    lock = filelock.FileLock(run.path / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except (filelock.Timeout, OSError):
-        return True
-    lock.release()
-    return False
-
-
-def this_process() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname()}
-
-
-def drop_torn_line(run: Run) -> None:
-    """Cuts a last line of metrics.jsonl that a crash left incomplete; the caller holds the run's lock."""
-    path = run.path / METRICS
-    if not path.is_file():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole != len(data):
-        with disk_errors(f"mending {METRICS}"):
-            replace_file(path, data[:whole])
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 of a tokenizer as JSON: equal exactly where two tokenizers are the same."""
+    return sha256(to_json(tokenizer.to_json()))

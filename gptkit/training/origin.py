@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from gptkit.backend import MAX_THREADS, Backend, choose_backend, choose_device, fingerprint, no_compiler
+from gptkit.backend import Backend, choose_backend, fingerprint
 from gptkit.data.corpus import Corpus, build_corpus, measure_text
-from gptkit.errors import DataError, UsageError
-from gptkit.events import Listener
+from gptkit.events import Listener, RunStatus
 from gptkit.experiment import Experiment, PluginTable
-from gptkit.native import build_key
 from gptkit.plugins import DataFolders, Tokenizer
-from gptkit.runs import Run, this_process
-from gptkit.runs.environment import all_plugins, changed_plugins, tracker_plugins
-from gptkit.runs.load import run_experiment, run_tokenizer, tokenizer_hash
+from gptkit.runs import Run, RunRecord, tokenizer_hash
+from gptkit.runs.environment import check_text, environment_differences, plugin_origins, recorded_backend
+from gptkit.runs.record import (
+    DatasetRecord,
+    Environment,
+    Hyperparameters,
+    LoadedFrom,
+    Process,
+    TokenizerRecord,
+)
 from gptkit.tracking import ChosenTracker
 from gptkit.training.setup import training_flops
 from gptkit.training.text import LoadedText, recorded_text, telling
@@ -33,7 +38,7 @@ class ResumedRun:
 
     run: Run
     experiment: Experiment
-    record: dict[str, Any]
+    record: RunRecord
     corpus: Corpus
     backend: Backend
     differences: tuple[str, ...]  # from where it was trained before; none: it will come out the same
@@ -46,11 +51,11 @@ class ResumedRun:
 def take_up(run: Run, folders: DataFolders, listener: Listener) -> ResumedRun:
     """The caller holds the lock. Raises DataError where the text is not the run's any more, CheckpointError
     where a file of the run is damaged, PluginError."""
-    experiment = run_experiment(run)
-    tokenizer = run_tokenizer(run, experiment)
-    record = run.record()
+    experiment = run.experiment()
+    tokenizer = run.tokenizer(experiment)
+    record = run.read_record()
     text = recorded_text(experiment.data, folders, listener)
-    check_text(run, record, measure_text(text)[1])
+    check_text(record, run.id, measure_text(text)[1])
     corpus = build_corpus(
         text,
         tokenizer,
@@ -58,8 +63,15 @@ def take_up(run: Run, folders: DataFolders, listener: Listener) -> ResumedRun:
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )
-    backend = recorded_backend(experiment, record, tokenizer.vocab_size)
-    return ResumedRun(run, experiment, record, corpus, backend, differences(experiment, record, backend))
+    backend = backend_again(experiment, record, tokenizer.vocab_size)
+    different = environment_differences(record, experiment, backend)
+    return ResumedRun(run, experiment, record, corpus, backend, different)
+
+
+def backend_again(experiment: Experiment, record: RunRecord, vocab_size: int) -> Backend:
+    """The backend that the run was trained with, where this machine has it; else a new choice."""
+    chosen = choose_backend(experiment.training, training_flops(experiment, vocab_size))
+    return recorded_backend(record, chosen)
 
 
 def new_record(
@@ -69,51 +81,51 @@ def new_record(
     corpus: Corpus,
     backend: Backend,
     command: Sequence[str],
-    loaded_from: dict[str, Any] | None,
+    loaded_from: LoadedFrom | None,
     trackers: Sequence[ChosenTracker] = (),
-) -> dict[str, Any]:
+) -> RunRecord:
     """run.json as it is before the first step."""
     model, optimizer = experiment.model, experiment.optimizer
-    record: dict[str, Any] = {
-        "format": 1,
-        "id": run.id,
-        "name": experiment.name,
-        "status": "starting",
-        "started": datetime.now().astimezone().isoformat(timespec="microseconds"),
-        "command": shlex.join(command),
-        "process": this_process(),
-        "target_step": target_step(experiment),
-        "dataset": {
-            "title": obtained.title,
-            "requested": _table(obtained.requested),
-            "used": _table(obtained.used),
-            "characters": corpus.characters,
-            "sha256": corpus.text_sha256,
-            "facts": obtained.facts,
-        },
-        "tokenizer": {
-            "type": experiment.tokenizer.type,
-            "vocab_size": corpus.tokenizer.vocab_size,
-            "sha256": tokenizer_hash(corpus.tokenizer),
-            "train_tokens": len(corpus.train),
-            "val_tokens": len(corpus.val),
-        },
-        "hyperparameters": {
-            "context_length": model.context_length,
-            "n_embd": model.n_embd,
-            "n_head": model.n_head,
-            "n_layer": model.n_layer,
-            "dropout": model.dropout,
-            "position": model.position.type,
-            "batch_size": experiment.training.batch_size,
-            "optimizer": optimizer.type,
-            "learning_rate": optimizer.learning_rate,
-        },
-        "plugins": [plugin.to_json() for plugin in (*all_plugins(experiment), *tracker_plugins(trackers))],
-        "environment": fingerprint(backend),
-    }
+    record = RunRecord(
+        format=1,
+        id=run.id,
+        name=experiment.name,
+        status=RunStatus.STARTING,
+        started=datetime.now().astimezone().isoformat(timespec="microseconds"),
+        command=shlex.join(command),
+        process=Process.current(),
+        target_step=target_step(experiment),
+        dataset=DatasetRecord(
+            title=obtained.title,
+            requested=_table(obtained.requested),
+            used=_table(obtained.used),
+            characters=corpus.characters,
+            sha256=corpus.text_sha256,
+            facts=obtained.facts,
+        ),
+        tokenizer=TokenizerRecord(
+            type=experiment.tokenizer.type,
+            vocab_size=corpus.tokenizer.vocab_size,
+            sha256=tokenizer_hash(corpus.tokenizer),
+            train_tokens=len(corpus.train),
+            val_tokens=len(corpus.val),
+        ),
+        hyperparameters=Hyperparameters(
+            context_length=model.context_length,
+            n_embd=model.n_embd,
+            n_head=model.n_head,
+            n_layer=model.n_layer,
+            dropout=model.dropout,
+            position=model.position.type,
+            batch_size=experiment.training.batch_size,
+            optimizer=optimizer.type,
+            learning_rate=optimizer.learning_rate,
+        ),
+        plugins=plugin_origins(experiment, trackers),
+        environment=Environment.model_validate(fingerprint(backend)),
+    )
     if loaded_from:
-        record["loaded_from"] = loaded_from
+        record.loaded_from = loaded_from
     return record
 
 
@@ -124,52 +136,3 @@ def target_step(experiment: Experiment) -> int | None:
 
 def _table(table: PluginTable) -> dict[str, Any]:
     return {"type": table.type, **table.options}
-
-
-def check_text(run: Run, record: dict[str, Any], sha256: str) -> None:
-    """Raises DataError where the text is not the run's any more."""
-    dataset = record.get("dataset")
-    recorded = dataset.get("sha256") if isinstance(dataset, dict) else "none recorded"
-    if recorded != sha256:
-        raise DataError(
-            f"the text of run {run.id} has changed: it had SHA-256 {recorded}, now {sha256}.\n"
-            "Put the old text back ('gptkit datasets fetch NAME --repair' for one that is downloaded), "
-            "or train a new run."
-        )
-
-
-def recorded_backend(experiment: Experiment, record: dict[str, Any], vocab_size: int) -> Backend:
-    """How the run computed so far, as far as this machine can; else what it would choose now."""
-    was = record.get("environment", {})
-    chosen = choose_backend(experiment.training, training_flops(experiment, vocab_size))
-    try:
-        recorded = Backend(
-            str(was["device"]),
-            str(was["precision"]),
-            int(was["threads"]),
-            bool(was["compile"]) and not no_compiler(str(was["device"])),
-            build_key() if was["native"] else "",
-        )
-        here = recorded.device == choose_device(recorded.device)
-        if here and recorded.precision in ("fp32", "bf16") and 1 <= recorded.threads <= MAX_THREADS:
-            return recorded
-    except (KeyError, TypeError, ValueError, UsageError):
-        pass
-    return chosen
-
-
-def differences(experiment: Experiment, record: dict[str, Any], backend: Backend) -> tuple[str, ...]:
-    """What differs from where the run was trained before, each as 'threads 2 -> 4'; nothing: exact."""
-    was, now = record.get("environment"), fingerprint(backend)
-    if not isinstance(was, dict):
-        return ("environment not recorded",)
-    changed = [f"{key} {was.get(key)} -> {value}" for key, value in now.items() if was.get(key) != value]
-    return (*changed, *_plugin_differences(experiment, record))
-
-
-def _plugin_differences(experiment: Experiment, record: dict[str, Any]) -> list[str]:
-    """Plugins that come from elsewhere now, or in another version."""
-    changes = changed_plugins(record, all_plugins(experiment))
-    if changes is None:
-        return ["plugins not recorded"]
-    return [f"{changed.plugin.name} of {changed.before} -> {changed.now}" for changed in changes]

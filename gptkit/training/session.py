@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from gptkit import events
 from gptkit.backend import Backend, fingerprint
@@ -25,9 +24,9 @@ from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
 from gptkit.model.build import build_model
 from gptkit.plugins import DataFolders
-from gptkit.runs import DEFAULT_RUNS_FOLDER, Recorder, Run
+from gptkit.runs import DEFAULT_RUNS_FOLDER, Recorder, Run, RunRecord, tokenizer_hash
 from gptkit.runs.checkpoint import Checkpoint, prune, save_checkpoint
-from gptkit.runs.load import recorded_id, tokenizer_hash
+from gptkit.runs.record import Environment
 from gptkit.tracking import ChosenTracker, Tracking
 from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.compile import CompilationError, compile_model
@@ -81,7 +80,7 @@ class Session:
         corpus: Corpus,
         backend: Backend,
         model: GPT,
-        record: dict[str, Any],
+        record: RunRecord,
         around: RunContext,
         resumed: Checkpoint | None = None,
         budget: TrainingBudget | None = None,
@@ -228,7 +227,7 @@ class Session:
                 ) from error
             self.backend = replace(self.backend, compile=False)
             if not self.resumed:
-                self.record["environment"] = fingerprint(self.backend)
+                self.record.environment = Environment.model_validate(fingerprint(self.backend))
                 self.run.write_record(self.record)
             self.emit(events.Warned(f"torch.compile failed here: {error}\nTraining goes on without it."))
 
@@ -324,7 +323,7 @@ class Session:
         started = time.monotonic()
         folder = save_checkpoint(
             self.run.checkpoints,
-            run_id=recorded_id(self.run),
+            run_id=self.run.recorded_id,
             step=progress.step,
             model=self.trainer.parameters.state_dict(),
             optimizer=self.trainer.optimizer.state_dict(),

@@ -23,25 +23,10 @@ from gptkit.experiment import Experiment, ModelSettings, PluginTable, to_toml
 from gptkit.files import disk_errors
 from gptkit.model.build import build_model_for, build_new_model, load_weights
 from gptkit.plugins import Tokenizer, registry
-from gptkit.runs import (
-    Run,
-    create_run,
-    drop_torn_line,
-    last_recorded_step,
-    lock_run,
-    refuse_special_files,
-    this_process,
-)
+from gptkit.runs import Process, Run, create_run, lock_run
 from gptkit.runs.checkpoint import Checkpoint, clear_temporaries, newest_checkpoint, set_aside
 from gptkit.runs.environment import new_trackers, trackers_again
-from gptkit.runs.load import (
-    check_saved,
-    check_tokenizer,
-    read_checkpoint,
-    recorded_id,
-    run_experiment,
-    run_tokenizer,
-)
+from gptkit.runs.record import LoadedFrom
 from gptkit.tracking import ChosenTracker
 from gptkit.training.origin import ResumedRun, new_record, take_up, target_step
 from gptkit.training.session import HERE, RunContext, Session, TrainingResult
@@ -86,8 +71,8 @@ class RunSetup:
 
 
 @contextmanager
-def new_run(beginning: RunSetup, around: RunContext, **more: Any) -> Iterator[Session]:
-    """A run that is about to make its first step, held while it does; `more` is recorded of it."""
+def new_run(beginning: RunSetup, around: RunContext, *, rerun_of: str | None = None) -> Iterator[Session]:
+    """A run that is about to make its first step, locked while it trains."""
     experiment, corpus, backend = beginning.experiment, beginning.corpus, beginning.backend
     source = beginning.source
     with computing(backend), out_of_memory(experiment):
@@ -97,8 +82,8 @@ def new_run(beginning: RunSetup, around: RunContext, **more: Any) -> Iterator[Se
             load_weights(model, source.checkpoint.model, f"run {source.run.id}")
         run = create_run(around.runs_folder, stem=run_stem(experiment), experiment_toml=to_toml(experiment))
         with lock_run(run):
-            run.write_tokenizer(corpus.tokenizer.to_json())
-            loaded_from = {"run": source.run.id, "step": source.checkpoint.step} if source else None
+            run.write_tokenizer(corpus.tokenizer)
+            loaded_from = LoadedFrom(run=source.run.id, step=source.checkpoint.step) if source else None
             record = new_record(
                 run,
                 experiment,
@@ -109,7 +94,8 @@ def new_run(beginning: RunSetup, around: RunContext, **more: Any) -> Iterator[Se
                 loaded_from,
                 beginning.trackers,
             )
-            record |= more
+            if rerun_of is not None:
+                record.rerun_of = rerun_of
             run.write_record(record)
             yield Session(
                 run, experiment, corpus, backend, model, record, around, trackers=beginning.trackers
@@ -129,7 +115,7 @@ def resume_run(
     Raises CheckpointError where no checkpoint verifies, DataError where the text is not the run's any more,
     PluginError where it would not come out the same, bit for bit, and `require_exact` asks for that.
     """
-    refuse_special_files(run)
+    run.refuse_special_files()
     with lock_run(run):
         taken = take_up(run, around.folders, around.listener)
         experiment = taken.experiment
@@ -143,26 +129,24 @@ def resume_run(
             )
         for folder in (run.path, run.checkpoints, run.samples):
             clear_temporaries(folder)
-        drop_torn_line(run)
-        check_saved(run, experiment)
+        run.metrics_log.drop_torn_line()
+        run.require_checkpoint(experiment)
         checkpoint = newest_checkpoint(
-            run.checkpoints, run_id=recorded_id(run), on_bad=_set_aside(run, around.listener)
+            run.checkpoints, run_id=run.recorded_id, on_bad=_set_aside(run, around.listener)
         )
-        check_tokenizer(run, checkpoint, taken.tokenizer)
+        run.check_tokenizer(checkpoint, taken.tokenizer)
         final = _final_step(taken, checkpoint.step, steps)
         if stop_at is not None and stop_at < checkpoint.step:
             raise UsageError(
                 f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}; give more."
             )
-        replayed = max(0, last_recorded_step(run) - checkpoint.step)
+        replayed = max(0, run.metrics_log.last_step() - checkpoint.step)
         around.listener(events.ResumeChecked(checkpoint.step, inexact, replayed))
         trackers = trackers_again(
             experiment, taken.record, lambda message: around.listener(events.Warned(message))
         )
-        record = taken.record | {
-            "target_step": final,
-            "process": this_process(),
-        }
+        record = taken.record
+        record.target_step, record.process = final, Process.current()
         with computing(taken.backend), out_of_memory(experiment):
             model = build_model_for(experiment, taken.tokenizer.vocab_size, checkpoint.model, f"run {run.id}")
             session = Session(
@@ -196,7 +180,7 @@ _MAY_DIFFER = ("dropout", "attention_dropout", "init")
 
 def source_of(run: Run, experiment: Experiment, which: str = "best") -> Source:
     """The checkpoint of `run` to start from. Raises UsageError where it does not fit `experiment`'s model."""
-    theirs = run_experiment(run)
+    theirs = run.experiment()
     names = [name for name in ModelSettings.model_fields if name not in _MAY_DIFFER]
     said = [(name, _as_set(theirs.model, name), _as_set(experiment.model, name)) for name in names]
     if different := [(name, there, here) for name, there, here in said if there != here]:
@@ -205,7 +189,7 @@ def source_of(run: Run, experiment: Experiment, which: str = "best") -> Source:
         )
         flags = " ".join("--set " + shlex.quote(f"model.{name}={there}") for name, there, _ in different)
         raise UsageError(f"the weights of {run.id} do not fit: {differences}.\nTo set the same here: {flags}")
-    return Source(run, theirs, run_tokenizer(run, theirs), read_checkpoint(run, which))
+    return Source(run, theirs, run.tokenizer(theirs), run.checkpoint(which))
 
 
 def _as_set(settings: ModelSettings, name: str) -> str:
@@ -287,7 +271,7 @@ def _final_step(taken: ResumedRun, at: int, steps: int | None) -> int | None:
     run, training = taken.run, taken.experiment.training
     scheduled = target_step(taken.experiment)
     if steps is None:
-        return None if scheduled is None else max(scheduled, _whole(taken.record.get("target_step")))
+        return None if scheduled is None else max(scheduled, taken.record.target_step or 0)
     if scheduled is None:
         raise UsageError(
             f"run {run.id} trains for {training.minutes:g} minutes, and its schedule ends with them.\n"
@@ -301,7 +285,3 @@ def _final_step(taken: ResumedRun, at: int, steps: int | None) -> int | None:
             f"To stop there: --stop-at {steps}"
         )
     return steps
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 
 from gptkit.backend import choose_device
 from gptkit.experiment import SamplingSettings
-from gptkit.experiment.load import Overrides, override_sampling
+from gptkit.experiment.load import Overrides
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
 from gptkit.plugins import Tokenizer
 from gptkit.runs import Run
-from gptkit.runs.load import read_model, run_experiment
 from gptkit.training.session import TrainingResult
 
 
@@ -53,8 +52,9 @@ def open_writer(
 
     Raises UsageError for a prompt or sampling that cannot be used, CheckpointError, PluginError.
     """
-    settings = sampling_of(run, sampling)
-    model, tokenizer, read = read_model(run, checkpoint, warn=warn)
+    settings = run.sampling(sampling)
+    loaded = run.load_model(checkpoint, warn=warn)
+    model, tokenizer, read = loaded.model, loaded.tokenizer, loaded.checkpoint
     prepared = encode_prompt(
         tokenizer, settings.prompt if prompt is None else prompt, skip_unknown=skip_unknown
     )
@@ -62,11 +62,6 @@ def open_writer(
     loss = progress.get("val_loss") if isinstance(progress, dict) else None
     title = f"{run.id}, step {read.step}" + (f", val loss {loss:.4f}" if isinstance(loss, float) else "")
     return Writer(model.to(choose_device(backend)), tokenizer, prepared, settings, title)
-
-
-def sampling_of(run: Run, overrides: Overrides) -> SamplingSettings:
-    """The sampling settings of a run's experiment with these overrides. Raises ExperimentError."""
-    return override_sampling(run_experiment(run).sampling, overrides)
 
 
 def write_after(trained: TrainingResult, tokens: int) -> str:

@@ -18,7 +18,7 @@ import torch
 import gptkit
 from gptkit.experiment import experiment_from_dict
 from gptkit.runs import Run, find_run, lock_run, run_ids
-from tests.support import TINY, Command, Result, small_text
+from tests.support import TINY, Command, Result, small_text, write_record
 from tests.support.disks import disk_that_fails
 
 COMMANDS = ["train", "resume", "generate", "runs"]
@@ -610,7 +610,7 @@ def test_what_a_stranger_wrote_into_a_record_cannot_steer_the_terminal(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     run = run_of(gptkit_command("train", tiny_experiment, "--steps", 1, "--quiet"))
-    run.write_record({**run.record(), "status": "\x1b[2J\nfine"})
+    write_record(run, {**run.record(), "status": "\x1b[2J\nfine"})
     table = gptkit_command("runs").out
     assert "\x1b" not in table
     assert len(table.splitlines()) == 2
@@ -876,7 +876,7 @@ def test_a_defect_is_called_one_and_exits_with_1(
     def fail(*arguments: object, **named: object) -> None:
         raise ZeroDivisionError("by 0")
 
-    monkeypatch.setattr("gptkit.runs.select.select_runs", fail)
+    monkeypatch.setattr("gptkit.runs.store.select_runs", fail)
     done = gptkit_command("runs")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("gptkit: ZeroDivisionError: by 0\nThis is a defect of gptkit.")

@@ -16,11 +16,10 @@ import tomli_w
 
 from gptkit.cli.commands.runs import clean
 from gptkit.errors import UsageError
-from gptkit.runs import Run, lock_run, run_ids, this_process
-from gptkit.runs.checkpoint import list_steps
-from gptkit.runs.cleanup import delete_run, what_could_go
-from gptkit.runs.select import parse_condition, select_runs
-from tests.support import Command
+from gptkit.runs import Process, Run, list_steps, lock_run, run_ids
+from gptkit.runs.cleanup import delete_run, list_removable
+from gptkit.runs.store import parse_condition, select_runs
+from tests.support import Command, write_record
 from tests.support.disks import OPERATIONS, REMOVALS, Operation, disk_that_fails, instead
 
 RECORD: dict[str, Any] = {
@@ -490,7 +489,7 @@ def test_a_run_outside_is_deleted_where_its_path_is_given(workspace: Path, gptki
 
 def test_a_run_in_use_is_not_deleted_nor_the_others(workspace: Path, gptkit_command: Command) -> None:
     make("free")
-    run = make("busy", {"process": this_process()})
+    run = make("busy", {"process": Process.current().model_dump()})
     with lock_run(run):
         refused = gptkit_command("runs", "delete", "free", "busy", "--yes")
     assert refused.code == 7
@@ -585,7 +584,7 @@ def test_clean_lists_what_could_go_with_a_total_and_removes_nothing(
     before = sorted(workspace.rglob("*"))
     listed = gptkit_command("runs", "clean")
     assert (listed.code, listed.err) == (0, "")
-    assert [str(thing.path) for thing in what_could_go(Path("runs"))] == [
+    assert [str(thing.path) for thing in list_removable(Path("runs"))] == [
         "runs/crashed",
         "runs/done/checkpoints/step-000000000005",
         "runs/done/checkpoints/step-000000000015",
@@ -596,7 +595,7 @@ def test_clean_lists_what_could_go_with_a_total_and_removes_nothing(
         "runs/.trash-gone-ab",
     ]
     assert [line.split()[0] for line in listed.out.splitlines()[1:-2]] == [
-        str(thing.path) for thing in what_could_go(Path("runs"))
+        str(thing.path) for thing in list_removable(Path("runs"))
     ]
     assert listed.out.splitlines()[-2].split()[0] == "total"
     assert "gptkit runs clean --yes" in listed.out
@@ -613,7 +612,7 @@ def trained(tiny_experiment: Path, gptkit_command: Command) -> Run:
 
 def test_clean_keeps_the_best_and_the_last(trained: Run, gptkit_command: Command) -> None:
     assert list_steps(trained.checkpoints) == [5, 10, 15, 20]
-    trained.write_record({**trained.record(), "best_step": 10})
+    write_record(trained, {**trained.record(), "best_step": 10})
     done = gptkit_command("runs", "clean", "--yes")
     assert (done.code, done.err) == (0, "")
     assert list_steps(trained.checkpoints) == [10, 20]
@@ -640,10 +639,10 @@ def test_clean_removes_no_checkpoint_where_those_that_stay_are_damaged(
 
 
 def test_clean_leaves_runs_in_use_alone(trained: Run, gptkit_command: Command) -> None:
-    run = make("young", {"status": "running", "process": this_process()})
+    run = make("young", {"status": "running", "process": Process.current().model_dump()})
     (run.checkpoints / ".tmp-5-ab").mkdir()
     with lock_run(trained), lock_run(run):
-        assert what_could_go(Path("runs")) == []
+        assert list_removable(Path("runs")) == []
         assert gptkit_command("runs", "clean", "--yes").code == 0
     assert list_steps(trained.checkpoints) == [5, 10, 15, 20]
     assert (run.checkpoints / ".tmp-5-ab").is_dir()
@@ -652,9 +651,9 @@ def test_clean_leaves_runs_in_use_alone(trained: Run, gptkit_command: Command) -
 def test_clean_leaves_a_run_alone_that_was_taken_up_since_it_was_looked_at(
     trained: Run, monkeypatch: pytest.MonkeyPatch, gptkit_command: Command
 ) -> None:
-    things = what_could_go(Path("runs"))
+    things = list_removable(Path("runs"))
     assert len(things) == 3
-    monkeypatch.setattr("gptkit.runs.cleanup.what_could_go", lambda folder: things)
+    monkeypatch.setattr("gptkit.runs.cleanup.list_removable", lambda folder: things)
     with lock_run(trained):
         done = gptkit_command("runs", "clean", "--yes")
     assert (done.code, done.out.count("the run is in use")) == (0, 3), done

@@ -17,7 +17,7 @@ import pytest
 from gptkit import api
 from gptkit.cli.app import run_command
 from gptkit.runs import Run, find_run
-from tests.support import TINY, Command, small_text
+from tests.support import TINY, Command, small_text, write_record
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full and terminals as Linux has")
 
@@ -122,7 +122,7 @@ def test_closed_streams_do_not_stop_the_training(closed: str, tiny_experiment: P
     assert (done.returncode, done.stderr) == (0, "")
     run = find_run("latest")
     assert run.record()["status"] == "finished"
-    assert all(b"step" in line for line in run.metric_lines())
+    assert all(b"step" in line for line in run.metrics_log.lines())
 
 
 def test_a_closed_standard_input_is_an_empty_prompt(tiny_experiment: Path, gptkit_command: Command) -> None:
@@ -138,7 +138,7 @@ def test_a_closed_standard_input_is_an_empty_prompt(tiny_experiment: Path, gptki
 def test_a_locale_without_a_character_shows_its_escape(command: str, tiny_experiment: Path) -> None:
     assert gptkit("", "train", tiny_experiment, "--quiet", "--steps", 2).returncode == 0
     run = find_run("latest")
-    run.write_record({**run.record(), "dataset": {"name": "caf\N{LATIN SMALL LETTER E WITH ACUTE}…"}})
+    write_record(run, {**run.record(), "dataset": {"name": "caf\N{LATIN SMALL LETTER E WITH ACUTE}…"}})
     shutil.copytree(run.path, "runs/other")
     done = subprocess.run(
         [sys.executable, "-m", "gptkit", *command.split()],

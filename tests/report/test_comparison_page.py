@@ -9,17 +9,11 @@ from pathlib import Path
 import pytest
 
 from gptkit.report.comparison_page import MAX_GROUPS, comparison_page
+from gptkit.runs import Curve, Sample
 from tests.report.test_report import EVIL, Page
 from tests.support import Command
 
-
-@dataclass(frozen=True)
-class Curve:
-    steps: tuple[float, ...] = ()
-    tokens: tuple[float, ...] = ()
-    seconds: tuple[float, ...] = ()
-    losses: tuple[float, ...] = ()
-    bits_per_byte: tuple[float | None, ...] = ()
+NO_CURVE = Curve()
 
 
 @dataclass(frozen=True)
@@ -33,11 +27,10 @@ class Summary:
 @dataclass(frozen=True)
 class Run:
     id: str
-    train: Curve = Curve()
-    val: Curve = Curve()
+    train: Curve = NO_CURVE
+    val: Curve = NO_CURVE
     summary: Summary = Summary()
-    sample: str = ""
-    sample_step: int | None = None
+    last_sample: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -62,16 +55,18 @@ class Comparison:
 
 
 def curve(losses: tuple[float, ...], *, every: int = 1, speed: float = 1.0) -> Curve:
-    steps = tuple(float(every * (number + 1)) for number in range(len(losses)))
+    steps = tuple(every * (number + 1) for number in range(len(losses)))
     bits = tuple(2 * loss for loss in losses)
     return Curve(
-        steps, tuple(64 * step for step in steps), tuple(step / speed for step in steps), losses, bits
+        steps, losses, tuple(64 * step for step in steps), tuple(step / speed for step in steps), bits
     )
 
 
 def run(name: str, losses: tuple[float, ...], speed: float = 1.0, best: float = 2.0) -> Run:
     val = curve(losses, speed=speed)
-    return Run(name, val, val, Summary(best_val_loss=best, best_bits_per_byte=2 * best), f"I am {name}", 4)
+    return Run(
+        name, val, val, Summary(best_val_loss=best, best_bits_per_byte=2 * best), Sample(4, f"I am {name}")
+    )
 
 
 RUNS = (
@@ -136,8 +131,8 @@ def test_other_tokenizers_are_compared_in_bits_per_byte_alone() -> None:
 
 
 def test_what_the_runs_say_stays_text_and_what_they_lack_is_left_out() -> None:
-    nothing = Run(EVIL, summary=Summary(EVIL, 0, None, None), sample=EVIL)
-    odd = Run("odd", Curve((1,), (float("nan"),), (2,), (3,), (None,)))
+    nothing = Run(EVIL, summary=Summary(EVIL, 0, None, None), last_sample=Sample(4, EVIL))
+    odd = Run("odd", Curve((1,), (3,), (float("nan"),), (2,), (None,)))
     compared = Comparison(
         (nothing, odd), (Group(EVIL, (0,)), Group("odd", (1,))), (Difference(EVIL, (EVIL, None)),), (EVIL,)
     )

@@ -28,7 +28,7 @@ from gptkit.report.settings import read_settings
 from gptkit.runs import Run, run_ids
 from gptkit.training.session import RunContext
 from gptkit.training.start import train_run
-from tests.support import Command
+from tests.support import Command, write_record
 
 RECORD: dict[str, Any] = {
     "format": 1,
@@ -288,7 +288,7 @@ def test_settings_that_differ_from_their_defaults_are_marked(tmp_path: Path) -> 
         "optimizer.beta1": ("0.8", "0.9"),  # AdamW's own default
     }
     page = Page(run_page(run)).words
-    assert "model.n_layer Transformer blocks, one after the other. 2 4" in page
+    assert re.search(r"model\.n_layer [^.]+\. 2 4 ", page)
 
 
 def test_a_plugin_that_is_not_here_leaves_its_options_unmarked(tmp_path: Path) -> None:
@@ -540,7 +540,7 @@ def test_a_chart_of_nothing_is_none_and_of_one_point_is_one() -> None:
 def test_a_report_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path / "mine")
     before = write_report(run).read_bytes()
-    run.write_record(RECORD | {"status": "stopped"})
+    write_record(run, RECORD | {"status": "stopped"})
 
     def cut(file: Any, data: bytes) -> None:
         file.write(data[:100])

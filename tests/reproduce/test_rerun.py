@@ -11,8 +11,8 @@ import pytest
 from gptkit.cli.signals import StopFlag
 from gptkit.events import RunStatus
 from gptkit.runs import Run, lock_run, run_ids
-from gptkit.runs.checkpoint import list_steps
-from tests.support import Command
+from gptkit.runs.folder import list_steps
+from tests.support import Command, write_record
 
 QUICK = ("--set", "training.log_interval=2", "--set", "evaluation.eval_interval=6")
 
@@ -87,7 +87,7 @@ def test_a_run_that_crashed_is_trained_again_as_far_as_its_files_tell(
 ) -> None:
     run = train("--stop-at", 6)
     record = run.record()
-    run.write_record({**{key: record[key] for key in record if key != "step"}, "status": "running"})
+    write_record(run, {**{key: record[key] for key in record if key != "step"}, "status": "running"})
     done = gptkit_command("rerun", run.id)
     assert done.code == 0
     assert newest(run).record()["step"] == 6
@@ -144,7 +144,7 @@ def test_what_is_not_as_recorded_is_named(train: Command, gptkit_command: Comman
     record = run.record()
     record["environment"]["torch"] = "1.0"
     record["tokenizer"]["sha256"] = "another"
-    run.write_record(record)
+    write_record(run, record)
     done = gptkit_command("rerun", run.id)
     assert done.code == 0
     assert "although not all is as recorded: torch 1.0 -> " in done.out
@@ -190,7 +190,7 @@ def test_a_run_in_use_and_one_that_made_no_step_are_refused(train: Command, gptk
     run = train()
     with lock_run(run):
         assert gptkit_command("rerun", run.id).code == 7
-    run.write_record({**run.record(), "step": 0})
+    write_record(run, {**run.record(), "step": 0})
     refused = gptkit_command("rerun", run.id)
     assert (refused.code, "made no step" in refused.err) == (5, True)
     assert run_ids(Path("runs")) == [run.id]

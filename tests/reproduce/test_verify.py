@@ -17,11 +17,11 @@ from gptkit.errors import RunInterruptedError
 from gptkit.files import sha256, to_json
 from gptkit.reproduce.replay import replay_run
 from gptkit.runs import Run, find_run, lock_run
-from gptkit.runs.checkpoint import step_folder
+from gptkit.runs.folder import step_folder
 from gptkit.training import session
 from gptkit.training import trainer as loop
 from gptkit.training.session import RunContext
-from tests.support import Command
+from tests.support import Command, write_record
 
 SETTINGS = (
     *("--drop", 0.1, "--set", "checkpoints.checkpoint_interval=6", "--set", "training.log_interval=4"),
@@ -89,7 +89,7 @@ def no_experiment(run: Run) -> None:
 def other_tokenizer(run: Run) -> None:
     tokenizer = run.tokenizer_json()
     tokenizer["characters"] = tokenizer["characters"][::-1]
-    run.write_tokenizer(tokenizer)
+    (run.path / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
 def forged_shape(run: Run) -> None:
@@ -244,7 +244,7 @@ def test_a_run_of_minutes_and_one_with_several_ends_can_be_trained_again(
 
 def test_what_differs_is_named_and_what_is_not_as_recorded(run: Run, gptkit_command: Command) -> None:
     environment = run.record()["environment"] | {"torch": "1.0"}
-    run.write_record({**run.record(), "environment": environment})
+    write_record(run, {**run.record(), "environment": environment})
     text = run.experiment_file.read_text()
     run.experiment_file.write_text(text.replace("learning_rate = 0.02", "learning_rate = 0.021"))
     before = contents(run.path)
@@ -354,7 +354,7 @@ def test_what_is_not_as_recorded_is_a_warning_or_where_it_is_asked_for_a_refusal
             record[key][0] |= change
         else:
             record[key] |= change
-    run.write_record(record)
+    write_record(run, record)
     (run.checkpoints / ".tmp-1-abc").mkdir()
     before = contents(run.path)
     refused = gptkit_command("resume", run.id, "--require-exact")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gptkit.runs import Run
-from gptkit.runs.compare import Comparison, Curve, compare_runs, last_sample, read_curves
+from gptkit.runs import Curve, Run, Sample
+from gptkit.runs.compare import Comparison, compare_runs
 from tests.cli.test_runs_command import EXPERIMENT, RECORD, make
 from tests.support import Command
 
@@ -18,6 +18,11 @@ MODEL = EXPERIMENT["model"]
 
 def compare(*names: str) -> Comparison:
     return compare_runs([Run(Path("runs") / name) for name in names])
+
+
+def curves(run: Run) -> tuple[Curve, Curve]:
+    found = run.metrics_log.curves(("train_loss", "val_loss"))
+    return found["train_loss"], found["val_loss"]
 
 
 def differences(comparison: Comparison) -> dict[str, tuple[Any, ...]]:
@@ -118,7 +123,7 @@ def test_a_setting_that_one_run_does_not_have_is_told(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "experiment", "said"),
     [
-        ({"tokenizer": {"sha256": "another"}}, {}, "nats a token do not compare across tokenizers"),
+        ({"tokenizer": {"sha256": "another"}}, {}, "losses in nats per token do not compare"),
         ({"dataset": {"sha256": "another"}}, {}, "the texts differ"),
         ({}, {"data": {"val_fraction": 0.2}}, "data.val_fraction"),
     ],
@@ -144,9 +149,9 @@ def test_curves_have_what_the_metrics_have(workspace: Path) -> None:
         '{"step": 10, "train_loss": 2.0, "val_loss": 2.5, "bits_per_byte": 3.6, "tokens": 100}\n'
         '{"step": 15, "train_l'
     )
-    train, val = read_curves(run)
-    assert train == Curve((5, 10), (50, 100), (0.5, 0.0), (3.0, 2.0), (None, None))
-    assert val == Curve((10,), (100,), (0.0,), (2.5,), (3.6,))
+    train, val = curves(run)
+    assert train == Curve((5, 10), (3.0, 2.0), (50, 100), (0.5, None), (None, None))
+    assert val == Curve((10,), (2.5,), (100,), (None,), (3.6,))
 
 
 def test_of_steps_that_were_trained_again_the_later_ones_count(workspace: Path) -> None:
@@ -154,31 +159,31 @@ def test_of_steps_that_were_trained_again_the_later_ones_count(workspace: Path) 
     rows = [(5, 3.0), (10, 2.5), (15, 2.0), (10, 9.0), (20, 1.0)]
     lines = [json.dumps({"step": step, "train_loss": loss}) for step, loss in rows]
     (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    train, _ = read_curves(run)
-    assert (train.steps, train.losses) == ((5, 10, 20), (3.0, 9.0, 1.0))
+    train, _ = curves(run)
+    assert (train.steps, train.values) == ((5, 10, 20), (3.0, 9.0, 1.0))
 
 
 def test_a_long_curve_is_thinned_evenly_and_keeps_its_range(workspace: Path) -> None:
     run = make("one")
     with (run.path / "metrics.jsonl").open("w") as file:
         file.writelines(f'{{"step": {step}, "train_loss": {step}}}\n' for step in range(1, 30_001))
-    train, _ = read_curves(run)
+    train, _ = curves(run)
     assert 1000 < len(train.steps) <= 4000
     assert train.steps[0] <= 16
     assert train.steps[-1] > 29_900
     gaps = {after - before for before, after in zip(train.steps, train.steps[1:], strict=False)}
     assert max(gaps) <= 32
-    assert train.losses == tuple(map(float, train.steps))
+    assert train.values == tuple(map(float, train.steps))
 
 
 def test_the_newest_sample_is_read_and_links_are_not(workspace: Path) -> None:
     run = make("one")
-    assert last_sample(run) == (None, "")
+    assert run.last_sample() is None
     run.write_sample(5, "early")
     run.write_sample(10, "late")
-    assert last_sample(run) == (10, "late")
+    assert run.last_sample() == Sample(10, "late")
     (run.samples / "step-000000000015.txt").symlink_to(workspace / "data" / "mine.txt")
-    assert last_sample(run) == (None, "")
+    assert run.last_sample() is None
 
 
 # The command
@@ -259,4 +264,4 @@ def test_what_a_run_has_recorded_is_there_for_a_page(seeds: None) -> None:
     run = compare("a1", "wide").runs[0]
     assert (run.id, run.seed, run.summary.status) == ("a1", 1, RECORD["status"])
     assert (run.facts["tokenizer.vocab_size"], run.settings["model.n_layer"]) == (65, 4)
-    assert run.tokens_per_second == 640
+    assert run.summary.tokens_per_second == 640

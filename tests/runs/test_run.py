@@ -17,20 +17,20 @@ import pytest
 
 from gptkit import events, files
 from gptkit.errors import CheckpointError, DiskError, RunInUseError, UsageError
+from gptkit.events import RunStatus
 from gptkit.runs import (
     Recorder,
     Run,
+    RunRecord,
     RunSummary,
     create_run,
-    drop_torn_line,
     find_run,
     is_locked,
-    last_recorded_step,
     lock_run,
-    refuse_special_files,
     run_ids,
     summarise_runs,
 )
+from tests.support import write_record
 
 
 def make(runs: Path, name: str, record: dict[str, Any] | None = None) -> Run:
@@ -40,7 +40,7 @@ def make(runs: Path, name: str, record: dict[str, Any] | None = None) -> Run:
     (folder / "experiment.toml").write_text('name = "mine"\n')
     run = Run(folder)
     if record is not None:
-        run.write_record(record)
+        write_record(run, record)
     return run
 
 
@@ -100,7 +100,7 @@ def test_a_run_that_cannot_be_made_whole_is_not_left_behind(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.disk, "write", full)
-    with pytest.raises(DiskError, match="disk full while making a run folder"):
+    with pytest.raises(DiskError, match="disk full while creating a run folder"):
         create_run(tmp_path / "runs", stem="mine", experiment_toml="x")
     assert list((tmp_path / "runs").iterdir()) == []
 
@@ -206,11 +206,11 @@ def test_only_folders_with_an_experiment_are_runs(tmp_path: Path) -> None:
 )
 def test_a_run_with_a_link_in_it_is_refused(name: str, tmp_path: Path) -> None:
     run = make(tmp_path, "mine-1")
-    refuse_special_files(run)
+    run.refuse_special_files()
     (run.path / name).unlink(missing_ok=True)
     (run.path / name).symlink_to(tmp_path)
     with pytest.raises(CheckpointError, match=f"{name} is a symbolic link") as caught:
-        refuse_special_files(run)
+        run.refuse_special_files()
     assert caught.value.exit_code == 5
 
 
@@ -221,7 +221,7 @@ def test_a_run_with_a_pipe_in_it_is_refused_and_not_waited_for(name: str, tmp_pa
     (run.path / name).unlink(missing_ok=True)
     os.mkfifo(run.path / name)
     with pytest.raises(CheckpointError, match=f"{name} is a pipe or a device"):
-        refuse_special_files(run)
+        run.refuse_special_files()
 
 
 # Metrics
@@ -254,7 +254,7 @@ def test_lines_of_one_step_are_merged_and_the_later_value_counts(tmp_path: Path)
 def test_the_last_recorded_step_is_that_of_the_last_line(tmp_path: Path, metrics: str, step: int) -> None:
     run = make(tmp_path, "one")
     (run.path / "metrics.jsonl").write_text(metrics)
-    assert last_recorded_step(run) == step
+    assert run.metrics_log.last_step() == step
 
 
 def test_a_torn_last_line_is_left_out_and_cut_before_more_is_written(tmp_path: Path) -> None:
@@ -262,9 +262,9 @@ def test_a_torn_last_line_is_left_out_and_cut_before_more_is_written(tmp_path: P
     path = run.path / "metrics.jsonl"
     path.write_text('{"step": 1, "train_loss": 3.0}\n{"step": 2, "train_lo')
     assert run.metrics() == [{"step": 1, "train_loss": 3.0}]
-    drop_torn_line(run)
+    run.metrics_log.drop_torn_line()
     assert path.read_text() == '{"step": 1, "train_loss": 3.0}\n'
-    drop_torn_line(run)
+    run.metrics_log.drop_torn_line()
     assert path.read_text() == '{"step": 1, "train_loss": 3.0}\n'
 
 
@@ -292,7 +292,7 @@ def test_lines_that_are_no_metrics_are_left_out(tmp_path: Path) -> None:
 
 def recorder(run: Run, record: dict[str, Any] | None = None) -> Recorder:
     return Recorder(
-        run, record if record is not None else {"status": "starting"}, lambda: datetime(2026, 1, 2)
+        run, RunRecord.model_validate(record or {"status": "starting"}), lambda: datetime(2026, 1, 2)
     )
 
 
@@ -432,13 +432,14 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(
 
             patched.setattr(files.disk, operation, full)
             with pytest.raises(DiskError, match="disk full while recording the run mine-1"):
-                run.write_record({"status": "running"})
+                run.write_record(RunRecord(status=RunStatus.RUNNING))
         assert run.record() == {"status": "starting"}
         assert sorted(entry.name for entry in run.path.iterdir()) == ["experiment.toml", "run.json"]
 
 
 def test_a_command_line_with_bytes_that_are_no_text_is_recorded(tmp_path: Path) -> None:
-    run = make(tmp_path, "mine-1", {"command": "gptkit train \udcff.toml"})
+    run = make(tmp_path, "mine-1")
+    run.write_record(RunRecord(command="gptkit train \udcff.toml"))
     assert run.record() == {"command": "gptkit train \udcff.toml"}
     (run.path / "run.json").read_bytes().decode()  # and is UTF-8 all the same
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from gptkit.runs import Run
 
 SENTENCES = (
     "the old lamp hummed while rain fell over every narrow street and someone quietly read aloud "
@@ -58,3 +61,8 @@ def small_text(words: int = 3600) -> str:
     known = SENTENCES.split()
     drawn = [known[(number * number + 7 * (number // 5)) % len(known)] for number in range(words)]
     return "".join(" ".join(drawn[start : start + 11]) + "\n" for start in range(0, words, 11))
+
+
+def write_record(run: Run, record: object) -> None:
+    """Replaces run.json by any JSON, as another program might."""
+    (run.path / "run.json").write_text(json.dumps(record))

@@ -21,6 +21,7 @@ from gptkit.training import start as training
 from gptkit.training.session import RunContext
 from gptkit.training.setup import training_flops
 from gptkit.training.start import resume_run, train_run
+from tests.support import write_record
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +134,7 @@ def test_a_compiled_run_goes_on_where_there_is_no_compiler_and_says_so(
     around: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train_run(experiment("auto"), around, stop_at=3).run
-    run.write_record({**run.record(), "environment": {**run.record()["environment"], "compile": True}})
+    write_record(run, {**run.record(), "environment": {**run.record()["environment"], "compile": True}})
     monkeypatch.setattr(origin, "no_compiler", lambda device: "there is none")
     seen: list[events.Event] = []
     resume_run(run, RunContext(around.runs_folder, around.folders, seen.append))

@@ -15,7 +15,8 @@ import pytest
 import gptkit
 from gptkit.experiment import experiment_from_dict
 from gptkit.runs import Run
-from gptkit.runs.checkpoint import MODEL, OPTIMIZER, STATE, step_folder
+from gptkit.runs.checkpoint import MODEL, OPTIMIZER, STATE
+from gptkit.runs.folder import step_folder
 from gptkit.training.session import RunContext
 from gptkit.training.start import resume_run, train_run
 from tests.support.sums import TEXT, hashes, losses

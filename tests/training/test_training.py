@@ -21,6 +21,7 @@ from gptkit.native import build_key, switched, usable
 from gptkit.runs import Run
 from gptkit.training.session import RunContext
 from gptkit.training.start import resume_run, train_run
+from tests.support import write_record
 from tests.support.sums import TEXT, experiment, hashes, losses
 
 
@@ -77,7 +78,7 @@ def test_a_run_with_c_says_so_and_goes_on_where_there_is_none(around: RunContext
     with switched(False):
         assert differences(stopped, around, stop_at=7) == (f"native {was} -> ",)
     environment = {**stopped.record()["environment"], "native": "of another compiler"}
-    stopped.write_record({**stopped.record(), "environment": environment})
+    write_record(stopped, {**stopped.record(), "environment": environment})
     assert differences(stopped, around) == (f"native of another compiler -> {was}",)
 
 
@@ -247,7 +248,7 @@ def test_a_record_made_up_by_a_stranger_does_not_decide_how_a_run_computes(
     around: RunContext, environment: object
 ) -> None:
     run = train_run(experiment(), around, stop_at=3).run
-    run.write_record({**run.record(), "environment": environment})
+    write_record(run, {**run.record(), "environment": environment})
     seen: list[events.Event] = []
     resume_run(run, RunContext(around.runs_folder, around.folders, seen.append), stop_at=4)
     checked = next(event for event in seen if isinstance(event, events.ResumeChecked))
@@ -256,6 +257,6 @@ def test_a_record_made_up_by_a_stranger_does_not_decide_how_a_run_computes(
 
 def test_a_record_without_the_text_is_refused(around: RunContext) -> None:
     run = train_run(experiment(), around, stop_at=3).run
-    run.write_record({**run.record(), "dataset": ["not", "a", "table"]})
+    write_record(run, {**run.record(), "dataset": ["not", "a", "table"]})
     with pytest.raises(DataError, match="none recorded"):
         resume_run(run, around)

@@ -12,7 +12,7 @@ import typer
 from gptkit.cli import options
 from gptkit.cli.command import command, group
 from gptkit.cli.streams import write_path
-from gptkit.errors import CheckpointError, RunInUseError, UsageError
+from gptkit.errors import CheckpointError, UsageError
 from gptkit.words import printable
 
 runs_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -95,7 +95,7 @@ def list_command(
 
 def _list(runs_dir: Path, where: Sequence[str] | None, sort: str, *, reverse: bool, as_json: bool) -> None:
     from gptkit.cli.display import runs as display
-    from gptkit.runs.select import select_runs
+    from gptkit.runs.store import select_runs
 
     found = select_runs(runs_dir, where or (), sort, reverse)
     if as_json:
@@ -119,7 +119,7 @@ def show_command(
     """
     from gptkit.cli.display import runs as display
     from gptkit.runs import find_run
-    from gptkit.runs.details import describe_run
+    from gptkit.runs.summary import describe_run
 
     details = describe_run(find_run(run, runs_dir or context.obj))
     if json:
@@ -156,7 +156,7 @@ def compare_command(
     from gptkit.cli.display.runs import print_json
     from gptkit.runs import Run, find_run
     from gptkit.runs.compare import compare_runs
-    from gptkit.runs.select import select_runs
+    from gptkit.runs.store import select_runs
 
     runs_dir = runs_dir or context.obj
     runs = [find_run(name, runs_dir) for name in run or ()]
@@ -197,7 +197,8 @@ def delete_command(context: typer.Context, run: _Runs, yes: _Yes = False, runs_d
     whatever is no run. A run outside of --runs-dir is meant only where its path is given.
     """
     from gptkit.cli.display import runs as display
-    from gptkit.runs.cleanup import delete_run, refuse_use, run_to_delete
+    from gptkit.runs.cleanup import delete_run, run_to_delete
+    from gptkit.runs.lock import refuse_use
 
     # Nothing is removed where one of them is no run or in use, or where nobody can be asked
     found = [run_to_delete(name, runs_dir or context.obj) for name in run]
@@ -239,40 +240,20 @@ def clean_command(
 
 
 def clean(runs_dir: Path, *, yes: bool) -> None:
-    from functools import cache
-
     from gptkit.cli.display import runs as display
-    from gptkit.runs import Run
-    from gptkit.runs.cleanup import remove, what_could_go
+    from gptkit.runs.cleanup import list_removable, remove_all
 
-    things = what_could_go(runs_dir)
+    things = list_removable(runs_dir)
     if not yes or not things:
         display.show_removable(things, runs_dir)
         return
-
-    @cache
-    def whole(run: Run, step: int) -> bool:
-        from gptkit.runs.checkpoint import verify_checkpoint
-        from gptkit.runs.load import recorded_id
-
-        try:
-            verify_checkpoint(run.checkpoints, step, run_id=recorded_id(run))
-        except CheckpointError:
-            return False
-        return True
-
     freed = 0
-    for thing in things:
-        try:
-            removed = remove(thing, whole)
-        except RunInUseError:  # since it was looked at
-            display.show_kept(str(thing.path), "the run is in use")
-            continue
-        if removed is None:
-            display.show_kept(str(thing.path), "no checkpoint that would stay is whole")
+    for removal in remove_all(things):
+        if removal.freed is None:
+            display.show_kept(str(removal.path), removal.reason)
         else:
-            display.show_removed(str(thing.path), removed)
-            freed += removed
+            display.show_removed(str(removal.path), removal.freed)
+            freed += removal.freed
     display.show_freed(freed)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from gptkit.cli.display.curve import letter_chart
 from gptkit.cli.display.runs import cell, listed
 from gptkit.cli.display.tables import duration, show_table
-from gptkit.runs.compare import ComparedRun, Comparison, Curve, Group, Spread
-from gptkit.runs.select import Selected
+from gptkit.runs import Curve
+from gptkit.runs.compare import ComparedRun, Comparison, Group, Spread
+from gptkit.runs.store import Selected
 from gptkit.words import printable
 
 _WIDTH, _HEIGHT = 64, 12  # of the chart, in letters
@@ -33,8 +34,8 @@ def show_comparison(comparison: Comparison) -> None:
         print(line)
     for letter, group in zip(_letters(comparison), comparison.groups, strict=True):
         run = comparison.runs[group.members[0]]
-        if run.sample:
-            print(f"\n{letter} writes, at step {run.sample_step}:\n{_beginning(run.sample)}")
+        if run.last_sample and run.last_sample.text:
+            print(f"\n{letter} writes, at step {run.last_sample.step}:\n{_beginning(run.last_sample.text)}")
 
 
 def _letters(comparison: Comparison) -> list[str]:
@@ -62,8 +63,8 @@ def _results(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     yield row("steps", lambda run: run.summary.step, ",.0f")
     yield "best val loss", *(_spread(group.best_val_loss) for group in comparison.groups)
     yield "best bits/byte", *(_spread(group.best_bits_per_byte) for group in comparison.groups)
-    yield row("last train loss", lambda run: run.train.losses[-1] if run.train.losses else None)
-    yield row("tokens/s", lambda run: run.tokens_per_second, ",.0f")
+    yield row("last train loss", lambda run: run.train.values[-1] if run.train else None)
+    yield row("tokens/s", lambda run: run.summary.tokens_per_second, ",.0f")
     seconds = [[run.summary.seconds for run in ours if run.summary.seconds is not None] for ours in runs]
     yield "training", *(duration(sum(of) / len(of)) if of else "-" for of in seconds)
 
@@ -114,7 +115,7 @@ def _chart(comparison: Comparison) -> Iterator[str]:
         if any(len(curve.steps) > 1 for _, curve in curves):
             yield f"\n{name} by step (*: several)"
             drawn = [
-                (letter, list(zip(curve.steps, curve.losses, strict=True)))
+                (letter, list(zip(curve.steps, curve.values, strict=True)))
                 for letter, curve in curves
                 if curve.steps
             ]
@@ -126,7 +127,7 @@ def _in_bits(curve: Curve) -> Curve:
     pairs = [
         (step, bits) for step, bits in zip(curve.steps, curve.bits_per_byte, strict=True) if bits is not None
     ]
-    return Curve(steps=tuple(step for step, _ in pairs), losses=tuple(bits for _, bits in pairs))
+    return Curve(steps=tuple(step for step, _ in pairs), values=tuple(bits for _, bits in pairs))
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -137,10 +138,10 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 **listed(Selected(run.summary), run.folder.parent),
                 "folder": str(run.folder),
                 "settings": dict(run.settings),
-                "train": asdict(run.train),
-                "val": asdict(run.val),
-                "sample": run.sample,
-                "sample_step": run.sample_step,
+                "train": _curve_as_json(run.train),
+                "val": _curve_as_json(run.val),
+                "sample": run.last_sample.text if run.last_sample else "",
+                "sample_step": run.last_sample.step if run.last_sample else None,
             }
             for run in comparison.runs
         ],
@@ -151,3 +152,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "differences": [asdict(difference) for difference in comparison.differences],
         "notes": list(comparison.notes),
     }
+
+
+def _curve_as_json(curve: Curve) -> dict[str, Any]:
+    return {"losses" if name == "values" else name: values for name, values in asdict(curve).items()}

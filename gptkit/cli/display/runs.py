@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from gptkit.cli.display.tables import duration, show_table, size_text
 from gptkit.runs import Run, RunSummary
-from gptkit.runs.contents import size_of, strange_entries
-from gptkit.runs.select import Selected
-from gptkit.runs.settings import Value
+from gptkit.runs.folder import foreign_entries, size_of
+from gptkit.runs.store import Selected
+from gptkit.runs.summary import Value
 from gptkit.words import printable
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptkit.reproduce.rerun import Rerun
     from gptkit.reproduce.verify import Finding
     from gptkit.runs.cleanup import Removable
-    from gptkit.runs.details import Plugin, RunDetails
+    from gptkit.runs.summary import PluginDetails, RunDetails
 
 HEADER = ("id", "status", "dataset", "hyperparameters", "steps", "best val loss", "bits/byte", "when")
 
@@ -165,7 +165,7 @@ def _equations(values: Mapping[str, Value]) -> Iterator[str]:
     return (f"{key} = {cell(value)}" for key, value in values.items())
 
 
-def _plugin(plugin: Plugin) -> str:
+def _plugin(plugin: PluginDetails) -> str:
     options = ", ".join(_equations(plugin.options))
     source = f"  # {plugin.source}" if plugin.source else ""
     return f"{plugin.kind} = {plugin.name}{f' ({options})' if options else ''}{source}"
@@ -183,9 +183,9 @@ def details_as_json(details: RunDetails) -> dict[str, Any]:
 def deletion_question(runs: Sequence[Run]) -> str:
     lines = []
     for run in runs:
-        strange = strange_entries(run)
+        foreign = foreign_entries(run.path)
         also = (
-            f", with {', '.join(map(printable, strange[:5]))}, which gptkit did not make" if strange else ""
+            f", with {', '.join(map(printable, foreign[:5]))}, which gptkit did not make" if foreign else ""
         )
         lines.append(f"{printable(str(run.path))} ({size_text(size_of(run.path))}{also})")
     return "\n".join([*lines, f"Delete {'this run' if len(runs) == 1 else f'these {len(runs)} runs'}? [y/N]"])
@@ -195,7 +195,7 @@ def show_removable(things: Sequence[Removable], runs_dir: Path) -> None:
     if not things:
         print(f"There is nothing in {runs_dir} that could go.")
         return
-    rows = [(printable(str(thing.path)), thing.what, size_text(thing.bytes)) for thing in things]
+    rows = [(printable(str(thing.path)), thing.description, size_text(thing.bytes)) for thing in things]
     total = size_text(sum(thing.bytes for thing in things))
     show_table(("path", "what it is", "size"), [*rows, ("total", "", total)], right=("size",))
     print("Nothing was removed; to remove all of it: gptkit runs clean --yes")
