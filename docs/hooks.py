@@ -214,8 +214,12 @@ def layers() -> list[list[str]]:
 
 
 def layer_table() -> Iterator[str]:
-    rows = [("<br>".join(map(code, layer)), "<br>".join(map(summary_of, layer))) for layer in layers()]
-    yield from table(("layer", "what it does"), rows)
+    rows = [
+        (code(part), str(number), summary_of(part))
+        for number, layer in enumerate(layers(), start=1)
+        for part in layer
+    ]
+    yield from table(("part", "layer", "what it does"), rows)
 
 
 def summary_of(part: str) -> str:
