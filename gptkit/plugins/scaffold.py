@@ -1,7 +1,7 @@
-"""`gptkit plugins new`: an installable package with one plugin that works, to begin from.
+"""`gptkit plugins new`: an installable package with one plugin that works, to start from.
 
-In: a family and a name. Out: a folder with pyproject.toml, code, tests and README. What stands in templates/
-is the whole of it, with $names filled in.
+Input: a family and a name. Output: a folder with pyproject.toml, code, tests and README, which are the files
+in templates/ with their $names filled in. Knows nothing of what a plugin does.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _USAGE = {
 
 
 def new_package(family: str, name: str, folder: Path) -> Path:
-    """Writes the package `gptkit-NAME` into `folder` and returns where it is.
+    """Writes the package `gptkit-NAME` into `folder` and returns its path.
 
-    Raises UsageError for a name that cannot be or is taken, and where there is such a folder; DiskError.
+    Raises UsageError for a name that is not allowed or is taken, and where the folder exists; DiskError.
     """
     _check_name(family, name)
     distribution, module = f"gptkit-{name.replace('_', '-')}", f"gptkit_{name.replace('-', '_')}"
     kind, short = registry.KINDS[family], registry.SHORT[family]
     target = folder / distribution
     if target.exists() or target.is_symlink():
-        raise UsageError(f"{target} is there already; give another name, or another --folder.")
+        raise UsageError(f"{target} exists already; choose another name, or another --folder.")
     words = {
         "distribution": distribution,
         "module": module,

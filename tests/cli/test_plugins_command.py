@@ -178,7 +178,7 @@ def test_a_new_package_is_begun_where_it_is_wanted_and_replaces_nothing(
     }
     again = gptkit_command("plugins", "new", "position", "my-slopes", "--folder", "packages")
     assert again.code == 2
-    assert "is there already" in again.err
+    assert "exists already" in again.err
 
 
 @pytest.mark.parametrize("family", list(registry.KINDS))

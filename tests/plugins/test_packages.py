@@ -1,21 +1,21 @@
-"""Plugins as strangers publish them: built and installed by pip into a fresh environment, and used there.
+"""Plugins as other people publish them: built and installed by pip into a fresh environment, and used there.
 
-The packages are those of tests/plugins. The environment sees what this one has (gptkit, torch, hatchling), so
-nothing is downloaded; whatever is done in it is done by processes, as a user would.
+The environment has the wheel of gptkit, the packages of tests/plugins, those that `gptkit plugins new`
+writes, that of the documentation, and two that cannot be imported: one call of pip builds and installs all.
+Besides, it sees what this environment has (torch, pytest, hatchling, mypy), so nothing is downloaded. What is
+done in it is done by processes, as a user would.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import math
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -23,16 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from gptkit.experiment import ModelSettings
-from gptkit.model import GPT
-from gptkit.plugins import DataFolders, ModelShape, Splits
+from gptkit.plugins.registry import FAMILIES
+from gptkit.plugins.scaffold import new_package
 from tests.support import Result
+
+pytestmark = pytest.mark.slow  # each test starts processes that import torch
 
 ROOT = Path(__file__).parents[2]
 SYLLABLES, T5, RECIPES = "gptkit-syllables", "gptkit-t5-bias", "gptkit-recipes"
 ALL = (SYLLABLES, T5, RECIPES)
+FRESH = {family: f"fresh-{family}" for family in FAMILIES}  # by `gptkit plugins new`
+BROKEN = {"raises": "raise RuntimeError('no licence found')", "exits": "import sys\nsys.exit('good bye')"}
 
 EXPERIMENT = """\
 seed = 7
@@ -61,59 +63,63 @@ sample_interval = 0
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python environment with the three packages, and a folder to work in."""
+    """A Python environment with all packages, their sources, and a folder to work in."""
 
     python: Path
+    site: Path  # its site-packages
     sources: Path  # copies of the packages, so that a build leaves nothing in the checkout
     workspace: Path
 
     def gptkit(self, *arguments: object) -> Result:
         return self.run("-m", "gptkit", *arguments)
 
-    def install(self, *names: str) -> None:
-        folders = [self.sources / name for name in names]
-        self._pip("install", "--no-index", "--no-build-isolation", "--no-deps", *folders)
-
-    def uninstall(self, *names: str) -> None:
-        self._pip("uninstall", "--yes", *names)
-
     @contextmanager
     def without(self, *names: str) -> Iterator[None]:
-        self.uninstall(*names)
+        """As if the packages had been uninstalled: what pip put there is moved away, and back."""
+        aside = self.site.parent / "aside"
+        aside.mkdir(exist_ok=True)
+        places = [path for name in names for path in self.site.glob(f"{name.replace('-', '_')}*")]
+        assert len(places) == 2 * len(names)  # the module and its metadata
+        for path in places:
+            path.rename(aside / path.name)
         try:
             yield
         finally:
-            self.install(*names)
+            for path in places:
+                (aside / path.name).rename(path)
 
     @contextmanager
     def at_version(self, version: str, *names: str) -> Iterator[None]:
-        """The packages as a later release of them, of the same code."""
-        files = [self.sources / name / "pyproject.toml" for name in names]
-        before = [file.read_text() for file in files]
+        """As if later releases of the packages were installed, of the same code."""
+        for name in names:
+            self._rename_version(name, "1.0", version)
         try:
-            for file, text in zip(files, before, strict=True):
-                file.write_text(text.replace('version = "1.0"', f'version = "{version}"'))
-            self.install(*names)
             yield
         finally:
-            for file, text in zip(files, before, strict=True):
-                file.write_text(text)
-            self.install(*names)
+            for name in names:
+                self._rename_version(name, version, "1.0")
 
-    def _pip(self, *arguments: object) -> None:
-        done = self.run("-m", "pip", "--disable-pip-version-check", *arguments)
-        assert done.code == 0, done.out + done.err
+    def _rename_version(self, name: str, before: str, after: str) -> None:
+        info = self.site / f"{name.replace('-', '_')}-{before}.dist-info"
+        metadata = (info / "METADATA").read_text()
+        assert f"Version: {before}\n" in metadata
+        (info / "METADATA").write_text(metadata.replace(f"Version: {before}\n", f"Version: {after}\n"))
+        info.rename(info.with_name(info.name.replace(before, after)))
 
-    def run(self, *arguments: object) -> Result:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("GPTKIT_", "PIP_"))}
+    def run(self, *arguments: object, timeout: float = 120) -> Result:
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("GPTKIT_", "PIP_", "PYTHONPATH"))
+        }
         done = subprocess.run(
             [self.python, *map(str, arguments)],
             cwd=self.workspace,
-            env={**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+            env={**kept, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
             capture_output=True,
             text=True,
             encoding="utf-8",
-            timeout=120,
+            timeout=timeout,
             check=False,
         )
         return Result(done.returncode, done.stdout, done.stderr)
@@ -122,7 +128,7 @@ class Environment:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     place = tmp_path_factory.mktemp("packages")
-    home = place / "environment"
+    home, sources = place / "environment", place / "sources"
     # Not find_spec("pip"): it has setuptools, which torch.compile needs, take this process for pip's own
     has_pip = any(installed.name == "pip" for installed in distributions())
     venv.create(home, symlinks=os.name != "nt", with_pip=not has_pip)
@@ -132,14 +138,62 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     here = {sysconfig.get_path(key) for key in ("purelib", "platlib")}
     added = "".join(f"import site; site.addsitedir({folder!r})\n" for folder in sorted(here))
     (paths["purelib"] / "outer.pth").write_text(added)
-    for name in ALL:
-        shutil.copytree(ROOT / "tests" / "plugins" / name, place / "sources" / name)
     (place / "workspace" / "data").mkdir(parents=True)
     (place / "workspace" / "all.toml").write_text(EXPERIMENT)
     python = paths["scripts"] / ("python.exe" if os.name == "nt" else "python")
-    made = Environment(python, place / "sources", place / "workspace")
-    made.install(*ALL)
+    made = Environment(python, paths["purelib"], sources, place / "workspace")
+
+    for name in ALL:
+        shutil.copytree(ROOT / "tests" / "plugins" / name, sources / name)
+    for family, name in FRESH.items():
+        new_package(FAMILIES[family], name, sources)
+    for name, code in BROKEN.items():
+        (sources / f"gptkit-{name}").mkdir()
+        (sources / f"gptkit-{name}" / "pyproject.toml").write_text(BROKEN_PROJECT.format(name=name))
+        (sources / f"gptkit-{name}" / f"gptkit_{name}.py").write_text(code + "\n")
+    write_documented_package(sources / "gptkit-examples")
+    options = ("--no-index", "--no-build-isolation", "--no-deps", "--disable-pip-version-check")
+    done = made.run("-m", "pip", "install", *options, ROOT, *sorted(sources.iterdir()))
+    assert done.code == 0, done.out + done.err
     return made
+
+
+BROKEN_PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "gptkit-{name}"
+version = "3.0"
+
+[project.entry-points."gptkit.tokenizers"]
+{name} = "gptkit_{name}:Thing"
+
+[project.entry-points."gptkit.positions"]
+{name} = "gptkit_{name}:Thing"
+
+[project.entry-points."gptkit.datasets"]
+{name} = "gptkit_{name}:Thing"
+"""
+
+
+def documented_blocks(language: str) -> list[str]:
+    """The code of the documentation's chapter on plugins, whose pages build one package."""
+    pages = ("index", "tutorial", "positions", "datasets", "trackers")
+    chapter = "".join((ROOT / "docs" / "plugins" / f"{page}.md").read_text("utf-8") for page in pages)
+    return re.findall(rf"^```{language}\n(.*?)^```", chapter, re.MULTILINE | re.DOTALL)
+
+
+def write_documented_package(package: Path) -> None:
+    (package / "gptkit_examples").mkdir(parents=True)
+    (package / "pyproject.toml").write_text(documented_blocks("toml")[0])
+    (package / "gptkit_examples" / "__init__.py").touch()
+    modules = documented_blocks("python")
+    assert len(modules) == 4
+    for code in modules:
+        first, _ = code.split("\n", 1)
+        (package / first.removeprefix("# ")).write_text(code)
 
 
 @pytest.fixture(scope="module")
@@ -256,16 +310,14 @@ def test_without_any_of_them_one_message_names_all_and_one_command_brings_them(
     trained: Path, environment: Environment
 ) -> None:
     with environment.without(*ALL):
-        resumed = environment.gptkit("resume", trained, "--steps", 25)
-        written = environment.gptkit("generate", trained)
-    for done in (resumed, written):
-        assert done.code == 3
-        assert "no tokenizer is called 'syllables'" in done.err
-        assert "no positional encoding is called 't5'" in done.err
-        assert done.err.endswith(
-            f"\nThe run had them from {SYLLABLES} 1.0, {T5} 1.0 and {RECIPES} 1.0: "
-            f"pip install {SYLLABLES}==1.0 {T5}==1.0 {RECIPES}==1.0\n"
-        )
+        done = environment.gptkit("generate", trained)
+    assert done.code == 3
+    assert "no tokenizer is called 'syllables'" in done.err
+    assert "no positional encoding is called 't5'" in done.err
+    assert done.err.endswith(
+        f"\nThe run had them from {SYLLABLES} 1.0, {T5} 1.0 and {RECIPES} 1.0: "
+        f"pip install {SYLLABLES}==1.0 {T5}==1.0 {RECIPES}==1.0\n"
+    )
 
 
 def test_another_version_is_a_warning_that_names_both(trained: Path, environment: Environment) -> None:
@@ -281,176 +333,28 @@ def test_another_version_is_a_warning_that_names_both(trained: Path, environment
     assert f"t5 of {T5} 1.0 -> {T5} 1.1, recipes of {RECIPES} 1.0 -> {RECIPES} 1.1" in resumed.err
 
 
-BROKEN = """\
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "gptkit-{name}"
-version = "3.0"
-
-[project.entry-points."gptkit.tokenizers"]
-{name} = "gptkit_{name}:Thing"
-
-[project.entry-points."gptkit.positions"]
-{name} = "gptkit_{name}:Thing"
-
-[project.entry-points."gptkit.datasets"]
-{name} = "gptkit_{name}:Thing"
-"""
-
-
 def test_packages_that_raise_or_exit_when_imported_harm_only_who_names_them(
-    trained: Path, environment: Environment
+    environment: Environment,
 ) -> None:
-    codes = {"raises": "raise RuntimeError('no licence found')", "exits": "import sys\nsys.exit('good bye')"}
-    for name, code in codes.items():
-        folder = environment.sources / f"gptkit-{name}"
-        folder.mkdir()
-        (folder / "pyproject.toml").write_text(BROKEN.format(name=name))
-        (folder / f"gptkit_{name}.py").write_text(code + "\n")
-    environment.install("gptkit-raises", "gptkit-exits")
-    try:
-        written = environment.gptkit("generate", trained, "-n", 5, "--seed", 1)
-        texts = environment.gptkit("datasets", "list")
-        named = environment.gptkit(
-            "train", "all.toml", "--set", "tokenizer=raises", "--set", "model.position=exits"
-        )
-    finally:
-        environment.uninstall("gptkit-raises", "gptkit-exits")
-    assert (written.code, bool(written.out)) == (0, True), written.err
-    assert "licence" not in written.err
+    """They are installed beside the others all the time: every other test here goes well."""
+    texts = environment.gptkit("datasets", "list")
+    named = environment.gptkit(
+        "train", "all.toml", "--set", "tokenizer=raises", "--set", "model.position=exits"
+    )
     assert texts.code == 0, texts.err
-    for said in ("recipes", "raises", "exits", "not usable"):
-        assert said in texts.out
+    for part in ("recipes", "raises", "exits", "not usable"):
+        assert part in texts.out
     assert named.code == 3
     assert "'raises' (gptkit_raises:Thing, from gptkit-raises) does not load: RuntimeError" in named.err
     assert "'exits' (gptkit_exits:Thing, from gptkit-exits) does not load: SystemExit: good bye" in named.err
 
 
-# What the packages do, in this process
-
-
-@pytest.fixture
-def package(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """The module of one of the packages, from its sources."""
-
-    def load(name: str) -> Any:
-        monkeypatch.syspath_prepend(str(ROOT / "tests" / "plugins" / name / "src"))
-        return importlib.import_module(name.replace("-", "_"))
-
-    return load
-
-
-def test_syllables_are_cut_by_the_rule_and_come_back_as_the_text(package: Callable[[str], Any]) -> None:
-    cls = package(SYLLABLES).SyllableTokenizer
-    text = "The lantern's reading of strengths, hmm!\n\u00c5se 12  aeiou\U0001f600\r\n" * 3
-    known = cls.train(cls.Options(), Splits(text, "q"))
-    pieces = [known.decode([number]) for number in known.encode(" the lantern, reading hmm")]
-    assert pieces == [" ", "t", "h", "e", " lan", "tern", ",", " rea", "ding", " hmm"]
-    for tokenizer in (known, cls.train(cls.Options(max_syllables=3), Splits(text, "q"))):
-        ids = tokenizer.encode(text)
-        assert tokenizer.decode(ids.tolist()) == text
-        assert 0 <= ids.min() <= ids.max() < tokenizer.vocab_size
-        again = cls.from_json(json.loads(json.dumps(tokenizer.to_json())))
-        assert again.to_json() == tokenizer.to_json()
-        assert (again.encode(text) == ids).all()
-    assert known.unknown_characters("zebra, quiet? zz") == "?bz"
-    assert len(known.encode("")) == 0
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"type": "char"},
-        {"more": 1},
-        {"characters": ["a", "b"]},
-        {"characters": "ba"},
-        {"characters": "aab"},
-        {"syllables": "ab"},
-        {"syllables": ["ab", 3]},
-        {"syllables": ["ab", "ab"]},
-        {"syllables": ["a"]},
-        {"syllables": ["ac"]},
-        {"syllables": ["a b"]},
-    ],
-)
-def test_a_file_that_describes_no_syllables_is_refused(
-    change: dict[str, Any], package: Callable[[str], Any]
-) -> None:
-    cls = package(SYLLABLES).SyllableTokenizer
-    good = {"type": "syllables", "characters": " ab", "syllables": ["ab", "ba"]}
-    assert cls.from_json(good).to_json() == good
-    with pytest.raises(ValueError, match=r"\w"):
-        cls.from_json(good | change)
-
-
-@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (16, 128), (2, 5), (7, 64), (8, 5)])
-def test_distances_have_the_buckets_of_the_paper(
-    num_buckets: int, max_distance: int, package: Callable[[str], Any]
-) -> None:
-    """The formula of Raffel et al.'s code, in plain arithmetic."""
-    cls = package(T5).T5Bias
-    options = cls.Options(num_buckets=num_buckets, max_distance=max_distance)
-    position = cls(options, ModelShape(context_length=400, n_embd=8, n_head=2))
-    torch.nn.init.normal_(position.embedding.weight, generator=torch.Generator().manual_seed(1))
-    exact = num_buckets // 2
-    bias = position.bias(torch.tensor([400]), torch.arange(400))  # (H, 1, 400)
-    for key in range(400):
-        distance, bucket = 400 - key, 400 - key
-        if distance >= exact:
-            share = math.log(distance / exact) / math.log(max_distance / exact)
-            bucket = min(exact + math.floor(share * (num_buckets - exact) + 1e-9), num_buckets - 1)
-        assert torch.equal(bias[:, 0, key], position.embedding.weight[bucket]), distance
-
-
-def test_the_bias_of_explicit_positions_is_right_in_a_cache_in_bf16_and_when_compiled(
-    package: Callable[[str], Any],
-) -> None:
-    cls = package(T5).T5Bias
-    settings = ModelSettings(context_length=24, n_embd=32, n_layer=2, n_head=4)
-    position = cls(cls.Options(num_buckets=8, max_distance=16), ModelShape(24, 32, 4))
-    model = GPT(settings, 11, position)
-    drawn = torch.Generator().manual_seed(3)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.3, generator=drawn)  # so that attention matters
-    model.eval()
-    tokens = torch.arange(24).remainder(11).view(1, 24)
-    with torch.no_grad():
-        whole, cache = model(tokens), model.new_cache(1)
-        pieces = [model(tokens[:, start:end], cache) for start, end in ((0, 5), (5, 6), (6, 24))]
-        assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-4)
-        other = tokens.clone()
-        other[0, -1] = 3
-        assert torch.equal(model(other)[:, :-1], whole[:, :-1])  # the future changes nothing
-    here, keys = torch.arange(3, 7), torch.arange(9)  # with keys ahead
-    bias = position.bias(here, keys)
-    assert bias.shape == (4, 4, 9)
-    assert bias.isfinite().all()
-    compiled = torch.compile(position.bias, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(here, keys), bias)
-    assert position.bfloat16().bias(here, keys).dtype == torch.bfloat16
-
-
-def test_recipes_can_be_worked_out_and_more_of_them_begin_alike(package: Callable[[str], Any]) -> None:
-    cls = package(RECIPES).RecipesDataset
-    few = cls(cls.Options(count=30, largest=4)).read(DataFolders())
-    assert cls(cls.Options(count=60, largest=4)).read(DataFolders()).startswith(few)
-    assert cls(cls.Options(count=30, largest=4, seed=1)).read(DataFolders()) != few
-    recipes = few.split("\n\n")
-    assert len(recipes) == 30
-    for recipe in recipes:
-        title, first, *_ = recipe.splitlines()
-        people = int(title.split()[-1])
-        assert 1 <= people <= 4
-        assert int(first.split()[1]) == 150 * people
-
-
-def test_each_package_keeps_what_gptkit_relies_on(environment: Environment) -> None:
-    checked = environment.gptkit("plugins", "check", "syllables", "t5", "recipes")
+def test_each_package_keeps_its_contract(environment: Environment) -> None:
+    examples = ("words", "kerple", "brackets", "table")
+    checked = environment.gptkit("plugins", "check", "syllables", "t5", "recipes", *examples)
     assert checked.code == 0, checked.out + checked.err
     assert " bad " not in checked.out
+    assert checked.out.count("ok       base class") == 7
     listed = environment.gptkit("plugins")
     for family, name, package in (
         ("tokenizer", "syllables", SYLLABLES),
@@ -461,65 +365,50 @@ def test_each_package_keeps_what_gptkit_relies_on(environment: Environment) -> N
         assert line.split()[2:5] == [package, "1.0", "yes"]
 
 
-@pytest.mark.parametrize("family", ["tokenizer", "position", "dataset", "tracker"])
-def test_a_new_package_installs_passes_its_check_and_its_own_tests(
-    family: str, environment: Environment
-) -> None:
-    name = f"fresh-{family}"
-    made = environment.gptkit("plugins", "new", family, name, "--folder", environment.sources)
-    assert made.code == 0, made.err
-    package = f"gptkit-{name}"
-    environment.install(package)
-    try:
-        checked = environment.gptkit("plugins", "check", name)
-        tested = environment.run(
-            "-m", "pytest", "-q", "-p", "no:cacheprovider", environment.sources / package
-        )
-        setting = {
-            "tokenizer": f"tokenizer={name}",
-            "position": f"model.position={name}",
-            "dataset": f"data.dataset={name}",
-            "tracker": f"tracking.{name}=true",
-        }[family]
-        trained = environment.gptkit("train", "all.toml", "--steps", 2, "--quiet", "--set", setting)
-    finally:
-        environment.uninstall(package)
-    assert checked.code == 0, checked.out + checked.err
+def test_new_packages_pass_their_own_tests_which_are_their_contracts(environment: Environment) -> None:
+    """The same checks as those of `plugins check`: tests/testing shows that both agree."""
+    packages = [environment.sources / f"gptkit-{name}" for name in FRESH.values()]
+    tested = environment.run("-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib", *packages)
     assert tested.code == 0, tested.out + tested.err
-    assert "2 passed" in tested.out
+    assert all(f"tests/test_{name.replace('-', '_')}.py" in tested.out for name in FRESH.values())
+    (passed,) = re.findall(r"(\d+) passed", tested.out)
+    assert int(passed) >= 4 * 14  # checks of each
+
+
+def test_new_packages_train_together(environment: Environment) -> None:
+    settings = ("tokenizer={}", "model.position={}", "data.dataset={}", "tracking.{}=true")
+    chosen = [setting.format(name) for setting, name in zip(settings, FRESH.values(), strict=True)]
+    words = [word for setting in chosen for word in ("--set", setting)]
+    trained = environment.gptkit("train", "all.toml", "--steps", 2, "--quiet", *words)
     assert trained.code == 0, trained.err
+    assert trained.err == ""
 
 
-def documented_blocks(language: str) -> list[str]:
-    """The code of the documentation's chapter on plugins, whose pages build one package."""
-    pages = ("index", "tutorial", "positions", "datasets", "trackers")
-    chapter = "".join((ROOT / "docs" / "plugins" / f"{page}.md").read_text("utf-8") for page in pages)
-    return re.findall(rf"^```{language}\n(.*?)^```", chapter, re.MULTILINE | re.DOTALL)
-
-
-def test_the_examples_of_the_documentation_are_a_package_that_installs_passes_and_trains(
+def test_mypy_sees_the_types_of_the_installed_gptkit_and_new_packages_are_strictly_typed(
     environment: Environment,
 ) -> None:
-    project, experiment, *_ = documented_blocks("toml")
-    package = environment.sources / "gptkit-examples"
-    (package / "gptkit_examples").mkdir(parents=True)
-    (package / "pyproject.toml").write_text(project)
-    (package / "gptkit_examples" / "__init__.py").touch()
-    modules = documented_blocks("python")
-    for code in modules:
-        first, _ = code.split("\n", 1)
-        (package / first.removeprefix("# ")).write_text(code)
-    assert len(modules) == 4
+    wrong = environment.workspace / "wrong.py"
+    wrong.write_text(
+        "from gptkit.plugins import DataFolders, Splits\n\n"
+        "splits = Splits('a', 2)\nfolders = DataFolders(search=3)\nlength: str = splits.train.count('a')\n"
+    )
+    sources = [
+        path
+        for name in FRESH.values()
+        for path in (environment.sources / f"gptkit-{name}").rglob("*.py")
+        if path.name != "wrong.py"
+    ]
+    checked = environment.run("-m", "mypy", "--strict", wrong, *sources, timeout=300)
+    lines = [line for line in checked.out.splitlines() if ": error: " in line]
+    assert len(lines) == 3, checked.out + checked.err
+    assert 'wrong.py:3: error: Argument 2 to "Splits" has incompatible type "int"' in checked.out
+    assert 'wrong.py:4: error: Argument "search" to "DataFolders"' in checked.out
+    assert (environment.site / "gptkit" / "py.typed").is_file()
+
+
+def test_the_examples_of_the_documentation_are_a_package_that_trains(environment: Environment) -> None:
+    experiment = documented_blocks("toml")[1]
     small = "[training]\nmax_steps = 3\nbatch_size = 2\nbackend = 'cpu'\nthreads = 1\n"
     (environment.workspace / "examples.toml").write_text(f"{experiment}context_length = 16\n\n{small}")
-    environment.install("gptkit-examples")
-    try:
-        checked = environment.gptkit("plugins", "check", "words", "kerple", "brackets", "table")
-        trained = environment.gptkit("train", "examples.toml", "--quiet")
-        assert checked.code == 0, checked.out + checked.err
-        assert checked.out.count("ok       base class") == 4
-        assert trained.code == 0, trained.err
-        written = environment.gptkit("generate", trained.out.strip(), "--prompt", "([", "-n", 8)
-        assert written.code == 0, written.err
-    finally:
-        environment.uninstall("gptkit-examples")
+    trained = environment.gptkit("train", "examples.toml", "--quiet")
+    assert trained.code == 0, trained.err
