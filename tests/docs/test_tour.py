@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from tests.support import Command
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 TOUR = ROOT / "docs" / "getting-started.md"
@@ -118,3 +120,14 @@ def test_files_that_a_page_links_to_exist(page: Path) -> None:
 def test_every_experiment_that_comes_along_is_in_the_tour() -> None:
     text = TOUR.read_text("utf-8")
     assert [path.name for path in (ROOT / "experiments").glob("*.toml") if f"`{path.name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "experiment-files.md"], ids=lambda page: page.name)
+def test_the_shown_mistakes_are_answered_as_shown(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gptkit_command: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.toml").write_text('[model]\nn_hed = 4\n\n\n[optimizer]\ntype = "mun"\n')
+    answer = gptkit_command("train", "my.toml")
+    assert answer.code == 2
+    assert answer.err in list(blocks(page, ""))
