@@ -1,7 +1,7 @@
-"""What computes, and how: device, precision, threads, compilation; and the fingerprint of all that.
+"""Device, precision, threads, compilation and implementations of operations; and their fingerprint.
 
-In: the settings of an experiment, which may say "auto". Out: a `Backend` with a plain answer to each. Knows
-nothing of models or runs.
+Input: the settings of an experiment, which may be "auto". Output: a `Backend`, in which each is decided, and
+context managers that install it. Knows nothing of runs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ import torch
 
 from gptkit.errors import PluginError, UsageError
 from gptkit.experiment.schema import TrainingSettings
-from gptkit.native import build_key, switched
+from gptkit.model import fast
+from gptkit.model.fast import Implementations
+from gptkit.native import build_key, implementations, usable
 
 MAX_THREADS = 4096  # as in the schema of training.threads
 
-# From how many FLOP on a run wins back on a GPU what torch.compile takes to warm up: about a minute. Compiled
-# steps take about two thirds of the time, so it must last three minutes without; a GPU for which that matters
-# does at least 2e13 FLOP/s with a small model in bf16 (a tenth of an A100's peak). Faster ones, and smaller
-# models, which wait for launches more than for products, gain more than this supposes.
+# FLOP of a run above which torch.compile saves more time on a GPU than its warm-up costs, about a minute.
+# Compiled steps take about two thirds of the time, so the run must take three minutes without; a GPU for
+# which that matters does at least 2e13 FLOP/s with a small model in bf16 (a tenth of an A100's peak). Faster
+# GPUs, and smaller models, which wait for launches more than for products, gain more than assumed here.
 SUPPOSED_SPEED = 2e13
 _WON_BACK = 3 * 60 * SUPPOSED_SPEED
 
@@ -41,7 +43,7 @@ class Backend:
     precision: str  # of the matrix products in training: "fp32" or "bf16"
     threads: int
     compile: bool
-    native: str = ""  # which build of gptkit/native computes; "": torch alone
+    native: str = ""  # the build of gptkit/native that computes; "": none
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,9 +51,9 @@ class Backend:
 
 
 def choose_backend(settings: TrainingSettings, training_flops: float = math.inf) -> Backend:
-    """Answers every "auto"; `training_flops` is what all steps of the run together compute.
+    """Decides every "auto"; `training_flops` are those of all steps of the run.
 
-    Raises UsageError for a device that is not here, PluginError for `compile = true` without a compiler.
+    Raises UsageError for a device that is not available, PluginError for `compile = true` without a compiler.
     """
     device = choose_device(settings.backend)
     precision = settings.precision
@@ -71,7 +73,7 @@ def choose_backend(settings: TrainingSettings, training_flops: float = math.inf)
 
 
 def choose_device(wanted: str) -> str:
-    """The device for "auto", "cpu", "cuda" or "mps". Raises UsageError for one that is not here."""
+    """The device for "auto", "cpu", "cuda" or "mps". Raises UsageError for one that is not available."""
     here = ["cpu"]
     if torch.backends.mps.is_available():
         here.insert(0, "mps")
@@ -87,19 +89,35 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
+def fast_operations(device: str, *, native: bool) -> Implementations:
+    """The implementations of operations for a device, fastest first; those in C if `native` and usable."""
+    if device != "cpu":
+        return {}
+    return fast.combined(implementations() if native else {}, fast.CPU)
+
+
+@contextmanager
+def default_operations(device: str) -> Iterator[None]:
+    """Installs the fastest implementations of this machine, unless a run has installed its own."""
+    chosen = fast.installed()
+    with fast.using(fast_operations(device, native=usable()) if chosen is None else chosen):
+        yield
+
+
 @contextmanager
 def computing(backend: Backend) -> Iterator[None]:
-    """Sets torch up for `backend` and leaves its threads and random numbers as they were."""
+    """Configures torch and the operations for `backend`; restores threads and random state at the end."""
     threads = torch.get_num_threads()
     keep_freed_memory()
     torch.set_num_threads(backend.threads)
-    # What has been imported stays: without this Python looks through all of it again every few steps, which
-    # takes a twentieth of the time of a small model's step
+    # Imported modules stay in memory: without this, the garbage collector traverses them every few steps,
+    # which takes a twentieth of the time of a small model's step
     gc.collect()
     gc.freeze()
     try:
         devices = [torch.cuda.current_device()] if backend.device == "cuda" else []
-        with torch.random.fork_rng(devices=devices), switched(bool(backend.native)):
+        operations = fast_operations(backend.device, native=bool(backend.native))
+        with torch.random.fork_rng(devices=devices), fast.using(operations):
             yield
     finally:
         gc.unfreeze()
@@ -107,21 +125,21 @@ def computing(backend: Backend) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep freed memory for the next tensor instead of returning it to the system at once.
+    """Makes glibc keep freed memory for the next tensor instead of returning it to the system at once.
 
-    A training step frees and takes the same large blocks again and again; without this each one is mapped
-    anew and its pages are faulted in. No effect where the C library is another one.
+    A training step frees and allocates the same large blocks again and again; without this each is mapped
+    anew, with page faults. No effect with another C library.
     """
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return
-    trim_threshold, mmap_threshold, one_gigabyte = -1, -3, 1 << 30  # numbers of mallopt(3)
+    trim_threshold, mmap_threshold, one_gigabyte = -1, -3, 1 << 30  # constants of mallopt(3)
     libc = ctypes.CDLL(None)
     libc.mallopt(mmap_threshold, one_gigabyte)
     libc.mallopt(trim_threshold, one_gigabyte)
 
 
 def fingerprint(backend: Backend) -> dict[str, str | int | bool]:
-    """What can make the last bits of a result differ; recorded with a run, compared when it is resumed."""
+    """What can change the last bits of a result; recorded with a run, compared when it is resumed."""
     return {
         **asdict(backend),
         "python": platform.python_version(),
@@ -135,7 +153,7 @@ def fingerprint(backend: Backend) -> dict[str, str | int | bool]:
 
 
 def _bf16_is_fast(device: str) -> bool:
-    """Whether bf16 matrix products are in the hardware; elsewhere they are emulated and slow."""
+    """Whether the hardware has bf16 matrix products; emulated ones are slow."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
@@ -145,10 +163,10 @@ def _bf16_is_fast(device: str) -> bool:
 
 
 def no_compiler(device: str) -> str:
-    """What torch.compile lacks on this machine; "" for nothing."""
+    """What torch.compile needs and this machine lacks; "" if nothing."""
     if device == "cpu":
         names = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
-        return "" if any(shutil.which(name) for name in names) else "there is no C++ compiler here"
+        return "" if any(shutil.which(name) for name in names) else "there is no C++ compiler"
     if device == "cuda":
         return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
     return f"torch.compile is not ready for {device}"

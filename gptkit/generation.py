@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptkit.backend import default_operations
 from gptkit.errors import UsageError
 from gptkit.experiment.schema import SamplingSettings
 from gptkit.model import GPT
@@ -81,7 +82,8 @@ def generate_tokens(model: GPT, prompt: Tensor, settings: SamplingSettings, *, s
     was_training = model.training
     model.eval()
     try:
-        decoder = decoder_for(model, samples)
+        with default_operations(device.type):
+            decoder = decoder_for(model, samples)
         unread = True  # whether the decoder has to process all of `seen`, not its last token alone
         for uniform in _uniform_numbers(samples, settings.max_new_tokens, seed, device):
             with torch.inference_mode():

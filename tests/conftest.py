@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from gptkit.backend import fast_operations
 from gptkit.cli.app import run_command
 from gptkit.data.catalog import data_folders
-from gptkit.native import switched, usable
+from gptkit.model import fast
+from gptkit.native import usable
 from gptkit.plugins import registry
 from gptkit.training.session import RunContext
 from tests.support import TINY, Command, Install, Result, answer_interrupts, small_text
@@ -83,12 +85,23 @@ def run_process(workspace: Path) -> Command:
     return run
 
 
-@pytest.fixture(params=[True, False], ids=["in C", "by torch"])
-def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The test runs once with the C of gptkit/native and once without, as where there is no compiler."""
+@pytest.fixture(params=[True, False], ids=["in C", "in torch"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs the test once with the C of gptkit/native and once without, as if there were no compiler."""
     if request.param and not usable():
-        pytest.skip("no C compiler here, or GPTKIT_NATIVE=0: there is only torch's way to test")
-    with switched(request.param):
+        pytest.skip("no C compiler, or GPTKIT_NATIVE=0")
+    if not request.param:
+        monkeypatch.setenv("GPTKIT_NATIVE", "0")
+    with fast.using(fast_operations("cpu", native=request.param)):
+        yield
+
+
+@pytest.fixture
+def native_operations() -> Iterator[None]:
+    """Installs the operations in C; skips the test where there is no compiler."""
+    if not usable():
+        pytest.skip("no C compiler, or GPTKIT_NATIVE=0")
+    with fast.using(fast_operations("cpu", native=True)):
         yield
 
 

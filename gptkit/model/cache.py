@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that a model has read, so that writing on need not read them again."""
+"""Key-value cache: keys and values of past tokens, so that generating a token does not recompute them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """Room for `context_length` tokens of every layer, allocated once.
+    """Keys and values (B, H, context_length, D) of each layer, allocated once.
 
-    Holds keys and values (B, H, context_length, D) of each layer; the first `length` positions are filled.
+    The first `length` positions are filled.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class KeyValueCache:
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds k and v (B, H, T, D) of the tokens being read; returns those of all tokens so far.
+        """Stores k and v (B, H, T, D) of new tokens; returns the keys and values of all tokens so far.
 
-        `length` moves on only when the model has been through all its layers (`advance`).
+        `length` stays as it is until every layer has appended (`advance`).
         """
         added, length = k.size(2), self.length
         keys, values = self._keys[layer], self._values[layer]
@@ -41,10 +41,11 @@ class KeyValueCache:
         return keys.narrow(2, 0, length + added), values.narrow(2, 0, length + added)
 
     def filled(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values, (B, H, length, D) each, of what has been read."""
+        """Keys and values of the filled positions, (B, H, length, D) each."""
         return self._keys[layer].narrow(2, 0, self.length), self._values[layer].narrow(2, 0, self.length)
 
     def advance(self, tokens: int) -> None:
+        """Counts tokens whose keys and values every layer has appended."""
         self.length += tokens
 
     def clear(self) -> None:

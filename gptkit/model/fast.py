@@ -1,75 +1,140 @@
-"""The blocks of a GPT in C, where the processor and the model allow it.
+"""Chooses the implementations of operations for the duration of a run, and has those in torch for CPUs.
 
-In: a model and the embedded tokens. Out: what its blocks would make of them, up to rounding, or None where
-they have to do it themselves. It has no weights and no state of its own.
+Input: a table of implementations by operation, from here and from gptkit/native. Knows no device and no run:
+gptkit/backend.py decides what is installed when.
+
+torch's own functions are slow on a CPU in training: `CPU` holds other ways to compute the same, which pass
+over memory less often. They are used where there is no C compiler for gptkit/native, and for what it does not
+support.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gptkit.model.seams import rotation_of, turns_by_tables
-from gptkit.native import attention
-from gptkit.native import ops as functions
-from gptkit.native.block import BlockShape, FusedBlock
+from gptkit.model import ops
+from gptkit.model.ops import Implementation
 
-if TYPE_CHECKING:
-    from gptkit.model.gpt import GPT
+# By operation, in the order in which they are tried
+Implementations = Mapping[str, tuple[Implementation, ...]]
 
+_QUERIES = 128  # per block of attention: keys after all of them are not multiplied at all
+_LONGEST = 1024  # keys up to which all scores are kept for the backward pass
 
-def fused_blocks(model: GPT, x: Tensor, mask: Tensor | None) -> Tensor | None:
-    """All blocks applied to x (B, T, C), which stands at positions 0 … T - 1, or None."""
-    if not (x.dtype is torch.bfloat16 and _allowed(model, x, mask)):
-        return None
-    settings, training = model.settings, model.training
-    shape = BlockShape(
-        n_head=settings.n_head,
-        layer_norm=settings.norm == "layernorm",
-        norm_eps=float(model.final_norm.eps),  # type: ignore[arg-type]
-        qk_norm=settings.qk_norm,
-        qk_eps=functions.RMS_EPS,
-        activation=settings.mlp,
-        dropout=settings.dropout if training else 0.0,
-        attention_dropout=settings.attention_share_dropped if training else 0.0,
-    )
-    tables = rotation_of(model.position)
-    cosine, sine = (None, None) if tables is None else (table[: x.size(1)] for table in tables)
-    for block in model.blocks:
-        x = FusedBlock.apply(shape, x, mask, cosine, sine, *_parameters(block))  # type: ignore[no-untyped-call]
-    return x
+_installed: Implementations | None = None
 
 
-def _parameters(block: nn.Module) -> list[Tensor | None]:
-    """As FusedBlock wants them; past nn.Module.__getattr__, which takes a tenth of a small block's time."""
-    parts = block._modules
-    attention, mlp = parts["attention"], parts["mlp"]
-    assert attention is not None
-    assert mlp is not None
-    layers: list[Any] = [
-        parts["attention_norm"],
-        parts["mlp_norm"],
-        attention._modules["qkv"],
-        attention._modules["projection"],
-        mlp._modules["up"],
-        mlp._modules["projection"],
-    ]
-    return [layer._parameters.get(name) for layer in layers for name in ("weight", "bias")]
+def installed() -> Implementations | None:
+    """The implementations in use now; None where nobody has chosen any, so that every body is plain torch."""
+    return _installed
 
 
-def _allowed(model: GPT, x: Tensor, mask: Tensor | None) -> bool:
-    C, H, T = model.settings.n_embd, model.settings.n_head, x.size(1)
-    weight = model.token_embedding.weight
-    return (
-        not torch.compiler.is_compiling()
-        and functions.fits(x)
-        and functions.multiplies_pairs()
-        and C % (2 * H) == 0  # rows of heads are whole pairs
-        and C // H <= attention.LARGEST_HEAD
-        and C <= functions.LONGEST_ROW
-        and weight.dtype is torch.bfloat16
-        and (mask is None or mask.shape in ((1, T, T), (H, T, T)))
-        and turns_by_tables(model.position)
-    )
+@contextmanager
+def using(implementations: Implementations | None) -> Iterator[None]:
+    """Installs these implementations, and no others, for the duration of the block."""
+    global _installed  # noqa: PLW0603 - a process computes in one way at a time, as with torch's threads
+    before, _installed = _installed, implementations
+    _register(implementations)
+    try:
+        yield
+    finally:
+        _installed = before
+        _register(before)
+
+
+def _register(implementations: Implementations | None) -> None:
+    ops.registered.clear()
+    ops.registered.update(implementations or {})
+
+
+def combined(*tables: Implementations) -> Implementations:
+    """One table in which those of the first are tried before those of the second, and so on."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    return {name: tuple(one for table in tables for one in table.get(name, ())) for name in names}
+
+
+# Variants in torch for CPUs
+
+
+def _unsupported(x: Tensor, *_: Any) -> list[str]:
+    if x.is_cpu and torch.is_grad_enabled():
+        return []
+    return ["it is for training on a CPU"]
+
+
+class _RMSNorm(torch.autograd.Function):
+    """torch's own has a backward pass of many small operations: three to eight times slower on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)  # in bf16 the sum would lose most of its bits
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+        scale = (length.square_() / x.size(-1) + ops.RMS_EPS).rsqrt_().to(x.dtype)
+        y: Tensor = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        y, scale = ctx.saved_tensors
+        along = (gradient * y).mean(-1, keepdim=True)  # the part that only changes the length of x
+        return torch.addcmul(gradient, y, along, value=-1).mul_(scale)
+
+
+def _drop(x: Tensor, p: float) -> Tensor:
+    """Compares 16 random bits per element, four elements per draw: 16 times as fast as torch's Bernoulli."""
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    least = min(round(p * 65536) - 32768, 32767)  # a larger number would overflow in the comparison
+    return x * (bits >= least).to(x.dtype).mul_(1 / (1 - p))
+
+
+def _attend_unsupported(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> list[str]:
+    if q.size(2) != k.size(2):
+        return ["there are not as many queries as keys"]
+    if k.size(2) > _LONGEST:
+        return [f"there are more than {_LONGEST} keys"]
+    return _unsupported(q)
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
+    """Batched products, a block of queries at a time: on a CPU 2 to 10 times as fast as the fused kernel."""
+    B, H, T, D = q.shape
+    if mask is None:
+        mask = torch.full((1, T, T), float("-inf"), device=q.device).triu_(1)
+    elif mask.size(0) > 1:
+        mask = mask.repeat(B, 1, 1)  # (B H, T, T)
+    mask = mask.to(q.dtype)
+    q, k, v = (x.reshape(B * H, T, D) for x in (q * D**-0.5, k, v))
+    blocks = []
+    for start in range(0, T, _QUERIES):
+        end = min(start + _QUERIES, T)
+        scores = torch.baddbmm(mask[:, start:end, :end], q[:, start:end], k[:, :end].mT)
+        attention_weights = ops.dropout(scores.softmax(-1), dropout_p, training=True)
+        blocks.append(attention_weights @ v[:, :end])
+    out = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+    return out.view(B, H, T, D)
+
+
+def _bf16_attend_unsupported(q: Tensor, *_: Any) -> list[str]:
+    return [] if q.is_cpu and q.dtype is torch.bfloat16 else ["it is for bf16 on a CPU"]
+
+
+def _attend_in_fp32(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
+    """torch's bf16 kernel is five times slower on a CPU than its fp32 kernel."""
+    return ops.attend(q.float(), k.float(), v.float(), mask, dropout_p).to(q.dtype)
+
+
+CPU: Implementations = {
+    "rms_norm": (Implementation("torch for CPUs", _unsupported, _RMSNorm.apply),),
+    "drop": (Implementation("torch for CPUs", _unsupported, _drop),),
+    "attend": (
+        Implementation("blocks of queries", _attend_unsupported, _attend_in_blocks),
+        Implementation("in fp32", _bf16_attend_unsupported, _attend_in_fp32),
+    ),
+}

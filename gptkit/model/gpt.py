@@ -1,7 +1,7 @@
 """The whole GPT, in construction order.
 
-In: tokens (B, T). Out: logits (B, T, V), always; the loss lives in gptkit/training/loss.py. Knows nothing of
-text, training or files, and never which positional encoding it has.
+Input: tokens (B, T). Output: logits (B, T, V), always; the loss is in gptkit/training/loss.py. Knows nothing
+of text, training or files, nor which positional encoding it has.
 
 Shapes: B batch, T time, C width (n_embd), H heads, D head size (C / H), F hidden width of the MLP,
 V vocabulary, L blocks.
@@ -13,48 +13,49 @@ Initial weights, by `init` (all from one generator):
     | embeddings (token, position)   | normal, std 0.02         | normal, std 0.3 (0.02 where tied)  |
     | linear layers                  | normal, std 0.02         | normal, std 1 / sqrt(inputs)       |
     | projections back to the width  | normal, 0.02 / sqrt(2 L) | 0: every block starts as identity  |
-    | lm_head (where not tied)       | normal, std 0.02         | 0: every token starts as likely    |
-    | biases; gains of layernorms    | 0; 1                     | 0; 1                               |
+    | lm_head (unless tied)          | normal, std 0.02         | 0: all tokens start equally likely |
+    | biases; weights of layernorms  | 0; 1                     | 0; 1                               |
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gptkit.experiment.schema import ModelSettings
-from gptkit.model import ops as kernels
+from gptkit.model import ops
 from gptkit.model.cache import KeyValueCache
-from gptkit.model.fast import fused_blocks
 from gptkit.plugins import PositionalEncoding
 
 
 class RMSNorm(nn.Module):
-    """Without a gain: the matrix that follows can do what it would."""
+    """RMSNorm without a learnable scale; the next linear layer can absorb it."""
 
-    eps = kernels.RMS_EPS
+    weight = bias = None
+    eps = ops.RMS_EPS
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x)
+        return ops.rms_norm(x)
 
 
 class LayerNorm(nn.LayerNorm):
-    """With a gain, and a bias if asked for."""
+    """LayerNorm with a learnable scale, and a bias if `bias` is set."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
-def build_norm(settings: ModelSettings) -> nn.Module:
+def build_norm(settings: ModelSettings) -> RMSNorm | LayerNorm:
     if settings.norm == "rmsnorm":
         return RMSNorm()
     return LayerNorm(settings.n_embd, eps=1e-5, bias=settings.bias)
 
 
 class CausalSelfAttention(nn.Module):
-    """Each token gathers from those before it (Vaswani et al. 2017)."""
+    """Multi-head attention of each token to itself and to those before it (Vaswani et al. 2017)."""
 
     def __init__(self, settings: ModelSettings, layer: int) -> None:
         super().__init__()
@@ -75,24 +76,24 @@ class CausalSelfAttention(nn.Module):
         mask: Tensor | None,
         cache: KeyValueCache | None,
     ) -> Tensor:
-        """x (B, T, C) -> (B, T, C). Without a mask every query sees what is behind it, itself included."""
+        """x (B, T, C) -> (B, T, C). `mask` as in `ops.attend`."""
         B, T, C = x.shape
-        q, k, v = kernels.split_heads(self.qkv(x), self.n_head)  # each (B, H, T, D)
+        q, k, v = ops.split_heads(self.qkv(x), self.n_head)  # each (B, H, T, D)
         if self.qk_norm:
-            q, k = kernels.rms_norm(q), kernels.rms_norm(k)
-        q, k = (turned.to(x.dtype) for turned in position.rotate(q, k, positions))
+            q, k = ops.rms_norm(q), ops.rms_norm(k)
+        q, k = (rotated.to(x.dtype) for rotated in position.rotate(q, k, positions))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, Tk, D), Tk >= T
-        out = kernels.attend(q, k, v, mask, self.attention_dropout if self.training else 0.0)
+        out = ops.attend(q, k, v, mask, self.attention_dropout if self.training else 0.0)  # (B, H, T, D)
         out = out.transpose(1, 2).reshape(B, T, C)
-        return kernels.dropout(self.projection(out), self.dropout, self.training)
+        return ops.dropout(self.projection(out), self.dropout, self.training)
 
 
 class MLP(nn.Module):
-    """Each token thinks for itself: up, a non-linearity, down.
+    """Position-wise feed-forward network: linear, activation, linear.
 
-    gelu and its approximation by tanh (Hendrycks and Gimpel 2016; GPT-2 has the latter), relu2 (squared
-    ReLU, So et al. 2021), swiglu (Shazeer 2020).
+    Activations: gelu and its tanh approximation (Hendrycks and Gimpel 2016; GPT-2 uses the latter), relu2
+    (squared ReLU, So et al. 2021), swiglu (Shazeer 2020).
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -100,19 +101,30 @@ class MLP(nn.Module):
         C = settings.n_embd
         self.kind = settings.mlp
         self.dropout = settings.dropout
-        # swiglu has three matrices where the others have two: 8/3 C keeps the number of weights
+        # swiglu has three matrices instead of two: F = 8/3 C keeps the number of weights
         F_ = 4 * C if self.kind != "swiglu" else 8 * math.ceil(8 * C / 3 / 8)
         self.up = nn.Linear(C, F_ if self.kind != "swiglu" else 2 * F_, bias=settings.bias)
         self.projection = nn.Linear(F_, C, bias=settings.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.up(x)  # (B, T, F), or (B, T, 2 F) where gated
-        h = kernels.activate(self.kind, h)  # (B, T, F)
-        return kernels.dropout(self.projection(h), self.dropout, self.training)
+        h = self.up(x)  # (B, T, F), or (B, T, 2 F) for swiglu
+        h = ops.activate(self.kind, h)  # (B, T, F)
+        return ops.dropout(self.projection(h), self.dropout, self.training)
+
+
+class BlockLayers(NamedTuple):
+    """The layers of a block, by their names in a checkpoint."""
+
+    attention_norm: RMSNorm | LayerNorm
+    attention_qkv: nn.Linear
+    attention_projection: nn.Linear
+    mlp_norm: RMSNorm | LayerNorm
+    mlp_up: nn.Linear
+    mlp_projection: nn.Linear
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each added to what comes in, each normalising its input first (pre-norm)."""
+    """Pre-norm residual block: attention, then MLP, each on its normalized input and added to it."""
 
     def __init__(self, settings: ModelSettings, layer: int) -> None:
         super().__init__()
@@ -133,6 +145,30 @@ class Block(nn.Module):
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
+    def layers(self) -> BlockLayers:
+        """The layers for an implementation that computes a block as a whole."""
+        attention, mlp = self.attention, self.mlp
+        return BlockLayers(
+            self.attention_norm, attention.qkv, attention.projection, self.mlp_norm, mlp.up, mlp.projection
+        )
+
+
+class Blocks(nn.ModuleList):
+    """All blocks, one after the other."""
+
+    @ops.operation
+    def forward(
+        self,
+        x: Tensor,
+        position: PositionalEncoding,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        for block in self:
+            x = block(x, position, positions, mask, cache)
+        return x
+
 
 class GPT(nn.Module):
     """A decoder-only transformer."""
@@ -143,7 +179,7 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.token_embedding = nn.Embedding(vocab_size, settings.n_embd)
         self.position = position
-        self.blocks = nn.ModuleList(Block(settings, layer) for layer in range(settings.n_layer))
+        self.blocks = Blocks(Block(settings, layer) for layer in range(settings.n_layer))
         self.final_norm = build_norm(settings)
         self.lm_head = nn.Linear(settings.n_embd, vocab_size, bias=False)
         if settings.tie_embeddings:
@@ -152,8 +188,8 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of `tokens` (B, T).
 
-        With a cache, `tokens` go on where it ends, and it takes them in. Raises ValueError where they do not
-        fit into the context.
+        With a cache, `tokens` continue the sequence that it holds, and are appended to it. Raises ValueError
+        if they do not fit into the context.
         """
         T = tokens.size(1)
         start = cache.length if cache is not None else 0
@@ -163,28 +199,24 @@ class GPT(nn.Module):
         mask = self._mask(positions, start)
         x = self.token_embedding(tokens)  # (B, T, C)
         x = self.position.embed(x, positions).to(x.dtype)
-        x = kernels.dropout(x, self.settings.dropout, self.training)
-        fused = fused_blocks(self, x, mask) if cache is None else None
-        if fused is not None:
-            x = fused  # the same in C, where the processor and the model allow it
-        else:
-            for block in self.blocks:
-                x = block(x, self.position, positions, mask, cache)
+        x = ops.dropout(x, self.settings.dropout, self.training)
+        x = self.blocks(x, self.position, positions, mask, cache)
         if cache is not None:
             cache.advance(T)
         logits: Tensor = self.lm_head(self.final_norm(x))
         return logits
 
     def _mask(self, positions: Tensor, start: int) -> Tensor | None:
-        """What is added to the scores, (H or 1, T, start + T); None where plain causal attention will do."""
+        """Added to the scores, (H or 1, T, start + T); None where `ops.attend` needs no mask."""
         T = positions.size(0)
         key_positions = torch.arange(start + T, device=positions.device)
         bias = self.position.bias(positions, key_positions)
         if bias is None and (start == 0 or T == 1):
             return None
-        ahead = key_positions > positions.unsqueeze(1)  # (T, start + T)
-        scores = bias if bias is not None else torch.zeros((), device=positions.device)
-        return torch.where(ahead, float("-inf"), scores.float()).view(-1, T, start + T)
+        future = key_positions > positions.unsqueeze(1)  # (T, start + T)
+        if bias is None:
+            bias = torch.zeros((), device=positions.device)
+        return torch.where(future, float("-inf"), bias.float()).view(-1, T, start + T)
 
     def new_cache(self, batch: int) -> KeyValueCache:
         """An empty cache for `batch` sequences."""
@@ -201,12 +233,12 @@ class GPT(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """TrainingResult numbers, tied ones once."""
+        """Number of parameters; tied weights count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Draws all weights anew, by the table above. The generator is on the CPU, so the weights are too."""
+        """Draws all weights by the table above. The generator is on the CPU, so the weights must be too."""
         settings = self.settings
         modern = settings.init == "modern"
         for name, module in self.named_modules():

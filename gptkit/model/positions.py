@@ -1,7 +1,7 @@
-"""The built-in positional encodings, registered like anyone else's.
+"""The built-in positional encodings, registered through entry points like any plugin.
 
-In: the model's shape. Out: a module with the three seams of `PositionalEncoding`. Each overrides the one that
-its idea needs.
+Input: the model's shape. Output: a module with the three hooks of `PositionalEncoding`; each class overrides
+the hook that it needs. Knows nothing of the rest of the model.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gptkit.model import ops as kernels
+from gptkit.model import ops
 from gptkit.plugins import ModelShape, PluginOptions, PositionalEncoding
 
 
 class NoPosition(PositionalEncoding):
-    """No encoding at all: only the causal mask tells tokens apart (Kazemnejad et al. 2023)."""
+    """No encoding: order enters through the causal mask only (Kazemnejad et al. 2023)."""
 
-    summary = "nothing; the causal mask alone tells order"
+    summary = "nothing; order enters through the causal mask only"
 
 
 class SinusoidalPosition(PositionalEncoding):
@@ -46,9 +46,9 @@ class SinusoidalPosition(PositionalEncoding):
 
 
 class LearnedPosition(PositionalEncoding):
-    """A trained vector for each position, added once (Gehring et al. 2017; GPT-2)."""
+    """A trained vector per position, added once (Gehring et al. 2017; GPT-2)."""
 
-    summary = "a trained vector for each position, added to the embeddings"
+    summary = "a trained vector per position, added to the embeddings"
 
     def __init__(self, options: PluginOptions, shape: ModelShape) -> None:
         super().__init__(options, shape)
@@ -60,10 +60,10 @@ class LearnedPosition(PositionalEncoding):
 
 
 class RotaryPosition(PositionalEncoding):
-    """Queries and keys turned by an angle that grows with the position (Su et al. 2021, RoFormer, eq. 34).
+    """Rotates queries and keys by an angle proportional to the position (Su et al. 2021, RoFormer, eq. 34).
 
-    The pairs that turn together are (i, i + D/2), not (2i, 2i + 1) as in the paper: the same up to the order
-    of a head's channels, and it takes two slices instead of a gather.
+    The pairs that are rotated are (i, i + D/2), not (2i, 2i + 1) as in the paper: the same up to the order of
+    a head's channels, and two slices instead of a gather.
     """
 
     class Options(PluginOptions):
@@ -75,10 +75,10 @@ class RotaryPosition(PositionalEncoding):
         super().__init__(options, shape)
         D = shape.head_size
         if D % 2:
-            raise ValueError(f"rope turns pairs, so n_embd / n_head must be even; it is {D}")
+            raise ValueError(f"rope rotates pairs, so n_embd / n_head must be even; it is {D}")
         t = torch.arange(shape.context_length, dtype=torch.float64).unsqueeze(1)
         angles = t * options.base ** -(torch.arange(0, D, 2, dtype=torch.float64) / D)  # (context, D/2)
-        # Over whole heads, so that turning is (x1, x2) (cos, cos) + (x2, x1) (-sin, sin)
+        # For both halves of a head: the rotation is (x1, x2) (cos, cos) + (x2, x1) (-sin, sin)
         self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), 1).float(), persistent=False)
         self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), 1).float(), persistent=False)
         self.cos: Tensor
@@ -86,17 +86,17 @@ class RotaryPosition(PositionalEncoding):
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self.cos[positions], self.sin[positions]  # (T, D)
-        return kernels.rotate(q, cos, sin), kernels.rotate(k, cos, sin)
+        return ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
 
     def rotation(self) -> tuple[Tensor, Tensor]:
         return self.cos, self.sin
 
 
 class AlibiPosition(PositionalEncoding):
-    """A penalty on attention that grows with the distance, at another slope in each head (Press et al. 2022).
+    """A penalty on attention scores, linear in the distance, with one slope per head (Press et al. 2022).
 
-    For H a power of two the slopes are 2^(-8/H), 2^(-16/H), …; else those of the power of two below H, and
-    every other one of the next power of two, as in the paper's code.
+    For H a power of two the slopes are 2^(-8/H), 2^(-16/H), …; otherwise those of the power of two below H,
+    then every other slope of the next power of two, as in the paper's code.
     """
 
     summary = "attention falls off linearly with distance (ALiBi)"

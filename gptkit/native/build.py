@@ -1,11 +1,12 @@
-"""From the C sources beside this file to a loaded library, or to none.
+"""Compiles the C sources in `src/` and loads them.
 
-In: a C compiler, if there is one. Out: a `Library`, compiled once for this compiler, these sources and this
-processor, and kept in the user's cache folder. Nothing here raises: whatever goes wrong, gptkit has torch.
+Input: a C compiler, if there is one. Output: a `Library`, compiled once per compiler, sources and processor,
+and cached in the user's cache folder; or None. Nothing here raises: without a library gptkit uses torch.
+Knows nothing of what the functions compute.
 
-The library must share torch's pool of OpenMP threads, since two pools would fight for the processors: it is
-compiled for OpenMP but linked to none, and finds the runtime that torch has loaded. Where that is not to be
-found, it works with one thread.
+The library must share torch's pool of OpenMP threads, as two pools would compete for the processors: it is
+compiled with OpenMP but linked to no runtime, and uses the one that torch has loaded. If there is none, it
+works with one thread.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,9 +37,7 @@ _FLAGS = (
     "-fno-trapping-math",
     "-ffp-contract=fast",
 )
-_PATIENCE = 120  # seconds for a compiler before it is given up
-
-_switched_on = os.environ.get("GPTKIT_NATIVE", "1") != "0"
+_COMPILER_TIMEOUT = 120  # seconds
 
 
 @dataclass(frozen=True)
@@ -51,37 +49,33 @@ class Library:
     key: str
 
 
+def unavailable() -> list[str]:
+    """The reasons why there is no library: none, if there is one. The first call may compile it."""
+    if os.environ.get("GPTKIT_NATIVE", "1") == "0":
+        return ["GPTKIT_NATIVE=0"]
+    return [] if library() is not None else ["there is no C compiler, or it failed"]
+
+
 def usable() -> bool:
-    """Whether the operations are switched on and to be had here. The first call may compile them."""
-    return _switched_on and library() is not None
+    """Whether there is a library. The first call may compile it."""
+    return not unavailable()
 
 
 def build_key() -> str:
-    """What identifies the code that runs: equal keys compute equal bits. "" where torch computes alone."""
-    found = library() if _switched_on else None
+    """Identifies the compiled code: equal keys compute equal bits. "" if there is none."""
+    found = library() if usable() else None
     return found.key if found else ""
-
-
-@contextmanager
-def switched(on: bool) -> Iterator[None]:
-    """Switches the operations on or off for a while: a run goes on with what it began with."""
-    global _switched_on  # noqa: PLW0603 - one process computes in one way at a time, as with torch's threads
-    was, _switched_on = _switched_on, on
-    try:
-        yield
-    finally:
-        _switched_on = was
 
 
 @lru_cache(maxsize=1)
 def library() -> Library | None:
-    """The library, compiled if need be; None where it cannot be had."""
+    """The library, compiled if it is not cached; None if that fails."""
     compiler = _compiler()
     if compiler is None:
         return None
     with suppress(OSError, subprocess.SubprocessError):
         identity = subprocess.run(
-            [compiler, "--version"], capture_output=True, timeout=_PATIENCE, check=True
+            [compiler, "--version"], capture_output=True, timeout=_COMPILER_TIMEOUT, check=True
         ).stdout
         threaded = _runtime_is_loaded("clang" if b"clang" in identity else "gcc")
         flags = [*_FLAGS, *(["-fopenmp"] if threaded else []), _for_this_processor()]
@@ -91,27 +85,27 @@ def library() -> Library | None:
 
 
 def declared(signatures: dict[str, tuple[Any, list[Any]]]) -> Any:
-    """The library's functions, those of `signatures` with the types that they return and take.
+    """The library's functions, with the result and argument types of `signatures`.
 
-    Only for those who have asked `usable`.
+    Call it only if the library is `usable`.
     """
     found = library()
-    assert found is not None, "asked for without asking whether it is there"
-    for name, (returned, arguments) in signatures.items():
+    assert found is not None, "there is no library"
+    for name, (result, arguments) in signatures.items():
         function = getattr(found.functions, name)
-        function.restype, function.argtypes = returned, arguments
+        function.restype, function.argtypes = result, arguments
     return found.functions
 
 
 def _compiler() -> str | None:
     if sys.platform == "win32":
-        return None  # its compilers speak another dialect
+        return None  # the sources need GCC's vector extensions
     wanted = os.environ.get("CC", "").split()
     return shutil.which(wanted[0]) if wanted else shutil.which("cc") or shutil.which("gcc")
 
 
 def _runtime_is_loaded(compiler: str) -> bool:
-    """Whether this process has an OpenMP runtime that code of the compiler can call: torch brings one."""
+    """Whether this process has loaded an OpenMP runtime for this compiler's code: torch brings one."""
     import torch  # noqa: F401
 
     with suppress(AttributeError, OSError):
@@ -132,7 +126,7 @@ def _key(identity: bytes, flags: list[str]) -> str:
 
 
 def _processor() -> bytes:
-    """What the code is compiled for: a home folder may be shared by machines that differ."""
+    """Identifies the processor: machines that differ may share a home folder."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
         return b"".join(
@@ -145,7 +139,7 @@ def _load(compiler: str, flags: list[str], key: str) -> ctypes.CDLL:
     """From the cache, or compiled into it. Raises OSError or SubprocessError."""
     folder = _cache()
     for found in sorted(folder.glob(f"native-{key}-*.so")) if folder else ():
-        if found.name == _name(key, found):  # to load a damaged one could end the process
+        if found.name == _name(key, found):  # loading a damaged library could crash the process
             with suppress(OSError):
                 return ctypes.CDLL(str(found))
     with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -153,23 +147,23 @@ def _load(compiler: str, flags: list[str], key: str) -> ctypes.CDLL:
         _compile(compiler, flags, built)
         if folder:
             kept = folder / _name(key, built)
-            os.replace(built, kept)  # another process may have done the same; either will do
+            os.replace(built, kept)  # another process may do the same; either file is good
             return ctypes.CDLL(str(kept))
         return ctypes.CDLL(str(built))
 
 
 def _name(key: str, built: Path) -> str:
-    """Says what is in it, so that a file that a full disk or a power cut has shortened is known."""
+    """Contains the hash of the content, so that a truncated file is recognized."""
     return f"native-{key}-{hashlib.sha256(built.read_bytes()).hexdigest()[:16]}.so"
 
 
 def _cache() -> Path | None:
-    """A folder that only this user writes to, or None: code is loaded from it."""
+    """A folder that only this user can write to, as code is loaded from it; or None."""
     import platformdirs
 
     folder = Path(platformdirs.user_cache_dir("gptkit", appauthor=False)) / "native"
     if not folder.is_absolute():
-        return None  # a user without a home: it would be made wherever one happens to work
+        return None  # a user without a home folder: it would be created in the current folder
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         mine = folder.stat()
@@ -180,7 +174,7 @@ def _cache() -> Path | None:
 
 
 def _compile(compiler: str, flags: list[str], built: Path) -> None:
-    """All sources at once, then linked, without the OpenMP that the compiler would add."""
+    """Compiles all sources in parallel and links them, without the compiler's own OpenMP runtime."""
     sources = sorted(SOURCES.glob("*.c"))
     objects = [built.with_name(source.stem + ".o") for source in sources]
     running = [
@@ -193,18 +187,18 @@ def _compile(compiler: str, flags: list[str], built: Path) -> None:
     ]
     try:
         for process in running:
-            if process.wait(timeout=_PATIENCE):
-                raise OSError("the compiler refused")
+            if process.wait(timeout=_COMPILER_TIMEOUT):
+                raise OSError("the compiler failed")
     finally:
         for process in running:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    # On Linux a name of ours that torch has too must still mean ours; OpenMP's are found at loading
+    # On Linux a symbol that torch has too must resolve to ours; those of OpenMP are resolved at loading
     linking = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,-Bsymbolic"]
     subprocess.run(
         [compiler, "-shared", *linking, *map(str, objects), "-o", str(built), "-lm"],
         capture_output=True,
-        timeout=_PATIENCE,
+        timeout=_COMPILER_TIMEOUT,
         check=True,
     )

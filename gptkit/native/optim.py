@@ -1,6 +1,7 @@
-"""Gradients collected and AdamW's update, in C. `src/optimizer.c` says what each is.
+"""Gradients and optimizer updates in C.
 
-In: flat fp32 tensors on a CPU. Out: the same, changed in place.
+Input: flat fp32 tensors on the CPU, updated in place. The implementations take the arguments of the
+operations in gptkit/training. `src/optimizer.c` and `src/muon.c` document the computation.
 """
 
 from __future__ import annotations
@@ -9,26 +10,33 @@ import ctypes
 import math
 from collections.abc import Sequence
 from ctypes import c_double, c_float, c_int, c_int64, c_void_p
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gptkit.experiment.schema import AdamWSettings, MuonSettings
+from gptkit.model.ops import Implementation
 from gptkit.native.build import declared
-from gptkit.native.ops import threads
+from gptkit.native.ops import is_bf16, threads
 
-_SHARE = 16384  # as in optimizer.c
+_CHUNK = 16384  # elements of one partial sum, as in optimizer.c
 
 
 class _AdamW(ctypes.Structure):
     _fields_ = [
-        (name, c_float) for name in ("rate", "beta1", "beta2", "eps", "decay", "correction1", "correction2")
+        (name, c_float)
+        for name in ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "correction1", "correction2")
     ]
 
 
 class _Muon(ctypes.Structure):
-    _fields_ = [(name, c_float) for name in ("momentum", "kept", "size")]
+    _fields_ = [
+        *((name, c_float) for name in ("momentum", "decay_factor", "step_size")),
+        ("iterations", c_int),
+        ("quintics", c_void_p),
+    ]
 
 
 @cache
@@ -43,75 +51,120 @@ def _functions() -> Any:
     )
 
 
-class Collector:
-    """Gathers gradients of parameters of these sizes into one flat tensor."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + size)
-        self._starts = (c_int64 * len(starts))(*starts)
-        self._pointers = (c_void_p * len(sizes))()
-        self._sums = torch.empty(-(-starts[-1] // _SHARE), dtype=torch.float64)
-
-    def collect(self, gradients: Sequence[Tensor], flat: Tensor, scale: float) -> float:
-        """Moves the gradients, contiguous and of one dtype, fp32 or bf16, times scale; returns their norm."""
-        for number, gradient in enumerate(gradients):
-            self._pointers[number] = gradient.data_ptr()
-        norm: float = _functions().collect_gradients(
-            self._pointers,
-            self._starts,
-            len(gradients),
-            flat.data_ptr(),
-            scale,
-            self._sums.data_ptr(),
-            gradients[0].dtype is torch.bfloat16,
-            threads(),
-        )
-        return norm
+def _not_on_cpu(x: Tensor, *_: Any) -> list[str]:
+    return [] if x.is_cpu else [f"the tensors are on {x.device}"]
 
 
-def adamw(
+def _copy_unsupported(gradients: Sequence[Tensor], *_: Any) -> list[str]:
+    if not all(gradient.is_contiguous() for gradient in gradients):
+        return ["a gradient is not contiguous"]
+    if gradients[0].dtype not in (torch.float32, torch.bfloat16):
+        return [f"the gradients are in {gradients[0].dtype}"]
+    return _not_on_cpu(gradients[0])
+
+
+@lru_cache(maxsize=16)
+def _layout(sizes: tuple[int, ...]) -> tuple[Any, Any, Tensor]:
+    """Starts of parameters of these sizes in a flat tensor, an array for pointers, and the partial sums."""
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + size)
+    sums = torch.empty(-(-starts[-1] // _CHUNK), dtype=torch.float64)
+    return (c_int64 * len(starts))(*starts), (c_void_p * len(sizes))(), sums
+
+
+def copy_gradients(
+    gradients: Sequence[Tensor], views: Sequence[Tensor], flat: Tensor, scale: float
+) -> Tensor:
+    """The norm is a scalar in fp64, summed in an order that does not depend on threads."""
+    starts, pointers, sums = _layout(tuple([gradient.numel() for gradient in gradients]))
+    for number, gradient in enumerate(gradients):
+        pointers[number] = gradient.data_ptr()
+    norm = _functions().collect_gradients(
+        pointers,
+        starts,
+        len(gradients),
+        flat.data_ptr(),
+        scale,
+        sums.data_ptr(),
+        is_bf16(gradients[0]),
+        threads(),
+    )
+    return torch.tensor(norm, dtype=torch.float64)
+
+
+def scale_gradient(gradient: Tensor, factor: Tensor) -> None:
+    """The host is the device: reading the factor costs less than a pass over the gradient."""
+    if factor.item() != 1.0:
+        gradient.mul_(factor)
+
+
+def update_adamw(
     values: Tensor,
     gradient: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    *,
-    step: float,
-    rate: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
+    step: Tensor,
+    settings: AdamWSettings | MuonSettings,
+    learning_rate: float,
     weight_decay: float,
+    skip: Tensor | None,
 ) -> None:
-    """Update number `step` (from 1) of flat tensors, as torch.optim.AdamW makes it."""
-    settings = _AdamW(rate, beta1, beta2, eps, weight_decay, 1 - beta1**step, math.sqrt(1 - beta2**step))
+    """Updates flat tensors as torch.optim.AdamW does."""
+    if skip is not None and skip.item():
+        return
+    step.add_(1)
+    t, beta1, beta2 = step.item(), settings.beta1, settings.beta2
+    corrections = 1 - beta1**t, math.sqrt(1 - beta2**t)
     _functions().adamw(
         values.data_ptr(),
         gradient.data_ptr(),
         exp_avg.data_ptr(),
         exp_avg_sq.data_ptr(),
         values.numel(),
-        ctypes.byref(settings),
+        ctypes.byref(_AdamW(learning_rate, beta1, beta2, settings.eps, weight_decay, *corrections)),
         threads(),
     )
 
 
-def muon(
-    values: Tensor, gradient: Tensor, average: Tensor, *, momentum: float, kept: float, size: float
-) -> None:
-    """One update of matrices (N, rows, columns), contiguous, both even: Nesterov momentum, orthogonalised.
+def _muon_unsupported(values: Tensor, *_: Any) -> list[str]:
+    if values.size(1) % 2 or values.size(2) % 2:
+        return ["rows or columns are odd: they are multiplied in pairs"]
+    return _not_on_cpu(values)
 
-    values becomes kept * values + size * the update; the average of gradients moves on by 1 - momentum.
-    """
-    settings = _Muon(momentum, kept, size)
+
+def update_muon(
+    values: Tensor,
+    gradient: Tensor,
+    momentum_buffer: Tensor,
+    momentum: float,
+    decay_factor: float,
+    step_size: float,
+    newton_schulz: Sequence[tuple[float, float, float]],
+    skipped: Tensor | None,
+) -> None:
+    """Updates contiguous matrices (N, rows, columns)."""
+    if skipped is not None and skipped.item():
+        return
+    quintics = (c_float * (3 * len(newton_schulz)))(*(one for quintic in newton_schulz for one in quintic))
+    settings = _Muon(
+        momentum, decay_factor, step_size, len(newton_schulz), ctypes.cast(quintics, c_void_p).value
+    )
     failed = _functions().muon(
         values.data_ptr(),
         gradient.data_ptr(),
-        average.data_ptr(),
+        momentum_buffer.data_ptr(),
         *values.shape,
         ctypes.byref(settings),
         threads(),
     )
     if failed:
         raise MemoryError("muon: out of memory")
+
+
+OPERATIONS = {
+    "copy_gradients": (Implementation("C", _copy_unsupported, copy_gradients),),
+    "scale_gradient": (Implementation("C", _not_on_cpu, scale_gradient),),
+    "update_adamw": (Implementation("C", _not_on_cpu, update_adamw),),
+}
+MUON = (Implementation("C", _muon_unsupported, update_muon),)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptkit.data.sampler import evaluation_starts
-from gptkit.model import ops as kernels
+from gptkit.model import ops
 from gptkit.plugins.options import ProgressCallback, no_progress
 from gptkit.training.prefetch import upload
 
@@ -25,7 +25,7 @@ _EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean nats per token: logits (B, T, V), targets (B, T) -> scalar, in fp32."""
-    return kernels.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return ops.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ applies to matrices only (embeddings included), as is usual for GPTs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from gptkit.experiment.schema import AdamWSettings, MuonSettings
-from gptkit.native import optim as native
-from gptkit.native.ops import multiplies_pairs, serves
+from gptkit.model.ops import operation
 from gptkit.training.parameters import FlatParameters, ParameterSlice
 
-# Newton-Schulz: coefficients of the quintic and number of iterations (Jordan et al. 2024)
-_QUINTIC = (3.4445, -4.7750, 2.0315)
-_ITERATIONS = 5
+# Newton-Schulz: the coefficients of the quintic in each iteration (Jordan et al. 2024)
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 
 # Where torch's fused AdamW heeds `found_inf`; the one of MPS takes it and does not (torch 2.13)
 SKIPPING = ("cpu", "cuda")
@@ -117,46 +115,19 @@ class AdamWGroup:
         self.exp_avg = torch.zeros_like(self.values)
         self.exp_avg_sq = torch.zeros_like(self.values)
         self.step = torch.zeros((), device=self.values.device)  # updates so far, a scalar in fp32
-        self._native = serves(self.values.device)
 
     def update(self, settings: AdamWSettings | MuonSettings, rate: float, skip: Tensor | None) -> None:
         """`skip` as in Optimizer.step."""
-        decay = settings.weight_decay if self._decay else 0.0
-        if self._native:
-            if skip is not None and skip.item():
-                return
-            self.step.add_(1)
-            native.adamw(
-                self.values,
-                self.gradient,
-                self.exp_avg,
-                self.exp_avg_sq,
-                step=self.step.item(),
-                rate=rate,
-                beta1=settings.beta1,
-                beta2=settings.beta2,
-                eps=settings.eps,
-                weight_decay=decay,
-            )
-            return
-        # The function behind torch.optim.AdamW: the class imports torch's compiler, which takes a second
-        adamw(
-            [self.values],
-            [self.gradient],
-            [self.exp_avg],
-            [self.exp_avg_sq],
-            [],
-            [self.step],
-            # Where there is no fused kernel torch takes the plain one, which cannot skip
-            fused=self.values.device.type in ("cpu", "cuda", "mps"),
-            found_inf=skip,
-            amsgrad=False,
-            beta1=settings.beta1,
-            beta2=settings.beta2,
-            lr=rate,
-            weight_decay=decay,
-            eps=settings.eps,
-            maximize=False,
+        update_adamw(
+            self.values,
+            self.gradient,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.step,
+            settings,
+            rate,
+            settings.weight_decay if self._decay else 0.0,
+            skip,
         )
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
@@ -182,34 +153,19 @@ class MuonGroup:
         self.values = parameters.master[start:end].view(-1, rows, columns)
         self.gradient = parameters.gradient[start:end].view(-1, rows, columns)
         self.momentum_buffer = torch.zeros_like(self.values)
-        even = rows % 2 == 0 == columns % 2  # the C code packs rows and columns in pairs
-        self._native = even and serves(self.values.device) and multiplies_pairs()
 
     def update(self, settings: MuonSettings, rate: float, skipped: Tensor | None) -> None:
         """`skipped`, a bool scalar on the device, keeps values and momentum as they are, bit for bit."""
-        step_size, weight_factor = -rate * self._scale, 1 - rate * settings.weight_decay
-        if self._native:
-            if skipped is None or not skipped.item():
-                native.muon(
-                    self.values,
-                    self.gradient,
-                    self.momentum_buffer,
-                    momentum=settings.momentum,
-                    kept=weight_factor,
-                    size=step_size,
-                )
-            return
-        if skipped is None:
-            self.momentum_buffer.lerp_(self.gradient, 1 - settings.momentum)
-            update = orthogonalise(self.gradient.lerp(self.momentum_buffer, settings.momentum))
-            self.values.mul_(weight_factor).add_(update, alpha=step_size)
-            return
-        # The same operations, not in place. Beside the products of orthogonalise these passes cost little
-        new = self.momentum_buffer.lerp(self.gradient, 1 - settings.momentum)
-        torch.where(skipped, self.momentum_buffer, new, out=self.momentum_buffer)
-        update = orthogonalise(torch.lerp(self.gradient, new, settings.momentum, out=new))
-        torch.mul(self.values, weight_factor, out=new).add_(update, alpha=step_size)
-        torch.where(skipped, self.values, new, out=self.values)
+        update_muon(
+            self.values,
+            self.gradient,
+            self.momentum_buffer,
+            settings.momentum,
+            1 - rate * settings.weight_decay,
+            -rate * self._scale,
+            NEWTON_SCHULZ,
+            skipped,
+        )
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         start = self._slices[0].start
@@ -217,16 +173,79 @@ class MuonGroup:
             yield f"momentum.{part.name}", part.view(self.momentum_buffer.view(-1), start)
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+@operation
+def update_adamw(
+    values: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    settings: AdamWSettings | MuonSettings,
+    learning_rate: float,
+    weight_decay: float,
+    skip: Tensor | None,
+) -> None:
+    """One update of flat tensors, in place. `step` counts the updates; `skip` as in Optimizer.step."""
+    # The function behind torch.optim.AdamW: the class imports torch's compiler, which takes a second
+    adamw(
+        [values],
+        [gradient],
+        [exp_avg],
+        [exp_avg_sq],
+        [],
+        [step],
+        # Where there is no fused kernel torch takes the plain one, which cannot skip
+        fused=values.device.type in ("cpu", "cuda", "mps"),
+        found_inf=skip,
+        amsgrad=False,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        eps=settings.eps,
+        maximize=False,
+    )
+
+
+@operation
+def update_muon(
+    values: Tensor,
+    gradient: Tensor,
+    momentum_buffer: Tensor,
+    momentum: float,
+    decay_factor: float,
+    step_size: float,
+    newton_schulz: Sequence[tuple[float, float, float]],
+    skipped: Tensor | None,
+) -> None:
+    """One update of matrices (N, rows, columns), in place: decay_factor values + step_size update.
+
+    `skipped` as in MuonGroup.update.
+    """
+    if skipped is None:
+        momentum_buffer.lerp_(gradient, 1 - momentum)
+        update = orthogonalise(gradient.lerp(momentum_buffer, momentum), newton_schulz)
+        values.mul_(decay_factor).add_(update, alpha=step_size)
+        return
+    # The same operations, not in place. Beside the products of orthogonalise these passes cost little
+    new = momentum_buffer.lerp(gradient, 1 - momentum)
+    torch.where(skipped, momentum_buffer, new, out=momentum_buffer)
+    update = orthogonalise(torch.lerp(gradient, new, momentum, out=new), newton_schulz)
+    torch.mul(values, decay_factor, out=new).add_(update, alpha=step_size)
+    torch.where(skipped, values, new, out=values)
+
+
+def orthogonalise(
+    matrices: Tensor, newton_schulz: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ
+) -> Tensor:
     """Singular values brought near 1: (N, rows, columns) -> the same shape, in bf16.
 
     Newton-Schulz iteration with the quintic of Jordan et al. 2024, "Muon: an optimizer for hidden layers".
     """
-    a, b, c = _QUINTIC
     tall = matrices.size(1) > matrices.size(2)
     x = matrices.mT if tall else matrices
     x = (x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)).bfloat16()
-    for _ in range(_ITERATIONS):
+    for a, b, c in newton_schulz:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x

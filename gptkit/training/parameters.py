@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gptkit.native.ops import serves
-from gptkit.native.optim import Collector
+from gptkit.model.ops import operation
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class FlatParameters:
         self._working = self.master if dtype == torch.float32 else torch.empty_like(self.master, dtype=dtype)
         self._parameters = [parameter for _, parameter in named]
         self._gradient_views = [part.view(self.gradient) for part in self.slices]
-        self._collector = Collector([part.shape.numel() for part in self.slices]) if serves(device) else None
         for part, parameter in zip(self.slices, self._parameters, strict=True):
             part.view(self.master).copy_(parameter.detach())
             parameter.data = part.view(self._working)
@@ -75,20 +73,11 @@ class FlatParameters:
         gradients = [_gradient(parameter) for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
-        if self._collector and all(gradient.is_contiguous() for gradient in gradients):
-            norm = self._collector.collect(gradients, self.gradient, scale)
-            return torch.tensor(norm, dtype=torch.float64)
-        torch._foreach_copy_(self._gradient_views, gradients)
-        if scale != 1.0:
-            self.gradient.mul_(scale)
-        total: Tensor = torch.linalg.vector_norm(self.gradient)
-        return total
+        return copy_gradients(gradients, self._gradient_views, self.gradient, scale)
 
     def scale_gradient(self, factor: Tensor) -> None:
         """Multiplies the gradient by a scalar on its device."""
-        if self._collector and factor.item() == 1.0:
-            return  # the host is the device: reading the factor costs less than a pass over the gradient
-        self.gradient.mul_(factor)
+        scale_gradient(self.gradient, factor)
 
     def named(self, flat: Tensor | None = None) -> dict[str, Tensor]:
         """Views by parameter name of the master values, or of another flat tensor of this layout."""
@@ -109,6 +98,22 @@ class FlatParameters:
                 raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(view.shape)}")
             view.copy_(tensors[name])
         self.sync_model()
+
+
+@operation
+def copy_gradients(gradients: list[Tensor], views: list[Tensor], flat: Tensor, scale: float) -> Tensor:
+    """Copies gradients, times `scale`, to their views of `flat`; returns the norm of `flat`."""
+    torch._foreach_copy_(views, gradients)
+    if scale != 1.0:
+        flat.mul_(scale)
+    norm: Tensor = torch.linalg.vector_norm(flat)
+    return norm
+
+
+@operation
+def scale_gradient(gradient: Tensor, factor: Tensor) -> None:
+    """Multiplies the gradient by a scalar, in place."""
+    gradient.mul_(factor)
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""All blocks of a model in one call of C give what the blocks give: values, gradients, what is dropped."""
+"""Which implementation of an operation is called, and how long those of a run are installed."""
 
 from __future__ import annotations
 
@@ -8,191 +8,89 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptkit.experiment import Experiment
-from gptkit.model import GPT
-from gptkit.model import gpt as gpt_module
-from gptkit.model.build import build_new_model
-from gptkit.native import switched, usable
-from gptkit.native.ops import multiplies_pairs
-from gptkit.plugins import registry
-
-pytestmark = pytest.mark.skipif(
-    not (usable() and multiplies_pairs()),
-    reason="no C compiler here, or a processor without dot products of bf16 pairs: blocks are torch's",
-)
-
-V = 11
-SHAPES: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "gpt2": {
-        "position": "learned",
-        "norm": "layernorm",
-        "mlp": "gelu",
-        "qk_norm": False,
-        "bias": True,
-        "init": "gpt2",
-    },
-    "swiglu": {"mlp": "swiglu", "bias": True, "position": "alibi"},
-    "gelu_tanh": {"mlp": "gelu_tanh", "norm": "layernorm", "n_head": 4, "position": "sinusoidal"},
-    "no whole panel": {"n_embd": 60, "n_head": 6, "mlp": "gelu", "bias": True, "norm": "layernorm"},
-    "one wide head": {"n_embd": 96, "n_head": 1},
-    "heads of two": {"n_embd": 16, "n_head": 8, "mlp": "gelu", "qk_norm": False},
-    "several panels": {"n_embd": 192, "n_head": 3},
-}
+from gptkit.backend import default_operations, fast_operations
+from gptkit.model import fast, ops
+from gptkit.model.ops import Implementation, operation
+from gptkit.native import unsupported, usable
 
 
-def build(**model: Any) -> GPT:
-    """A model in bf16 whose every weight counts."""
-    shape = {"context_length": 80, "n_layer": 2, "n_head": 2, "n_embd": 64, **model}
-    gpt = build_new_model(Experiment.model_validate({"model": shape}), V, seed=1)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
-    for parameter in gpt.parameters():  # and no buffer: as in training
-        parameter.data = parameter.data.bfloat16()
-    return gpt
+@operation
+def double(x: float) -> Any:
+    """The operation of these tests."""
+    return 2 * x
 
 
-def tokens(B: int, T: int) -> Tensor:
-    return torch.randint(V, (B, T), generator=torch.Generator().manual_seed(3))
+def named(name: str, *reasons: str) -> Implementation:
+    return Implementation(name, lambda x: list(reasons), lambda x: name)
 
 
-def outcome(model: GPT, ids: Tensor) -> dict[str, Tensor]:
-    """Logits, and the gradient of every parameter for a fixed random one of the logits."""
-    model.zero_grad()
-    logits = model(ids)
-    wanted = torch.empty(logits.shape).normal_(generator=torch.Generator().manual_seed(9))
-    logits.backward(wanted.to(logits.dtype))
-    gradients = {name: parameter.grad.double() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
-    return {"logits": logits.detach().double(), **gradients}
+def test_the_first_that_supports_a_call_is_called_and_else_the_body() -> None:
+    assert double(3) == 6
+    with fast.using({"double": (named("slow", "too long"), named("first"), named("second"))}):
+        assert double(3) == "first"
+    with fast.using({"double": (named("slow", "too long"),)}):
+        assert double(3) == 6
 
 
-def exact(model: GPT, ids: Tensor) -> dict[str, Tensor]:
-    """The same with torch alone in float64."""
-    twin = build_new_model(
-        Experiment.model_validate({"model": model.settings.model_dump()}), V, seed=1
-    ).double()
-    twin.load_state_dict({name: weight.double() for name, weight in model.state_dict().items()})
-    with switched(False):
-        return outcome(twin, ids)
+def test_reasons_depend_on_the_arguments() -> None:
+    small = Implementation("small", lambda x: ["x is large"] if x > 9 else [], lambda x: "small")
+    with fast.using({"double": (small,)}):
+        assert (double(9), double(10)) == ("small", 20)
 
 
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm().clamp(min=1e-9)).item()
+def test_implementations_are_installed_for_a_block_and_then_those_before_it_again() -> None:
+    one, two = {"double": (named("one"),)}, {"double": (named("two"),)}
+    assert fast.installed() is None
+    with fast.using(one):
+        with fast.using(two):
+            assert (double(3), fast.installed()) == ("two", two)
+        assert (double(3), fast.installed()) == ("one", one)
+        with fast.using({}):
+            assert double(3) == 6
+        assert double(3) == "one"
+    with pytest.raises(KeyError), fast.using(one):
+        raise KeyError
+    assert fast.installed() is None
+    assert double(3) == 6
 
 
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each forward pass was C's."""
-    calls: list[bool] = []
-    real = gpt_module.fused_blocks
-
-    def spy(*arguments: Any) -> Tensor | None:
-        out = real(*arguments)
-        calls.append(out is not None)
-        return out
-
-    monkeypatch.setattr(gpt_module, "fused_blocks", spy)
-    return calls
+def test_tables_are_combined_in_order() -> None:
+    one, two = named("one"), named("two")
+    assert fast.combined({"a": (one,), "b": (one,)}, {"b": (two,), "c": (two,)}) == {
+        "a": (one,),
+        "b": (one, two),
+        "c": (two,),
+    }
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize(("B", "T"), [(3, 37), (1, 1), (2, 80)])
-def test_values_and_gradients_are_those_of_the_blocks(name: str, B: int, T: int, fused: list[bool]) -> None:
-    model, ids = build(**SHAPES[name]), tokens(B, T)
-    ours = outcome(model, ids)
-    assert fused == [True]
-    for part, wanted in exact(model, ids).items():
-        if wanted.norm() > 1e-6:  # with one key no score matters
-            assert distance(ours[part], wanted) < 0.03, part
+def test_a_compiled_operation_is_its_body() -> None:
+    def norm(x: Tensor) -> Tensor:
+        return ops.rms_norm(x)
+
+    wrong = Implementation("wrong", lambda x: [], lambda x: x)
+    x = torch.arange(6.0).view(2, 3)
+    with fast.using({"rms_norm": (wrong,)}):
+        assert torch.equal(norm(x), x)
+        compiled = torch.compile(norm, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(compiled, norm(x))
 
 
-@pytest.mark.parametrize("position", registry.names(registry.POSITIONS))
-def test_every_positional_encoding_is_served(position: str, fused: list[bool]) -> None:
-    model, ids = build(position=position), tokens(2, 50)
-    ours = outcome(model, ids)
-    assert fused == [True]
-    for part, wanted in exact(model, ids).items():
-        assert distance(ours[part], wanted) < 0.03, part
+def test_a_run_keeps_its_implementations_where_others_would_install_the_default() -> None:
+    chosen = {"double": (named("chosen"),)}
+    with fast.using(chosen), default_operations("cpu"):
+        assert fast.installed() == chosen
+    with default_operations("cpu"):
+        assert fast.installed() == fast_operations("cpu", native=usable())
+    assert fast.installed() is None
 
 
-@pytest.mark.parametrize("dropouts", [{"dropout": 0.3}, {"dropout": 0.2, "attention_dropout": 0.5}])
-def test_the_same_is_dropped_as_by_the_blocks(
-    dropouts: dict[str, float], monkeypatch: pytest.MonkeyPatch, fused: list[bool]
-) -> None:
-    """Forward and backward: with the seed of the step the same elements, whoever computes."""
-    model, ids = build(**dropouts), tokens(3, 40)
-    torch.manual_seed(1)
-    ours = outcome(model, ids)
-    torch.manual_seed(1)
-    again = outcome(model, ids)
-    torch.manual_seed(2)
-    others = outcome(model, ids)
-    assert fused == [True] * 3
-    monkeypatch.setattr(gpt_module, "fused_blocks", lambda *arguments: None)
-    torch.manual_seed(1)
-    theirs = outcome(model, ids)
-    for part, wanted in theirs.items():
-        assert torch.equal(ours[part], again[part])
-        assert distance(ours[part], wanted) < 0.03, part
-    assert distance(ours["logits"], others["logits"]) > 0.1
+def test_there_is_nothing_but_torch_on_a_gpu() -> None:
+    assert fast_operations("cuda", native=True) == {}
 
 
-def test_nothing_is_dropped_in_evaluation(fused: list[bool]) -> None:
-    model, plain, ids = build(dropout=0.5).eval(), build(dropout=0.0), tokens(2, 20)
-    with torch.no_grad():
-        assert torch.equal(model(ids), plain(ids))
-    assert fused == [True, True]
-
-
-def test_a_bias_that_is_learned_has_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids = build(position="none"), tokens(3, 20)
-    H = model.settings.n_head
-    learned = torch.nn.Parameter(torch.empty(H, 80, 80).normal_(generator=torch.Generator().manual_seed(2)))
-
-    def bias(query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        return learned[:, query_positions][:, :, key_positions]
-
-    monkeypatch.setattr(model.position, "bias", bias)
-    outcome(model, ids)
-    ours, learned.grad = learned.grad, None
-    monkeypatch.setattr(gpt_module, "fused_blocks", lambda *arguments: None)
-    outcome(model, ids)
-    assert ours is not None
-    assert learned.grad is not None
-    assert distance(ours.double(), learned.grad.double()) < 0.03
-
-
-def test_two_threads_give_what_one_gives_and_the_same_every_time() -> None:
-    model, ids = build(bias=True, norm="layernorm"), tokens(5, 61)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = outcome(model, ids)
-        torch.set_num_threads(2)
-        two = [outcome(model, ids) for _ in range(5)]
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(one["logits"], two[0]["logits"])
-    for part, wanted in one.items():
-        assert all(torch.equal(two[0][part], other[part]) for other in two)
-        assert distance(two[0][part], wanted) < 0.01  # sums of another order
-
-
-def test_a_loss_that_is_not_finite_stays_so() -> None:
-    model, ids = build(), tokens(1, 8)
-    with torch.no_grad():
-        model.blocks[0].mlp.up.weight[3, 5] = float("nan")
-    assert not outcome(model, ids)["logits"].isfinite().any()
-
-
-@pytest.mark.parametrize(
-    "model", [{"n_embd": 33, "n_head": 11, "position": "none"}, {"n_embd": 260, "n_head": 2}]
-)
-def test_what_does_not_fit_is_left_to_the_blocks(model: dict[str, Any], fused: list[bool]) -> None:
-    gpt, ids = build(**model), tokens(2, 12)
-    ours = outcome(gpt, ids)
-    assert fused == [False]
-    for part, wanted in exact(gpt, ids).items():
-        assert distance(ours[part], wanted) < 0.03, part
+def test_without_c_every_operation_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTKIT_NATIVE", "0")
+    reasons = unsupported()
+    assert {"rms_norm", "attend", "Blocks", "decoder_for"} <= reasons.keys()
+    assert all(found == ["GPTKIT_NATIVE=0"] for found in reasons.values())
+    assert fast_operations("cpu", native=True) == fast.CPU

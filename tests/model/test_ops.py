@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptkit.model import ops as kernels
+from gptkit.model import ops
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -37,23 +37,23 @@ def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor,
 def test_rms_norm_divides_by_the_root_mean_square(size: float) -> None:
     x = size * random(3, 5, 16)
     wanted = plain_rms_norm(x.double()).float()
-    torch.testing.assert_close(kernels.rms_norm(x.requires_grad_()), wanted)
+    torch.testing.assert_close(ops.rms_norm(x.requires_grad_()), wanted)
     with torch.no_grad():
-        torch.testing.assert_close(kernels.rms_norm(x), wanted)
+        torch.testing.assert_close(ops.rms_norm(x), wanted)
 
 
 def test_rms_norm_has_the_gradient_of_its_formula() -> None:
     """Numerically in float64, and against autograd; near 0, where the guard against it counts, too."""
     for x in (random(2, 3, 7).double(), 1e-3 * random(4, 7).double(), torch.zeros(2, 7).double()):
         if x.any():
-            assert torch.autograd.gradcheck(kernels.rms_norm, x.clone().requires_grad_(), eps=1e-8, atol=1e-4)
-        for ours, wanted in zip(gradients(kernels.rms_norm, x), gradients(plain_rms_norm, x), strict=True):
+            assert torch.autograd.gradcheck(ops.rms_norm, x.clone().requires_grad_(), eps=1e-8, atol=1e-4)
+        for ours, wanted in zip(gradients(ops.rms_norm, x), gradients(plain_rms_norm, x), strict=True):
             torch.testing.assert_close(ours, wanted)
 
 
 def test_rms_norm_in_bf16_is_right_to_its_last_bits() -> None:
     x = random(4, 6, 256, dtype=torch.bfloat16)
-    ours = gradients(kernels.rms_norm, x)
+    ours = gradients(ops.rms_norm, x)
     wanted = gradients(plain_rms_norm, x.double())
     for rough, exact in zip(ours, wanted, strict=True):
         assert rough.dtype == torch.bfloat16
@@ -74,37 +74,37 @@ def causal_mask(T: int, heads: int, spread: float = 1.0) -> Tensor:
 @pytest.mark.parametrize("T", LENGTHS)
 def test_attention_is_that_of_torch(T: int) -> None:
     inputs = attention_inputs(T)
-    ours = gradients(lambda q, k, v: kernels.attend(q, k, v, None, 0.0), *inputs)
+    ours = gradients(lambda q, k, v: ops.attend(q, k, v, None, 0.0), *inputs)
     wanted = gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), *inputs)
     for mine, theirs in zip(ours, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(kernels.attend(*inputs, None, 0.0), wanted[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ops.attend(*inputs, None, 0.0), wanted[0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("T", LENGTHS)
 def test_attention_with_a_mask_is_that_of_torch(T: int, heads: int) -> None:
     inputs, mask = attention_inputs(T), causal_mask(T, heads)
-    ours = gradients(lambda q, k, v: kernels.attend(q, k, v, mask, 0.0), *inputs)
+    ours = gradients(lambda q, k, v: ops.attend(q, k, v, mask, 0.0), *inputs)
     wanted = gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask), *inputs)
     for mine, theirs in zip(ours, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(kernels.attend(*inputs, mask, 0.0), wanted[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ops.attend(*inputs, mask, 0.0), wanted[0], atol=1e-5, rtol=1e-4)
 
 
 def test_attention_over_more_keys_than_are_kept_is_that_of_torch() -> None:
     q, k, v = (random(1, 1, 1100, 4, seed=seed) for seed in range(3))
     plain = (q @ k.mT / 2).masked_fill(torch.ones(1100, 1100, dtype=torch.bool).triu(1), float("-inf"))
-    ours = kernels.attend(q.requires_grad_(), k, v, None, 0.0)
+    ours = ops.attend(q.requires_grad_(), k, v, None, 0.0)
     torch.testing.assert_close(ours, plain.softmax(-1) @ v, atol=1e-5, rtol=1e-4)
 
 
 def test_a_single_query_sees_every_key() -> None:
     q, k, v = attention_inputs(20)
-    last = kernels.attend(q[:, :, -1:], k, v, None, 0.0)
-    torch.testing.assert_close(last, kernels.attend(q, k, v, None, 0.0)[:, :, -1:], atol=1e-5, rtol=1e-4)
+    last = ops.attend(q[:, :, -1:], k, v, None, 0.0)
+    torch.testing.assert_close(last, ops.attend(q, k, v, None, 0.0)[:, :, -1:], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [0, 3])
@@ -117,9 +117,9 @@ def test_attention_in_bf16_is_near_that_in_float64(T: int, heads: int) -> None:
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=exact_mask),
         *(x.double() for x in inputs),
     )
-    ours = gradients(lambda q, k, v: kernels.attend(q, k, v, mask, 0.0), *inputs)
+    ours = gradients(lambda q, k, v: ops.attend(q, k, v, mask, 0.0), *inputs)
     with torch.no_grad():
-        read = kernels.attend(*inputs, mask, 0.0)
+        read = ops.attend(*inputs, mask, 0.0)
     for rough, exact in zip((*ours, read), (*wanted, wanted[0]), strict=True):
         assert rough.dtype == torch.bfloat16
         assert (rough.double() - exact).std() < 0.02 * exact.std()
@@ -132,7 +132,7 @@ def test_dropout_drops_its_share_and_scales_the_rest(p: float, dtype: torch.dtyp
     torch.manual_seed(1)
     x = torch.ones(300, 333, dtype=dtype)
     with torch.set_grad_enabled(grad):
-        out = kernels.dropout(x, p, training=True)
+        out = ops.dropout(x, p, training=True)
     assert out.dtype == dtype
     zeros = (out == 0).double().mean().item()
     assert abs(zeros - p) < 5 * math.sqrt(p * (1 - p) / x.numel())
@@ -145,22 +145,22 @@ def test_dropout_drops_its_share_and_scales_the_rest(p: float, dtype: torch.dtyp
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_dropout_does_nothing_when_it_has_nothing_to_do(p: float) -> None:
     x = random(5, 7)
-    assert torch.equal(kernels.dropout(x, p, training=p == 0.0), x)
+    assert torch.equal(ops.dropout(x, p, training=p == 0.0), x)
 
 
 @pytest.mark.parametrize("p", [1e-9, 1 - 1e-9])
 def test_dropout_at_the_ends_of_its_range_drops_nothing_or_nearly_all(p: float) -> None:
     torch.manual_seed(1)
-    kept = (kernels.dropout(torch.ones(10_001), p, training=True) != 0).double().mean()
+    kept = (ops.dropout(torch.ones(10_001), p, training=True) != 0).double().mean()
     assert abs(kept - (1 - p)) < 0.001
 
 
 def test_dropout_follows_from_the_seed() -> None:
     x = torch.ones(10, 11)
     torch.manual_seed(1)
-    first, second = (kernels.dropout(x, 0.5, training=True) for _ in range(2))
+    first, second = (ops.dropout(x, 0.5, training=True) for _ in range(2))
     torch.manual_seed(1)
-    again = kernels.dropout(x, 0.5, training=True)
+    again = ops.dropout(x, 0.5, training=True)
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
 
@@ -168,7 +168,7 @@ def test_dropout_follows_from_the_seed() -> None:
 def test_dropout_lets_the_gradient_through_where_it_let_the_value_through() -> None:
     torch.manual_seed(1)
     x = random(20, 30).requires_grad_()
-    out = kernels.dropout(x, 0.4, training=True)
+    out = ops.dropout(x, 0.4, training=True)
     (gradient,) = torch.autograd.grad(out.sum(), x)
     torch.testing.assert_close(gradient * x, out)
     assert 0 < (gradient == 0).sum() < gradient.numel()
@@ -179,8 +179,8 @@ def test_dropout_of_attention_leaves_its_mean_and_the_past(T: int) -> None:
     """Over many draws it is what it is without; no draw lets a key ahead in."""
     q, k, v = (random(1, 1, T, 4, seed=seed).requires_grad_() for seed in range(3))
     torch.manual_seed(1)
-    many = kernels.attend(*(x.expand(2, 600, T, 4) for x in (q, k, v)), None, 0.3).flatten(0, 1)
-    wanted = kernels.attend(q, k, v, None, 0.0)[0, 0]
+    many = ops.attend(*(x.expand(2, 600, T, 4) for x in (q, k, v)), None, 0.3).flatten(0, 1)
+    wanted = ops.attend(q, k, v, None, 0.0)[0, 0]
     error = many.std(0) / math.sqrt(1200)
     assert (error > 0).all()
     assert ((many.mean(0) - wanted).abs() / error).max() < 5.5  # of up to 800 numbers

@@ -13,11 +13,10 @@ from hypothesis import settings as running
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptkit.model import ops as kernels
-from gptkit.native import attention as native
-from gptkit.native import usable
+from gptkit.model import ops
+from gptkit.native import ops as native
 
-pytestmark = pytest.mark.skipif(not usable(), reason="no C compiler here: there is only torch's way to test")
+pytestmark = pytest.mark.usefixtures("native_operations")
 
 DTYPES = [torch.float32, torch.bfloat16]
 LAYOUTS = ["heads", "together", "time first", "every second", "one for all"]
@@ -140,7 +139,7 @@ def test_attention_of_any_shape(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_of_nothing_is_nothing(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     leaves = [torch.empty(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
-    out = kernels.attend(*leaves, None, 0.0)
+    out = ops.attend(*leaves, None, 0.0)
     assert out.shape == shape
     assert all(x.shape == shape for x in torch.autograd.grad(out, leaves, torch.empty_like(out)))
 
@@ -148,7 +147,7 @@ def test_attention_of_nothing_is_nothing(shape: tuple[int, ...], dtype: torch.dt
 def test_heads_that_are_too_large_for_c_are_torchs() -> None:
     q, k, v = (random(1, 2, 9, native.LARGEST_HEAD + 1, seed=seed) for seed in range(3))
     near(
-        kernels.attend(q, k, v, None, 0.0),
+        ops.attend(q, k, v, None, 0.0),
         exact_attention(*map(Tensor.double, (q, k, v)), None, None),
         q.dtype,
     )
@@ -159,7 +158,7 @@ def test_a_mask_of_another_dtype_is_not_read_as_fp32(dtype: torch.dtype) -> None
     q, k, v = (random(1, 2, 20, 8, seed=seed) for seed in range(3))
     ahead = torch.ones(20, 20, dtype=torch.bool).triu(1)
     mask = random(2, 20, 20, seed=4).masked_fill(ahead, -math.inf).to(dtype).requires_grad_()
-    out = kernels.attend(q, k, v, mask, 0.0)
+    out = ops.attend(q, k, v, mask, 0.0)
     near(out, exact_attention(*map(Tensor.double, (q, k, v)), mask.double(), None), torch.float32)
     (gradient,) = torch.autograd.grad(out.sum(), mask)
     assert gradient.dtype == dtype
@@ -259,7 +258,7 @@ def off_zero(x: Tensor) -> Tensor:
 
 
 def exact_rms_norm(x: Tensor) -> Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + kernels.RMS_EPS).sqrt()
+    return x / (x.square().mean(-1, keepdim=True) + ops.RMS_EPS).sqrt()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -271,10 +270,10 @@ def test_heads_have_the_gradient_of_all_three(
     """With a norm between them and attention their gradients come one by one; else together."""
     qkv = off_zero(random(B, T, 3 * H * D, dtype=dtype)).requires_grad_()
     exact = qkv.detach().double().requires_grad_()
-    q, k, v = kernels.split_heads(qkv, H)
+    q, k, v = ops.split_heads(qkv, H)
     exact_q, exact_k, exact_v = exact.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4).unbind()
     if between:
-        q, k = kernels.rms_norm(q), kernels.rms_norm(k)
+        q, k = ops.rms_norm(q), ops.rms_norm(k)
         exact_q, exact_k = exact_rms_norm(exact_q), exact_rms_norm(exact_k)
     out = native.Attention.apply(q, k, v, None, 0.0)
     wanted = exact_attention(exact_q, exact_k, exact_v, None, None)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from gptkit.backend import default_operations
 from gptkit.experiment import AdamWSettings, Experiment, MuonSettings, ScheduleSettings
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
-from gptkit.training import optim
 from gptkit.training.optim import Optimizer, flatten_parameters, orthogonalise
 from gptkit.training.parameters import FlatParameters, clip_factor
 from gptkit.training.schedule import learning_rate_factor
@@ -56,22 +57,28 @@ def split(named: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+@pytest.fixture
+def rounding(exact: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Exact: in torch, without bf16. Else with the operations of this machine, in C where it can."""
+    if exact:
+        monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
+        yield
+    else:
+        with default_operations("cpu"):
+            yield
+
+
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("mlp", ["relu2", "swiglu"])
 @BOTH
 def test_updates_are_those_of_torch(
-    settings: AdamWSettings | MuonSettings, mlp: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+    settings: AdamWSettings | MuonSettings, mlp: str, exact: bool, rounding: None
 ) -> None:
     """Parameter by parameter, with torch.optim.AdamW and torch.optim.Muon, over several steps.
 
     Muon computes in bf16, and ours rounds at other places than torch's; where both are kept from rounding,
     they have to agree closely.
     """
-    if (
-        exact
-    ):  # in C there is no keeping from it; tests/test_native_optimizer.py holds that beside torch's way
-        monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
-        monkeypatch.setattr(optim, "multiplies_pairs", lambda: False)
     weights = flatten_parameters(tiny(mlp=mlp), torch.float32, settings)
     optimizer = Optimizer(weights, settings)
     cut = split if isinstance(settings, MuonSettings) else dict

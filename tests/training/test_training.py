@@ -17,7 +17,7 @@ import torch
 import gptkit
 from gptkit import events
 from gptkit.errors import DataError, DivergedError, ExperimentError
-from gptkit.native import build_key, switched, usable
+from gptkit.native import build_key, usable
 from gptkit.runs import Run
 from gptkit.training.session import RunContext
 from gptkit.training.start import resume_run, train_run
@@ -59,9 +59,12 @@ needs_native = pytest.mark.skipif(
 
 
 @needs_native
-def test_a_run_without_c_goes_on_without_it_exactly(around: RunContext) -> None:
+def test_a_run_without_c_goes_on_without_it_exactly(
+    around: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Although there is a compiler now: what the run began with, it ends with."""
-    with switched(False):
+    with monkeypatch.context() as patched:
+        patched.setenv("GPTKIT_NATIVE", "0")
         straight = train_run(experiment(), around).run
         stopped = train_run(experiment(), around, stop_at=5).run
     assert stopped.record()["environment"]["native"] == ""
@@ -71,11 +74,14 @@ def test_a_run_without_c_goes_on_without_it_exactly(around: RunContext) -> None:
 
 
 @needs_native
-def test_a_run_with_c_says_so_and_goes_on_where_there_is_none(around: RunContext) -> None:
+def test_a_run_with_c_says_so_and_goes_on_where_there_is_none(
+    around: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopped = train_run(experiment(), around, stop_at=5).run
     was = stopped.record()["environment"]["native"]
     assert was == build_key() != ""
-    with switched(False):
+    with monkeypatch.context() as patched:
+        patched.setenv("GPTKIT_NATIVE", "0")
         assert differences(stopped, around, stop_at=7) == (f"native {was} -> ",)
     environment = {**stopped.record()["environment"], "native": "of another compiler"}
     write_record(stopped, {**stopped.record(), "environment": environment})

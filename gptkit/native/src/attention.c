@@ -1,14 +1,14 @@
-/* Causal attention, forward and backward, one head of one sequence at a time in the memory of one processor.
+/* Causal attention, forward and backward, one head of one sequence at a time in the cache of one processor.
  *
- * Scores are never written out whole: a block of queries takes what lies behind it, and the backward pass
- * computes the scores again from q, k and the logarithm of their sum (Dao et al. 2022). Products are in tiles
- * that stay in registers. Keys ahead of a block are not touched.
+ * The scores of all queries are never stored: a block of queries attends to the keys up to its end, and the backward
+ * pass recomputes the scores from q, k and the log of the sum of exp (Dao et al. 2022). Products are in tiles that
+ * stay in registers. Keys after a block are not read.
  */
 #include "attention_bf16.h"
 #include "operations.h"
 
-/* Whether this processor multiplies pairs of bf16 numbers: then there are whole blocks, and Muon */
-EXPORT int has_pairs(void) { return HAS_BF16_PRODUCTS; }
+/* Whether this processor has dot products of bf16 pairs, which block.c and muon.c need */
+EXPORT int has_bf16_products(void) { return HAS_BF16_PRODUCTS; }
 
 static int64_t padded_length(int64_t T) { return (T + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
 
@@ -25,14 +25,14 @@ static Head head_of(const Attention *s, int64_t row, const void *q, const void *
   };
 }
 
-/* All heads, shared out among the threads. `back` for gradients; dbias_size numbers of each thread's dbias. */
-static int run(const Attention *s, const void *q, const void *k, const void *v, const float *bias, float *lse,
+/* All heads, distributed over threads: gradients if dout is not NULL. dbias_size: elements of each thread's dbias */
+static int attend_heads(const Attention *s, const void *q, const void *k, const void *v, const float *bias, float *lse,
                void *out, const void *dout, const int64_t *dout_strides, void *dq, void *dk, void *dv,
                const int64_t *grad, float *dbias, int64_t dbias_size) {
-  int64_t Tp = padded_length(s->T), Dp = padded_width(s->D), size = room_size(Tp, Dp, dout != NULL);
+  int64_t Tp = padded_length(s->T), Dp = padded_width(s->D), size = fp32_workspace_size(Tp, Dp, dout != NULL);
 #if HAS_BF16_PRODUCTS
-  int words = in_words(s, dout ? dout_strides[2] : 0);
-  if (words) size = words_size(Tp, Dp);
+  int use_pairs = rows_are_pairs(s, dout ? dout_strides[2] : 0);
+  if (use_pairs) size = bf16_workspace_size(Tp, Dp);
 #endif
   int threads = (int)MIN(s->threads, s->B * s->H);
   float *memory = aligned_alloc(64, (size_t)((threads * size + LANES - 1) / LANES * LANES) * sizeof(float));
@@ -40,7 +40,7 @@ static int run(const Attention *s, const void *q, const void *k, const void *v, 
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < s->B * s->H; row++) {
     int64_t b = row / s->H, h = row % s->H;
-    float *room = memory + THREAD * size;
+    float *workspace = memory + THREAD * size;
     Head head = head_of(s, row, q, k, v, bias, lse);
     head.out = head.to = at_(out, b * s->out[0] + h * s->out[1], s->bf16);
     if (dout) {
@@ -52,8 +52,8 @@ static int run(const Attention *s, const void *q, const void *k, const void *v, 
       head.dbias = dbias ? dbias + THREAD * dbias_size + h * s->bias_head : NULL;
     }
 #if HAS_BF16_PRODUCTS
-    if (words) {
-      Words w = words_in(room, Tp, Dp);
+    if (use_pairs) {
+      Bf16Workspace w = bf16_workspace(workspace, Tp, Dp);
       if (dout)
         backward_bf16(s, &head, &w);
       else
@@ -61,7 +61,7 @@ static int run(const Attention *s, const void *q, const void *k, const void *v, 
       continue;
     }
 #endif
-    Room r = room_in(room, Tp, Dp, dout != NULL);
+    Fp32Workspace r = fp32_workspace(workspace, Tp, Dp, dout != NULL);
     if (dout)
       backward_fp32(s, &head, &r);
     else
@@ -71,18 +71,18 @@ static int run(const Attention *s, const void *q, const void *k, const void *v, 
   return 0;
 }
 
-/* q, k, v (B, H, T, D) -> out; lse (B, H, T). bias, if any, (H or 1, T, T) fp32. Returns 0, or 1 where memory is
- * not to be had. */
+/* q, k, v (B, H, T, D) -> out; lse (B, H, T): log of the sum of exp. bias (H or 1, T, T) fp32, or NULL. Returns 0,
+ * or 1 if memory cannot be allocated. */
 EXPORT int attention_forward(const Attention *s, const void *q, const void *k, const void *v, const float *bias,
                              void *out, float *lse) {
-  return run(s, q, k, v, bias, lse, out, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0);
+  return attend_heads(s, q, k, v, bias, lse, out, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0);
 }
 
-/* Gradients of the above: dq, dk, dv with strides `grad` of (B, H, T) each; dbias, if asked for,
- * (threads, H or 1, T, T), zeroed, takes each thread's sums. */
+/* Gradients: dq, dk, dv with strides `grad` of (B, H, T) each. dbias (threads, H or 1, T, T), zeroed, or NULL: each
+ * thread adds to its own. */
 EXPORT int attention_backward(const Attention *s, const void *q, const void *k, const void *v,
                               const float *bias, void *out, const void *dout, const int64_t *dout_strides,
                               float *lse, void *dq, void *dk, void *dv, const int64_t *grad, float *dbias,
                               int64_t dbias_size) {
-  return run(s, q, k, v, bias, lse, out, dout, dout_strides, dq, dk, dv, grad, dbias, dbias_size);
+  return attend_heads(s, q, k, v, bias, lse, out, dout, dout_strides, dq, dk, dv, grad, dbias, dbias_size);
 }

@@ -1,4 +1,4 @@
-/* Attention of one head in fp32, whatever its tensors are. */
+/* Attention of one head in fp32 arithmetic, for tensors in fp32 or bf16. */
 #ifndef GPTKIT_ATTENTION_FP32_H
 #define GPTKIT_ATTENTION_FP32_H
 
@@ -15,18 +15,18 @@ INLINE void scores_of(int64_t rows, int64_t D, const float *q, int64_t ldq, cons
   }
 }
 
-/* What one thread works with: rows padded to whole vectors, sequences to whole tiles */
+/* Workspace of one thread: rows padded to whole vectors, sequences to whole tiles */
 typedef struct {
   int64_t T, D; /* padded */
   float *q, *k, *kt, *v, *vt, *dout, *dk, *dv, *p, *ds, *tile;
-} Room;
+} Fp32Workspace;
 
-static int64_t room_size(int64_t T, int64_t D, int back) {
+static int64_t fp32_workspace_size(int64_t T, int64_t D, int back) {
   return back ? 8 * T * D + 2 * QUERIES * T + QUERIES * D : 4 * T * D + QUERIES * T + QUERIES * D;
 }
 
-static Room room_in(float *memory, int64_t T, int64_t D, int back) {
-  Room r = {.T = T, .D = D};
+static Fp32Workspace fp32_workspace(float *memory, int64_t T, int64_t D, int back) {
+  Fp32Workspace r = {.T = T, .D = D};
   float **all[] = {&r.q, &r.kt, &r.v, &r.k, &r.vt, &r.dout, &r.dk, &r.dv};
   for (int i = 0; i < (back ? 8 : 4); i++, memory += T * D) *all[i] = memory;
   r.p = memory, memory += QUERIES * T;
@@ -36,7 +36,7 @@ static Room room_in(float *memory, int64_t T, int64_t D, int back) {
 }
 
 /* Rows of a tensor as fp32, padded with zeros to (Tp, Dp) */
-static void fetch(const void *x, int64_t stride, int64_t T, int64_t D, float *to, int64_t Tp, int64_t Dp,
+static void load_rows(const void *x, int64_t stride, int64_t T, int64_t D, float *to, int64_t Tp, int64_t Dp,
                   int bf16) {
   for (int64_t t = 0; t < T; t++)
     for (int64_t d = 0; d < Dp; d += LANES) {
@@ -52,15 +52,15 @@ static void transpose(const float *x, int64_t Tp, int64_t Dp, float *to) {
       for (int i = 0; i < LANES; i++) to[d * Tp + t + i] = x[(t + i) * Dp + d];
 }
 
-/* And back, times scale */
-static void give(const float *x, int64_t Dp, int64_t T, int64_t D, void *to, int64_t stride, float scale,
+/* Stores padded rows x (T, Dp), times scale, in a tensor */
+static void store_rows(const float *x, int64_t Dp, int64_t T, int64_t D, void *to, int64_t stride, float scale,
                  int bf16) {
   for (int64_t t = 0; t < T; t++)
     for (int64_t d = 0; d < D; d += LANES)
       store_upto(at_(to, t * stride, bf16), d, D, load(x + t * Dp, d, 0) * scale, bf16);
 }
 
-/* D as it is padded: a width that there is a product of */
+/* D padded to a width that BY_WIDTH has */
 static int64_t padded_width(int64_t D) {
   int64_t n = (D + LANES - 1) / LANES;
   return (n == 5 || n == 7 ? n + 1 : n) * LANES;
@@ -71,20 +71,20 @@ static void product_by_width(int64_t Dp, int64_t rows, int64_t K, const float *a
   BY_WIDTH(Dp / LANES, product, rows, K, a, am, ak, b, Dp, c, Dp, add)
 }
 
-/* q, k and v, and k with its keys side by side */
-static void fetch_head(const Attention *s, const Head *h, const Room *r) {
-  fetch(h->q, s->q[2], s->T, s->D, r->q, r->T, r->D, s->bf16);
-  fetch(h->k, s->k[2], s->T, s->D, r->k, r->T, r->D, s->bf16);
-  fetch(h->v, s->v[2], s->T, s->D, r->v, r->T, r->D, s->bf16);
+/* Loads q, k, v and the transpose of k */
+static void load_head(const Attention *s, const Head *h, const Fp32Workspace *r) {
+  load_rows(h->q, s->q[2], s->T, s->D, r->q, r->T, r->D, s->bf16);
+  load_rows(h->k, s->k[2], s->T, s->D, r->k, r->T, r->D, s->bf16);
+  load_rows(h->v, s->v[2], s->T, s->D, r->v, r->T, r->D, s->bf16);
   transpose(r->k, r->T, r->D, r->kt);
 }
 
-static void forward_fp32(const Attention *s, const Head *h, const Room *r) {
+static void forward_fp32(const Attention *s, const Head *h, const Fp32Workspace *r) {
   int64_t T = s->T, Tp = r->T, D = s->D, Dp = r->D;
   int bf16 = s->bf16;
-  fetch_head(s, h, r);
+  load_head(s, h, r);
   float scale = 1.0f / sqrtf((float)D);
-  uint32_t threshold = threshold_of(s->dropout);
+  uint32_t threshold = dropout_threshold(s->dropout);
   for (int64_t start = 0; start < T; start += QUERIES) {
     int64_t rows = MIN(QUERIES, T - start);
     float inverse[QUERIES];
@@ -107,17 +107,17 @@ static void forward_fp32(const Attention *s, const Head *h, const Room *r) {
   }
 }
 
-/* With ds = share (dp - delta), the gradient of the scaled scores: dq = scale ds k, dk = scale ds' q. */
-static void backward_fp32(const Attention *s, const Head *h, const Room *r) {
+/* With ds = weight (dp - delta), the gradient of the scaled scores: dq = scale ds k, dk = scale ds' q. */
+static void backward_fp32(const Attention *s, const Head *h, const Fp32Workspace *r) {
   int64_t T = s->T, Tp = r->T, D = s->D, Dp = r->D;
   int bf16 = s->bf16;
-  fetch_head(s, h, r);
-  fetch(h->dout, h->dout_stride, T, D, r->dout, Tp, Dp, bf16);
+  load_head(s, h, r);
+  load_rows(h->dout, h->dout_stride, T, D, r->dout, Tp, Dp, bf16);
   transpose(r->v, Tp, Dp, r->vt);
   memset(r->dk, 0, (size_t)(Tp * Dp) * sizeof(float));
   memset(r->dv, 0, (size_t)(Tp * Dp) * sizeof(float));
   float scale = 1.0f / sqrtf((float)D);
-  uint32_t threshold = threshold_of(s->dropout);
+  uint32_t threshold = dropout_threshold(s->dropout);
   for (int64_t start = 0; start < T; start += QUERIES) {
     int64_t rows = MIN(QUERIES, T - start), keys = start + rows;
     for (int64_t sub = 0; sub < rows; sub += TILE) {
@@ -130,9 +130,9 @@ static void backward_fp32(const Attention *s, const Head *h, const Room *r) {
       Query query = query_of(s, h, start + i, bf16);
       int64_t j = 0;
       for (; j <= start + i; j += LANES) {
-        vec change;
-        store(p, j, share_of(s, h, &query, load(p, j, 0), load(ds, j, 0), j, scale, threshold, &change), 0);
-        store(ds, j, change, 0);
+        vec dscore;
+        store(p, j, attention_weights(s, h, &query, load(p, j, 0), load(ds, j, 0), j, scale, threshold, &dscore), 0);
+        store(ds, j, dscore, 0);
       }
       for (; j < keys; j += LANES) store(p, j, splat(0), 0), store(ds, j, splat(0), 0);
     }
@@ -142,10 +142,10 @@ static void backward_fp32(const Attention *s, const Head *h, const Room *r) {
     }
     product_by_width(Dp, keys, rows, r->ds, 1, Tp, r->q + start * Dp, r->dk, 1);
     product_by_width(Dp, keys, rows, r->p, 1, Tp, r->dout + start * Dp, r->dv, 1);
-    give(r->tile, Dp, rows, D, at_(h->dq, start * h->grad_stride, bf16), h->grad_stride, scale, bf16);
+    store_rows(r->tile, Dp, rows, D, at_(h->dq, start * h->grad_stride, bf16), h->grad_stride, scale, bf16);
   }
-  give(r->dk, Dp, T, D, h->dk, h->grad_stride, scale, bf16);
-  give(r->dv, Dp, T, D, h->dv, h->grad_stride, 1, bf16);
+  store_rows(r->dk, Dp, T, D, h->dk, h->grad_stride, scale, bf16);
+  store_rows(r->dv, Dp, T, D, h->dv, h->grad_stride, 1, bf16);
 }
 
 #endif

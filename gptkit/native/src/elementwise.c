@@ -1,31 +1,31 @@
-/* What happens to each number, or each row of numbers, for itself: norms, non-linearities, dropout, loss. */
+/* Operations on each element or each row: norms, rotation, activations, dropout, loss. */
 #include "nonlinear.h"
 #include "norm.h"
 #include "operations.h"
 
-enum { CHUNK = 4096 }; /* elements that a thread takes at a time; a row of the dropout's keys */
+enum { CHUNK = 4096 }; /* elements per work item of a thread, and per row of the dropout keys */
 
 /* ---- norms ---------------------------------------------------------------------------------------------- */
 
-INLINE void norm_row_back(const void *x, const void *gain, const void *dy, void *dx, const float *stats,
-                          const void *add, float *dgain, float *dbias, int64_t C, int centre, int bf16) {
-  float there[LONGEST_ROW], change[LONGEST_ROW];
+INLINE void norm_row_back(const void *x, const void *weight, const void *dy, void *dx, const float *stats,
+                          const void *add, float *dweight, float *dbias, int64_t C, int centered, int bf16) {
+  float normalized[LONGEST_ROW], dnormalized[LONGEST_ROW];
   float mean = stats[0], rstd = stats[1];
   vec along[2] = {{0}, {0}}, common[2] = {{0}, {0}};
   int which = 0;
   for (int64_t i = 0; i < C; i += LANES, which ^= 1) {
     vec t = (load_upto(x, i, C, bf16) - mean) * rstd;
     vec g = load_upto(dy, i, C, bf16);
-    if (dgain) store(dgain, i, load(dgain, i, 0) + g * t, 0);
+    if (dweight) store(dweight, i, load(dweight, i, 0) + g * t, 0);
     if (dbias) store(dbias, i, load(dbias, i, 0) + g, 0);
-    if (gain) g *= load_upto(gain, i, C, bf16);
-    along[which] += g * t; /* from C on g is 0 */
+    if (weight) g *= load_upto(weight, i, C, bf16);
+    along[which] += g * t; /* g is 0 from C on */
     common[which] += g;
-    store(there, i, t, 0), store(change, i, g, 0);
+    store(normalized, i, t, 0), store(dnormalized, i, g, 0);
   }
-  float a = sum_of(along[0] + along[1]) / C, b = centre ? sum_of(common[0] + common[1]) / C : 0.0f;
+  float a = sum_of(along[0] + along[1]) / C, b = centered ? sum_of(common[0] + common[1]) / C : 0.0f;
   for (int64_t i = 0; i < C; i += LANES) {
-    vec out = rstd * (load(change, i, 0) - b - load(there, i, 0) * a);
+    vec out = rstd * (load(dnormalized, i, 0) - b - load(normalized, i, 0) * a);
     if (add) out += load_upto(add, i, C, bf16);
     store_upto(dx, i, C, out, bf16);
   }
@@ -37,9 +37,9 @@ INLINE int64_t offset(const int64_t strides[3], const Rows *n, int64_t row) {
          row % n->inner * strides[2];
 }
 
-/* Rows of x lie as (outer, middle, inner) with strides; y is contiguous. stats (rows, 2) takes mean and rstd. */
-EXPORT void norm_forward(const void *x, const int64_t *strides, const Rows *n, const void *gain,
-                         const void *bias, void *y, float *stats, float eps, int centre, int bf16,
+/* Rows of x are (outer, middle, inner) with strides; y is contiguous. stats (rows, 2): mean and rstd of each row. */
+EXPORT void norm_forward(const void *x, const int64_t *strides, const Rows *n, const void *weight,
+                         const void *bias, void *y, float *stats, float eps, int centered, int bf16,
                          int threads) {
   int64_t rows = n->outer * n->middle * n->inner, C = n->C;
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * C > CHUNK)
@@ -47,43 +47,43 @@ EXPORT void norm_forward(const void *x, const int64_t *strides, const Rows *n, c
     const void *from = at(x, offset(strides, n, row), bf16);
     void *to = at_(y, row * C, bf16);
     if (bf16)
-      norm_row(from, gain, bias, to, stats + 2 * row, C, eps, centre, 1);
+      norm_row(from, weight, bias, to, stats + 2 * row, C, eps, centered, 1);
     else
-      norm_row(from, gain, bias, to, stats + 2 * row, C, eps, centre, 0);
+      norm_row(from, weight, bias, to, stats + 2 * row, C, eps, centered, 0);
   }
 }
 
-/* dx may be dy; `add`, laid out as dx, is added to it. dgain and dbias (C), where the norm has them, are in the
- * dtype of x. Returns 0, or 1 where memory is not to be had. */
+/* dx may be dy; `add`, with the layout of dx, is added to it, unless it is NULL. dweight and dbias (C) are in the
+ * dtype of x; NULL where the norm has no such parameter. Returns 0, or 1 if memory cannot be allocated. */
 EXPORT int norm_backward(const void *x, const int64_t *strides, const void *dy, const int64_t *dy_strides,
-                         const Rows *n, const void *gain, const float *stats, const void *add, void *dx,
-                         const int64_t *dx_strides, void *dgain, void *dbias, int centre, int bf16,
+                         const Rows *n, const void *weight, const float *stats, const void *add, void *dx,
+                         const int64_t *dx_strides, void *dweight, void *dbias, int centered, int bf16,
                          int threads) {
   int64_t rows = n->outer * n->middle * n->inner, C = n->C, padded = (C + LANES - 1) / LANES * LANES;
-  float *sums = dgain ? calloc((size_t)(threads * 2 * padded), sizeof(float)) : NULL; /* of each thread */
-  if (dgain && !sums) return 1;
+  float *sums = dweight ? calloc((size_t)(threads * 2 * padded), sizeof(float)) : NULL; /* one per thread */
+  if (dweight && !sums) return 1;
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * C > CHUNK)
   for (int64_t row = 0; row < rows; row++) {
     const void *from = at(x, offset(strides, n, row), bf16);
     const void *gradient = at(dy, offset(dy_strides, n, row), bf16);
-    float *to_gain = dgain ? sums + 2 * padded * THREAD : NULL;
-    float *to_bias = dbias ? to_gain + padded : NULL;
+    float *to_weight = dweight ? sums + 2 * padded * THREAD : NULL;
+    float *to_bias = dbias ? to_weight + padded : NULL;
     int64_t place = offset(dx_strides, n, row);
     const void *more = add ? at(add, place, bf16) : NULL;
     void *to = at_(dx, place, bf16);
     if (bf16)
-      norm_row_back(from, gain, gradient, to, stats + 2 * row, more, to_gain, to_bias, C, centre, 1);
+      norm_row_back(from, weight, gradient, to, stats + 2 * row, more, to_weight, to_bias, C, centered, 1);
     else
-      norm_row_back(from, gain, gradient, to, stats + 2 * row, more, to_gain, to_bias, C, centre, 0);
+      norm_row_back(from, weight, gradient, to, stats + 2 * row, more, to_weight, to_bias, C, centered, 0);
   }
-  for (int64_t i = 0; dgain && i < C; i += LANES) {
-    vec gains = {0}, shifts = {0};
+  for (int64_t i = 0; dweight && i < C; i += LANES) {
+    vec dweights = {0}, dbiases = {0};
     for (int64_t thread = 0; thread < threads; thread++) {
-      gains += load(sums + thread * 2 * padded, i, 0);
-      shifts += load(sums + thread * 2 * padded + padded, i, 0);
+      dweights += load(sums + thread * 2 * padded, i, 0);
+      dbiases += load(sums + thread * 2 * padded + padded, i, 0);
     }
-    store_upto(dgain, i, C, gains, bf16);
-    if (dbias) store_upto(dbias, i, C, shifts, bf16);
+    store_upto(dweight, i, C, dweights, bf16);
+    if (dbias) store_upto(dbias, i, C, dbiases, bf16);
   }
   free(sums);
   return 0;
@@ -92,11 +92,11 @@ EXPORT int norm_backward(const void *x, const int64_t *strides, const void *dy, 
 /* ---- rotation (RoPE) ------------------------------------------------------------------------------------ */
 
 /* y = x (cos, cos) + (second half, first half of x) (-sin, sin): x and y (outer, middle, inner, D) with strides,
- * which may be one, tables (inner, D) fp32. `back` turns the other way, which is the gradient. */
+ * and may be the same; tables (inner, D) fp32. `inverse` rotates in the other direction: the gradient. */
 EXPORT void rotate(const void *x, const int64_t *strides, const Rows *n, const float *cosine,
-                   const float *sine, void *y, const int64_t *y_strides, int back, int bf16, int threads) {
+                   const float *sine, void *y, const int64_t *y_strides, int inverse, int bf16, int threads) {
   int64_t rows = n->outer * n->middle * n->inner, D = n->C, half = D / 2;
-  float sign = back ? -1.0f : 1.0f;
+  float sign = inverse ? -1.0f : 1.0f;
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * D > CHUNK)
   for (int64_t row = 0; row < rows; row++) {
     const void *from = at(x, offset(strides, n, row), bf16);
@@ -118,17 +118,17 @@ EXPORT void rotate(const void *x, const int64_t *strides, const Rows *n, const f
   }
 }
 
-/* ---- non-linearities ------------------------------------------------------------------------------------ */
+/* ---- activations ---------------------------------------------------------------------------------------- */
 
 INLINE void activate(int kind, const void *h, const void *dy, void *out, int64_t from, int64_t to, int bf16) {
   for (int64_t i = from; i < to; i += LANES) {
     vec x = load_upto(h, i, to, bf16);
-    vec y = dy ? load_upto(dy, i, to, bf16) * slope(kind, x, bf16) : apply(kind, x, bf16);
+    vec y = dy ? load_upto(dy, i, to, bf16) * derivative(kind, x, bf16) : activated(kind, x, bf16);
     store_upto(out, i, to, y, bf16);
   }
 }
 
-/* out = f(h), or dy f'(h) where dy is given; n elements */
+/* out = f(h), or dy f'(h) if dy is not NULL; n elements */
 EXPORT void activation(int kind, const void *h, const void *dy, void *out, int64_t n, int bf16, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (n > CHUNK)
   for (int64_t from = 0; from < n; from += CHUNK) {
@@ -178,17 +178,17 @@ EXPORT void gated(const void *h, const void *dy, void *out, int64_t rows, int64_
 INLINE void drop(const void *x, const void *add, void *y, int64_t from, int64_t to, const uint32_t keys[2],
                  uint32_t threshold, float scale, int bf16) {
   for (int64_t i = from; i < to; i += LANES) {
-    vec out = load_upto(x, i, to, bf16) * kept(keys, (uint32_t)(i - from), threshold, scale);
+    vec out = load_upto(x, i, to, bf16) * dropout_factor(keys, (uint32_t)(i - from), threshold, scale);
     if (add) out += load_upto(add, i, to, bf16);
     store_upto(y, i, to, out, bf16);
   }
 }
 
-/* y = x with a share p of its n elements 0 and the rest scaled by 1 / (1 - p), plus `add` where that is given.
- * Without it, its own gradient, too. */
+/* y = x with each of its n elements 0 with probability p, else scaled by 1 / (1 - p); plus `add`, unless it is NULL.
+ * Without `add` it is its own gradient. */
 EXPORT void dropout(const void *x, const void *add, void *y, int64_t n, float p, uint64_t seed, int bf16,
                     int threads) {
-  uint32_t threshold = threshold_of(p);
+  uint32_t threshold = dropout_threshold(p);
 #pragma omp parallel for schedule(static) num_threads(threads) if (n > CHUNK)
   for (int64_t from = 0; from < n; from += CHUNK) {
     uint32_t keys[2];
@@ -206,28 +206,28 @@ INLINE float loss_row(const void *x, int64_t target, void *dx, int64_t V, float 
   vec top = splat(-INFINITY), total = {0};
   for (int64_t i = 0; i < V; i += LANES) {
     vec here = load_upto(x, i, V, bf16);
-    if (i + LANES > V) here = choose((ivec)(counting < (uint32_t)(V - i)), here, splat(-INFINITY));
+    if (i + LANES > V) here = choose((ivec)(lane_index < (uint32_t)(V - i)), here, splat(-INFINITY));
     top = larger(here, top);
   }
   float most = largest_of(top);
   for (int64_t i = 0; i < V; i += LANES) {
     vec e = vexp(load_upto(x, i, V, bf16) - most);
-    if (i + LANES > V) e = choose((ivec)(counting < (uint32_t)(V - i)), e, splat(0));
+    if (i + LANES > V) e = choose((ivec)(lane_index < (uint32_t)(V - i)), e, splat(0));
     total += e;
   }
   float sum = sum_of(total);
   if (dx) {
-    float share = weight / sum;
+    float scale = weight / sum;
     for (int64_t i = 0; i < V; i += LANES)
-      store_upto(dx, i, V, vexp(load_upto(x, i, V, bf16) - most) * share, bf16);
-    float p = expf(get(x, target, bf16) - most) * share;
+      store_upto(dx, i, V, vexp(load_upto(x, i, V, bf16) - most) * scale, bf16);
+    float p = expf(get(x, target, bf16) - most) * scale;
     put(dx, target, p - weight, bf16);
   }
   return most + logf(sum) - get(x, target, bf16);
 }
 
-/* The loss in nats of each row, logits (rows, V) against targets (rows,); with dlogits its gradient, times
- * `weight`. Returns the first row whose target is no token, or -1. */
+/* Loss in nats of each row: logits (rows, V), targets (rows,). Stores its gradient times `weight` in dlogits, unless
+ * that is NULL. Returns the first row whose target is not in the vocabulary, or -1. */
 EXPORT int64_t cross_entropy(const void *logits, const int64_t *targets, float *losses, void *dlogits,
                              int64_t rows, int64_t V, float weight, int bf16, int threads) {
   for (int64_t row = 0; row < rows; row++)

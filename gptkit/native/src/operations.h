@@ -1,21 +1,21 @@
-/* What one file of the library calls of another. */
+/* Functions that files of the library call from one another. */
 #ifndef GPTKIT_OPERATIONS_H
 #define GPTKIT_OPERATIONS_H
 
 #include "attention.h"
 
-/* Rows of C numbers, in three dimensions */
+/* Rows of C elements, in three dimensions */
 typedef struct {
   int64_t outer, middle, inner, C;
 } Rows;
 
-EXPORT void norm_forward(const void *x, const int64_t *strides, const Rows *n, const void *gain, const void *bias,
-                         void *y, float *stats, float eps, int centre, int bf16, int threads);
+EXPORT void norm_forward(const void *x, const int64_t *strides, const Rows *n, const void *weight, const void *bias,
+                         void *y, float *stats, float eps, int centered, int bf16, int threads);
 EXPORT int norm_backward(const void *x, const int64_t *strides, const void *dy, const int64_t *dy_strides,
-                         const Rows *n, const void *gain, const float *stats, const void *add, void *dx,
-                         const int64_t *dx_strides, void *dgain, void *dbias, int centre, int bf16, int threads);
+                         const Rows *n, const void *weight, const float *stats, const void *add, void *dx,
+                         const int64_t *dx_strides, void *dgain, void *dbias, int centered, int bf16, int threads);
 EXPORT void rotate(const void *x, const int64_t *strides, const Rows *n, const float *cosine, const float *sine,
-                   void *y, const int64_t *y_strides, int back, int bf16, int threads);
+                   void *y, const int64_t *y_strides, int inverse, int bf16, int threads);
 EXPORT void activation(int kind, const void *h, const void *dy, void *out, int64_t n, int bf16, int threads);
 EXPORT void gated(const void *h, const void *dy, void *out, int64_t rows, int64_t F, int bf16, int threads);
 EXPORT void dropout(const void *x, const void *add, void *y, int64_t n, float p, uint64_t seed, int bf16,

@@ -4,10 +4,10 @@
 
 #include "vectors.h"
 
-#define UNUSED __attribute__((unused)) /* by some of the files that include this */
+#define UNUSED __attribute__((unused)) /* in some of the files that include this */
 
 /* c[m][0 … 16 n] (+)= sum over k of a(m, k) b[k][…] with a(m, k) = a[m am + k ak], for `rows` <= M rows: an M by
- * n tile of vectors that stays in registers, of which a processor with AVX-512 has 32. */
+ * n tile of vectors that stays in registers (AVX-512 has 32). */
 #define TILE_PRODUCT(M, n)                                                                                    \
   UNUSED static void tile_##M##_##n(int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,          \
                                     const float *b, int64_t ldb, float *c, int64_t ldc, int add) {            \
@@ -36,7 +36,7 @@
       tile_##M##_##n(MIN(M, rows - m), K, a + m * am, am, ak, b, ldb, c + m * ldc, ldc, add);                 \
   }
 
-/* The product of `kind` (product, words) for rows of n vectors, one of those that there are */
+/* The product of `kind` (product, pair_product) for rows of n vectors */
 #define BY_WIDTH(n, kind, ...)                  \
   switch (n) {                                  \
     case 1: kind##_8_1(__VA_ARGS__); break;     \

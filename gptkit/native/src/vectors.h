@@ -1,8 +1,8 @@
-/* Sixteen floats at a time, in the vector types of GCC and Clang: one source for every processor.
+/* Vectors of sixteen floats, in the vector extensions of GCC and Clang: one source for every processor.
  *
- * A tensor is fp32 or bf16 (`bf16` says which); arithmetic is always fp32. Functions that get `bf16` as a
- * constant are inlined, so that the choice costs nothing inside a loop. NaN stays NaN everywhere: a run that
- * diverges must be seen to diverge.
+ * Tensors are fp32 or bf16 (argument `bf16`); arithmetic is always fp32. Functions that take `bf16` as a
+ * constant are inlined, so that the branch costs nothing inside a loop. NaN propagates everywhere, so that
+ * a run that diverges is noticed.
  */
 #ifndef GPTKIT_VECTORS_H
 #define GPTKIT_VECTORS_H
@@ -35,7 +35,7 @@ typedef uint16_t half_vec __attribute__((vector_size(32)));
 INLINE vec splat(float x) { return x - (vec){0}; }
 INLINE uvec usplat(uint32_t x) { return x - (uvec){0}; }
 
-/* a where mask is all ones, b where it is 0 */
+/* a where the mask is all ones, b where it is 0 */
 INLINE vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 
 INLINE uint16_t to_bf16(float x) {
@@ -97,13 +97,13 @@ INLINE void store(void *p, int64_t i, vec x, int bf16) {
   memcpy((uint16_t *)p + i, &h, sizeof h);
 }
 
-/* As load and store, of which only the elements below n are there; the others are 0 and stay as they are. */
+/* load and store for elements below n only: others are loaded as 0, and not stored */
 INLINE vec load_upto(const void *p, int64_t i, int64_t n, int bf16) {
   if (i + LANES <= n) return load(p, i, bf16);
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
-  __mmask16 there = (__mmask16)((1u << (n - i)) - 1);
-  if (!bf16) return (vec)_mm512_maskz_loadu_ps(there, (const float *)p + i);
-  __m256i words = _mm256_maskz_loadu_epi16(there, (const uint16_t *)p + i);
+  __mmask16 mask = (__mmask16)((1u << (n - i)) - 1);
+  if (!bf16) return (vec)_mm512_maskz_loadu_ps(mask, (const float *)p + i);
+  __m256i words = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)p + i);
   return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
 #endif
   vec out = {0};
@@ -117,17 +117,17 @@ INLINE void store_upto(void *p, int64_t i, int64_t n, vec x, int bf16) {
     return;
   }
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-  __mmask16 there = (__mmask16)((1u << (n - i)) - 1);
+  __mmask16 mask = (__mmask16)((1u << (n - i)) - 1);
   if (bf16)
-    _mm256_mask_storeu_epi16((uint16_t *)p + i, there, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+    _mm256_mask_storeu_epi16((uint16_t *)p + i, mask, (__m256i)_mm512_cvtneps_pbh((__m512)x));
   else
-    _mm512_mask_storeu_ps((float *)p + i, there, (__m512)x);
+    _mm512_mask_storeu_ps((float *)p + i, mask, (__m512)x);
   return;
 #endif
   for (int64_t k = i; k < n; k++) put(p, k, x[k - i], bf16);
 }
 
-/* All lanes folded into one: halves onto halves. */
+/* Sum of all lanes, half onto half */
 typedef float vec8 __attribute__((vector_size(32)));
 typedef float vec4 __attribute__((vector_size(16)));
 
@@ -141,7 +141,7 @@ INLINE float sum_of(vec x) {
   return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
-/* Of two numbers; where one is NaN it is b. */
+/* Larger of two numbers; b where one is NaN */
 INLINE vec larger(vec a, vec b) {
 #if defined(__AVX512F__)
   return (vec)_mm512_max_ps((__m512)a, (__m512)b);
@@ -171,7 +171,7 @@ INLINE float largest_of(vec x) {
 }
 
 /* e^x to 2 units in the last place: 2^n times a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2].
- * Below -87 it is e^-87, nearly 0; above 88 e^88. NaN stays: it is the second of each pair. */
+ * Below -87 it is e^-87, nearly 0; above 88, e^88. NaN propagates: it is the second argument of each call. */
 INLINE vec vexp(vec x) {
   x = smaller(splat(88.0f), larger(splat(-87.0f), x));
   vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 2^23: adding it rounds to a whole number */
@@ -188,7 +188,7 @@ INLINE vec vexp(vec x) {
   return y * (vec)exponent;
 }
 
-/* A hash of 32 bits for each lane: which elements dropout keeps. Both passes compute it again from the seed. */
+/* A 32-bit hash per lane: decides which elements dropout keeps. Both passes compute it from the seed. */
 INLINE uvec mix(uvec x, uint32_t key) {
   x ^= x >> 16;
   x *= 0x7feb352d;
@@ -198,7 +198,7 @@ INLINE uvec mix(uvec x, uint32_t key) {
   return x ^ (x >> 16);
 }
 
-/* The two keys of row number `row` of a dropout with this seed (splitmix64). */
+/* The two hash keys of row number `row` of a dropout with this seed (splitmix64) */
 INLINE void row_keys(uint64_t seed, uint64_t row, uint32_t keys[2]) {
   uint64_t z = seed + (row + 1) * 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -208,11 +208,11 @@ INLINE void row_keys(uint64_t seed, uint64_t row, uint32_t keys[2]) {
   keys[1] = (uint32_t)(z >> 32);
 }
 
-static const uvec counting = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+static const uvec lane_index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-/* 1 / (1 - p) where elements j … j + 15 of a row are kept, 0 where they are dropped */
-INLINE vec kept(const uint32_t keys[2], uint32_t j, uint32_t threshold, float scale) {
-  uvec hash = mix((counting + j) ^ keys[0], keys[1]);
+/* Factors of elements j … j + 15 of a row: `scale`, 1 / (1 - p), where dropout_factor, 0 where dropped */
+INLINE vec dropout_factor(const uint32_t keys[2], uint32_t j, uint32_t threshold, float scale) {
+  uvec hash = mix((lane_index + j) ^ keys[0], keys[1]);
 #if defined(__AVX512F__)
   return (vec)_mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask((__m512i)hash, (__m512i)usplat(threshold)),
                                   (__m512)splat(scale));
@@ -221,7 +221,7 @@ INLINE vec kept(const uint32_t keys[2], uint32_t j, uint32_t threshold, float sc
 #endif
 }
 
-INLINE uint32_t threshold_of(float p) {
+INLINE uint32_t dropout_threshold(float p) {
   double wanted = (double)p * 4294967296.0;
   return wanted >= 4294967295.0 ? 4294967295u : (uint32_t)wanted;
 }

@@ -13,11 +13,10 @@ from hypothesis import settings as running
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptkit.model import ops as kernels
-from gptkit.native import attention, usable
+from gptkit.model import ops
 from gptkit.native import ops as native
 
-pytestmark = pytest.mark.skipif(not usable(), reason="no C compiler here: there is only torch's way to test")
+pytestmark = pytest.mark.usefixtures("native_operations")
 
 BF16_ULP = 2.0**-8  # of a number between 1 and 2, twice what rounding costs
 DTYPES = [torch.float32, torch.bfloat16]
@@ -105,7 +104,7 @@ def exact_layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None 
 
 
 def exact_rms_norm(x: Tensor) -> Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + kernels.RMS_EPS).sqrt()
+    return x / (x.square().mean(-1, keepdim=True) + ops.RMS_EPS).sqrt()
 
 
 def check_sums(mine: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
@@ -145,14 +144,14 @@ def test_norms_of_any_shape(shape: list[int], C: int, how: str, dtype: torch.dty
 
 
 def test_rows_that_are_too_long_for_c_are_normalised_by_torch() -> None:
-    compare(kernels.rms_norm, exact_rms_norm, random(2, native.LONGEST_ROW + 1))
+    compare(ops.rms_norm, exact_rms_norm, random(2, native.LONGEST_ROW + 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gain_that_is_not_trained_and_one_that_lies_apart(dtype: torch.dtype) -> None:
     x, gain = random(6, 20, dtype=dtype), laid(random(20, seed=1, dtype=dtype), "every second")
     compare(
-        lambda x: kernels.layer_norm(x, gain, None, 1e-5),
+        lambda x: ops.layer_norm(x, gain, None, 1e-5),
         lambda x: exact_layer_norm(x, gain.double()),
         x,
     )
@@ -192,7 +191,7 @@ def test_rotate(shape: tuple[int, int, int, int], dtype: torch.dtype, how: str) 
 def test_tables_that_c_cannot_read_as_they_are_turn_as_they_should(change: Callable[..., Tensor]) -> None:
     x, (cosine, sine) = random(2, 3, 40, 8), (change(table) for table in tables(40, 8))
     wanted = exact_rotate(x.double(), cosine.double(), sine.double())
-    close(kernels.rotate(x, cosine, sine), wanted, torch.float32)
+    close(ops.rotate(x, cosine, sine), wanted, torch.float32)
 
 
 # Non-linearities
@@ -216,7 +215,7 @@ def check_gelu(mine: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", [(1, 2), (3, 2, 14), (2, 32), (5, 34), (9, 1000), (0, 8)])
 def test_non_linearities(shape: tuple[int, ...], dtype: torch.dtype, how: str, kind: str) -> None:
     check, h = check_gelu if kind == "gelu" else close, 2 * random(*shape, dtype=dtype)
-    compare(lambda h: kernels.activate(kind, h), FORMULAS[kind], h, how=how, check=check)
+    compare(lambda h: ops.activate(kind, h), FORMULAS[kind], h, how=how, check=check)
 
 
 @pytest.mark.parametrize("kind", list(FORMULAS))
@@ -224,7 +223,7 @@ def test_non_linearities(shape: tuple[int, ...], dtype: torch.dtype, how: str, k
 def test_non_linearities_from_far_below_to_far_above_zero(dtype: torch.dtype, kind: str) -> None:
     h = torch.linspace(-30, 30, 60_002).to(dtype)
     check = check_gelu if kind == "gelu" else close
-    compare(lambda h: kernels.activate(kind, h), FORMULAS[kind], h, check=check)
+    compare(lambda h: ops.activate(kind, h), FORMULAS[kind], h, check=check)
 
 
 # Dropout
@@ -280,26 +279,26 @@ def test_cross_entropy(N: int, V: int, dtype: torch.dtype, how: str) -> None:
     exact = logits.detach().double().requires_grad_()
     targets = torch.stack([torch.arange(N) * 7 % V, torch.full((N,), -1)], 1)[:, 0]  # they lie apart
     for scale in (1.0, 0.25):
-        loss, wanted = kernels.cross_entropy(logits, targets), exact_loss(exact, targets)
+        loss, wanted = ops.cross_entropy(logits, targets), exact_loss(exact, targets)
         close(loss, wanted, torch.float32)
         (mine,) = torch.autograd.grad(scale * loss, logits)
         (theirs,) = torch.autograd.grad(scale * wanted, exact)
         close(mine, theirs, dtype, atol=1e-7)
     with torch.no_grad():
-        assert torch.equal(kernels.cross_entropy(logits, targets), loss)
+        assert torch.equal(ops.cross_entropy(logits, targets), loss)
 
 
 @pytest.mark.parametrize("target", [-1, -100, 9, 2**40, -(2**63)])
 def test_a_target_that_is_no_token_is_an_error(target: int) -> None:
     targets = torch.tensor([0, 8, target])
     with pytest.raises(IndexError, match=f"target {target} is out of bounds: there are 9 tokens"):
-        kernels.cross_entropy(random(3, 9), targets)
+        ops.cross_entropy(random(3, 9), targets)
 
 
 @pytest.mark.parametrize("targets", [torch.tensor([1, 2]), torch.zeros(6, dtype=torch.int32)])
 def test_too_few_targets_and_those_of_another_dtype_are_refused(targets: Tensor) -> None:
     with pytest.raises((ValueError, RuntimeError), match="target"):
-        kernels.cross_entropy(random(6, 5), targets)
+        ops.cross_entropy(random(6, 5), targets)
 
 
 # What must be seen
@@ -312,7 +311,7 @@ def test_a_loss_of_numbers_that_are_none_is_none(dtype: torch.dtype, place: int,
     logits = random(4, 37, dtype=dtype)
     logits[2, place] = bad
     logits.requires_grad_()
-    loss = kernels.cross_entropy(logits, torch.tensor([1, 2, 3, 4]))
+    loss = ops.cross_entropy(logits, torch.tensor([1, 2, 3, 4]))
     assert loss.isnan()
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient[2].isnan().any()
@@ -322,9 +321,9 @@ def test_a_loss_of_numbers_that_are_none_is_none(dtype: torch.dtype, place: int,
 def test_a_token_that_cannot_be_has_an_infinite_loss() -> None:
     logits = random(4, 37)
     logits[2, 3] = -math.inf
-    assert kernels.cross_entropy(logits, torch.tensor([1, 2, 3, 4])) == math.inf
-    assert kernels.cross_entropy(logits, torch.tensor([1, 2, 4, 4])).isfinite()
-    assert kernels.cross_entropy(torch.full((1, 5), -math.inf), torch.tensor([1])).isnan()
+    assert ops.cross_entropy(logits, torch.tensor([1, 2, 3, 4])) == math.inf
+    assert ops.cross_entropy(logits, torch.tensor([1, 2, 4, 4])).isfinite()
+    assert ops.cross_entropy(torch.full((1, 5), -math.inf), torch.tensor([1])).isnan()
 
 
 ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -332,7 +331,7 @@ ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "layer_norm": lambda x: native.Norm.apply(x, None, None, 1e-5, True),
     "rotate": lambda x: native.Rotate.apply(x, *tables(5, 38)),
     "dropout": lambda x: native.Dropout.apply(x, 0.5),
-    **{kind: lambda x, kind=kind: kernels.activate(kind, x) for kind in FORMULAS},
+    **{kind: lambda x, kind=kind: ops.activate(kind, x) for kind in FORMULAS},
 }
 
 
@@ -365,8 +364,8 @@ def test_the_same_bits_whatever_the_threads(threads: Callable) -> None:
         torch.manual_seed(1)
         h = native.Norm.apply(leaves[0], leaves[1], None, 1e-5, True)
         q = native.Rotate.apply(h, *tables(70, 16))
-        out = kernels.activate("swiglu", attention.Attention.apply(q, h, h, leaves[2], 0.2))
-        loss = kernels.cross_entropy(out.flatten(0, 2), torch.arange(420) % 8)
+        out = ops.activate("swiglu", native.Attention.apply(q, h, h, leaves[2], 0.2))
+        loss = ops.cross_entropy(out.flatten(0, 2), torch.arange(420) % 8)
         dx, dgain, dbias = torch.autograd.grad(loss, leaves)
         return [out, loss, dx], [dgain, dbias]
 
@@ -392,4 +391,4 @@ def test_fewer_rows_than_threads(threads: Callable) -> None:
         bias,
         check=check_sums,
     )
-    compare(lambda x: kernels.activate("relu2", x), FORMULAS["relu2"], random(1, 9000))
+    compare(lambda x: ops.activate("relu2", x), FORMULAS["relu2"], random(1, 9000))

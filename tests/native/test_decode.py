@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 
 from gptkit.experiment import Experiment
-from gptkit.model import GPT
+from gptkit.model import GPT, fast
 from gptkit.model.build import build_new_model
-from gptkit.model.decoding import Decoder, _NativeDecoder, _TorchDecoder, decoder_for
+from gptkit.model.decoding import CachedDecoder, Decoder, decoder_for
 from gptkit.model.positions import AlibiPosition, LearnedPosition, RotaryPosition
-from gptkit.native import switched, usable
+from gptkit.native.decode import NativeDecoder
 from gptkit.plugins import ModelShape, PluginOptions, PositionalEncoding, registry
 
-pytestmark = pytest.mark.skipif(
-    not usable(), reason="no C compiler here: there is only torch's way to decode"
-)
+pytestmark = pytest.mark.usefixtures("native_operations")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +54,7 @@ def some_tokens(samples: int, T: int) -> Tensor:
 
 def native_decoder(gpt: GPT, samples: int) -> Decoder:
     decoder = decoder_for(gpt, samples)
-    assert isinstance(decoder, _NativeDecoder)
+    assert isinstance(decoder, NativeDecoder)
     return decoder
 
 
@@ -66,7 +64,7 @@ def check(gpt: GPT, samples: int, prompts: tuple[int, ...] = (1,)) -> None:
     context = gpt.settings.context_length
     tokens = some_tokens(samples, context)
     wanted = gpt(tokens)
-    for decoder in (native_decoder(gpt, samples), _TorchDecoder(gpt, samples)):
+    for decoder in (native_decoder(gpt, samples), CachedDecoder(gpt, samples)):
         for prompt in prompts:
             logits = [decoder.read(tokens[:, :prompt]).clone()]
             logits += [decoder.step(tokens[:, place]).clone() for place in range(prompt, context)]
@@ -188,7 +186,7 @@ def test_turning_that_tables_do_not_say_is_left_to_torch(cls: type[PositionalEnc
     gpt, tokens = with_position(cls), some_tokens(2, 7)
     with torch.inference_mode():
         decoder, wanted = decoder_for(gpt, 2), gpt(tokens)
-        assert isinstance(decoder, _TorchDecoder)
+        assert isinstance(decoder, CachedDecoder)
         decoder.read(tokens[:, :3])
         for place in range(3, 7):
             torch.testing.assert_close(decoder.step(tokens[:, place]), wanted[:, place], atol=2e-5, rtol=1e-4)
@@ -244,7 +242,7 @@ def test_a_model_in_another_precision_is_left_to_torch(position: str, dtype: tor
         wanted = gpt(tokens)
         gpt.to(dtype)  # its tables, too
         decoder = decoder_for(gpt, 2)
-        assert isinstance(decoder, _TorchDecoder)
+        assert isinstance(decoder, CachedDecoder)
         decoder.read(tokens[:, :3])
         logits = torch.stack([decoder.step(tokens[:, place]) for place in range(3, 7)], 1)
     assert logits.dtype == dtype
@@ -253,7 +251,7 @@ def test_a_model_in_another_precision_is_left_to_torch(position: str, dtype: tor
 
 
 def test_heads_that_are_too_large_and_what_is_switched_off_are_left_to_torch() -> None:
-    assert isinstance(decoder_for(tiny(n_head=1, n_embd=130), 1), _TorchDecoder)
+    assert isinstance(decoder_for(tiny(n_head=1, n_embd=130), 1), CachedDecoder)
     native_decoder(tiny(n_head=1, n_embd=128), 1)
-    with switched(False):
-        assert isinstance(decoder_for(tiny(), 1), _TorchDecoder)
+    with fast.using(None):
+        assert isinstance(decoder_for(tiny(), 1), CachedDecoder)
