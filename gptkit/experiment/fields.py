@@ -122,22 +122,23 @@ def _field(
     key: str, described: dict[str, Any], definitions: dict[str, Any], optimizer: str, *, required: bool
 ) -> ExperimentField:
     family, default = described.get("plugin", ""), described.get("default")
+    parts = [described, *described.get("anyOf", ())]
     return ExperimentField(
         key=key,
         type="a plugin's name, or a table" if family else registry.type_in_words(described, definitions),
         default=default["type"] if family and default else default,
-        description=described.get("description", ""),
+        description=" ".join(described.get("description", "").split()),
         required=required,
-        choices=tuple(_choices(described)),
-        unit=described.get("unit", ""),
+        choices=tuple(_choices(parts)),
+        unit=next((part["unit"] for part in parts if "unit" in part), ""),
         family=family,
         optimizer=optimizer,
         flag=_FLAGS.get(key),
     )
 
 
-def _choices(described: dict[str, Any]) -> Iterator[str]:
-    for part in described.get("anyOf", [described]):
+def _choices(parts: list[dict[str, Any]]) -> Iterator[str]:
+    for part in parts:
         yield from part.get("enum", [part["const"]] if "const" in part else [])
         if part.get("type") == "boolean":
             yield from ("true", "false")

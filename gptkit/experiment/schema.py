@@ -1,8 +1,8 @@
 """The schema of an experiment: every field with its type, limits, default, unit and description.
 
-Fields are described and validated here and nowhere else; `gptkit.experiment.fields` reads them off. The
-defaults are a modern recipe for a small GPT, so that a file sets only what differs. Knows nothing of files,
-flags or installed plugins. Imports no torch.
+Fields are described and validated here and nowhere else; the text below a field is its description.
+`gptkit.experiment.fields` reads all of it off. The defaults are a modern recipe for a small GPT, so that a
+file sets only what differs. Knows nothing of files, flags or installed plugins. Imports no torch.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ def _not_a_device(name: str) -> str:
     return name
 
 
-def _unit(unit: str) -> Any:
-    return Field(json_schema_extra={"unit": unit})
+def unit(name: str) -> Any:
+    """The unit of a number."""
+    return Field(json_schema_extra={"unit": name})
 
 
-def _plugin(family: str) -> dict[str, Any]:
+def plugin(family: str) -> Any:
     """Marks a field that names a plugin of that group of entry points."""
-    return {"plugin": family}
+    return Field(json_schema_extra={"plugin": family})
 
 
 Name = Annotated[
@@ -51,17 +52,21 @@ Name = Annotated[
 ]
 Count = Annotated[int, Field(ge=1, le=_MANY)]
 CountOrZero = Annotated[int, Field(ge=0, le=_MANY)]
-Steps = Annotated[Count, _unit("steps")]
-StepsOrZero = Annotated[CountOrZero, _unit("steps")]
+Size = Annotated[int, Field(ge=1, le=2**20)]
+Steps = Annotated[Count, unit("steps")]
+StepsOrZero = Annotated[CountOrZero, unit("steps")]
 Rate = Annotated[float, Field(ge=0, le=1000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Length = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class Section(BaseModel):
     """A table of an experiment file. Rejects unknown keys, nan and inf; does not coerce values."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, strict=True, use_attribute_docstrings=True
+    )
 
 
 class PluginTable(BaseModel):
@@ -82,23 +87,15 @@ class PluginTable(BaseModel):
 
 
 class DataSettings(Section):
-    dataset: PluginTable = Field(
-        default=PluginTable(type="shakespeare"),
-        json_schema_extra=_plugin(DATASETS),
-        description="A registered dataset, or a text of your own (a file, folder or glob), looked up as "
-        "given and in the data folders.",
-    )
-    fallback: PluginTable | None = Field(
-        default=None,
-        json_schema_extra=_plugin(DATASETS),
-        description="The dataset to use instead, with a warning, if `dataset` is neither here nor available.",
-    )
-    val_fraction: float = Field(
-        default=0.1,
-        gt=0,
-        lt=1,
-        description="Fraction of the text, taken from its end, that is held out for validation.",
-    )
+    dataset: Annotated[PluginTable, plugin(DATASETS)] = PluginTable(type="shakespeare")
+    """A registered dataset, or a text of your own (a file, folder or glob), looked up as given and in the
+    data folders."""
+
+    fallback: Annotated[PluginTable | None, plugin(DATASETS)] = None
+    """The dataset to use instead, with a warning, if `dataset` is neither here nor available."""
+
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Fraction of the text, taken from its end, that is held out for validation."""
 
 
 def _near_divisors(wanted: int, number: int) -> str:
@@ -109,48 +106,45 @@ def _near_divisors(wanted: int, number: int) -> str:
 
 
 class ModelSettings(Section):
-    context_length: Annotated[int, Field(ge=1, le=2**20), _unit("tokens")] = Field(
-        default=64,
-        description="Tokens that the model sees at once. The cost of attention grows with its square.",
-    )
-    n_layer: int = Field(default=4, ge=1, le=1000, description="Transformer blocks, one after the other.")
-    n_head: int = Field(default=4, ge=1, le=4096, description="Attention heads per block; divides n_embd.")
-    n_embd: int = Field(
-        default=128, ge=1, le=2**20, description="Width of the model: the size of a token's embedding."
-    )
-    dropout: BelowOne = Field(
-        default=0.0,
-        description="Fraction of activations zeroed in training. Helps when a text is seen many times.",
-    )
-    attention_dropout: Literal["same"] | BelowOne = Field(
-        default="same", description='Fraction of attention weights zeroed in training; "same": as dropout.'
-    )
-    position: PluginTable = Field(
-        default=PluginTable(type="rope"),
-        json_schema_extra=_plugin(POSITIONS),
-        description="Positional encoding.",
-    )
-    norm: Literal["layernorm", "rmsnorm"] = Field(
-        default="rmsnorm",
-        description="Normalization: layernorm has a learned scale and, with `bias`, a shift; rmsnorm has "
-        "neither.",
-    )
-    mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = Field(
-        default="relu2",
-        description="Activation of the feed-forward network. gelu, gelu_tanh (as in GPT-2) and relu2 "
-        "(squared ReLU) have a hidden width of 4 n_embd, swiglu of 8/3 n_embd.",
-    )
-    qk_norm: bool = Field(
-        default=True,
-        description="Normalize queries and keys (RMSNorm): stabilizes attention at high learning rates.",
-    )
-    bias: bool = Field(default=False, description="Add a bias to linear layers and layernorms.")
-    tie_embeddings: bool = Field(
-        default=False, description="Share the token embedding's weights with the output projection."
-    )
-    init: Literal["gpt2", "modern"] = Field(
-        default="modern", description="Initialization of the weights; the table is in gptkit/model/gpt.py."
-    )
+    context_length: Annotated[Size, unit("tokens")] = 64
+    """Tokens that the model sees at once. The cost of attention grows with its square."""
+
+    n_layer: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Transformer blocks, one after the other."""
+
+    n_head: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Attention heads per block; divides n_embd."""
+
+    n_embd: Size = 128
+    """Width of the model: the size of a token's embedding."""
+
+    dropout: BelowOne = 0.0
+    """Fraction of activations zeroed in training. Helps when a text is seen many times."""
+
+    attention_dropout: Literal["same"] | BelowOne = "same"
+    """Fraction of attention weights zeroed in training; "same": as dropout."""
+
+    position: Annotated[PluginTable, plugin(POSITIONS)] = PluginTable(type="rope")
+    """Positional encoding."""
+
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    """Normalization: layernorm has a learned scale and, with `bias`, a shift; rmsnorm has neither."""
+
+    mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "relu2"
+    """Activation of the feed-forward network. gelu, gelu_tanh (as in GPT-2) and relu2 (squared ReLU) have a
+    hidden width of 4 n_embd, swiglu of 8/3 n_embd."""
+
+    qk_norm: bool = True
+    """Normalize queries and keys (RMSNorm): stabilizes attention at high learning rates."""
+
+    bias: bool = False
+    """Add a bias to linear layers and layernorms."""
+
+    tie_embeddings: bool = False
+    """Share the token embedding's weights with the output projection."""
+
+    init: Literal["gpt2", "modern"] = "modern"
+    """Initialization of the weights; the table is in gptkit/model/gpt.py."""
 
     @property
     def attention_share_dropped(self) -> float:
@@ -179,44 +173,41 @@ class ModelSettings(Section):
 
 
 class TrainingSettings(Section):
-    max_steps: Steps = Field(default=1000, description="Optimizer updates; the schedule ends here.")
-    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
-        default=None,
-        json_schema_extra={"unit": "epochs"},
-        description="Passes over the training text, instead of max_steps; may be a fraction.",
-    )
-    minutes: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
-        default=None,
-        json_schema_extra={"unit": "minutes"},
-        description="Minutes of training, instead of max_steps; evaluation, sampling and saving are not "
-        "counted. The schedule ends with the time, so the number of steps depends on the machine and its "
-        "load, and such a run is not reproducible. A resumed run has the time that was left. The clock is "
-        "read every log_interval; metrics.jsonl records the number of steps then expected.",
-    )
-    batch_size: Annotated[int, Field(ge=1, le=2**20), _unit("sequences")] = Field(
-        default=32, description="Sequences per forward pass."
-    )
-    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=2**20), _unit("forward passes")] = Field(
-        default=1, description="Forward passes whose gradients make one step."
-    )
-    grad_clip: Rate = Field(
-        default=1.0, description="Largest norm of the gradient; a larger one is scaled down. 0: no limit."
-    )
-    log_interval: Steps = Field(default=10, description="Steps between two logged training losses.")
-    backend: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        default="auto", description="Device to train on; auto: the best that is available."
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto",
-        description="Precision of matrix products; weights stay fp32. auto: what is fast on the device.",
-    )
-    compile: Literal["auto"] | bool = Field(
-        default="auto",
-        description="Use torch.compile; auto: on a GPU, if the run is long enough to win back the warm-up.",
-    )
-    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
-        default="auto", description="CPU threads; another number may change the last bits of the result."
-    )
+    max_steps: Steps = 1000
+    """Optimizer updates; the schedule ends here."""
+
+    epochs: Annotated[Length, unit("epochs")] | None = None
+    """Passes over the training text, instead of max_steps; may be a fraction."""
+
+    minutes: Annotated[Length, unit("minutes")] | None = None
+    """Minutes of training, instead of max_steps; evaluation, sampling and saving are not counted. The
+    schedule ends with the time, so the number of steps depends on the machine and its load, and such a run is
+    not reproducible. A resumed run has the time that was left. The clock is read every log_interval;
+    metrics.jsonl records the number of steps then expected."""
+
+    batch_size: Annotated[Size, unit("sequences")] = 32
+    """Sequences per forward pass."""
+
+    gradient_accumulation_steps: Annotated[Size, unit("forward passes")] = 1
+    """Forward passes whose gradients make one step."""
+
+    grad_clip: Rate = 1.0
+    """Largest norm of the gradient; a larger one is scaled down. 0: no limit."""
+
+    log_interval: Steps = 10
+    """Steps between two logged training losses."""
+
+    backend: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device to train on; auto: the best that is available."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of matrix products; weights stay fp32. auto: what is fast on the device."""
+
+    compile: Literal["auto"] | bool = "auto"
+    """Use torch.compile; auto: on a GPU, if the run is long enough to win back the warm-up."""
+
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    """CPU threads; another number may change the last bits of the result."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSettings:
@@ -229,55 +220,48 @@ class TrainingSettings(Section):
         return self
 
 
-def _weight_decay(default: float) -> Any:
-    return Field(default=default, ge=0, le=100, description="Decoupled weight decay, of matrices only.")
-
-
-def _beta1(default: float) -> Any:
-    return Field(
-        default=default, ge=0, lt=1, description="AdamW: decay rate of the running mean of gradients."
-    )
-
-
-def _beta2(default: float) -> Any:
-    return Field(
-        default=default, ge=0, lt=1, description="AdamW: decay rate of the running mean of squared gradients."
-    )
-
-
-def _eps() -> Any:
-    return Field(
-        default=1e-8, gt=0, le=1, description="AdamW: added to the denominator against a division by 0."
-    )
+WeightDecay = Annotated[float, Field(ge=0, le=100, description="Decoupled weight decay, of matrices only.")]
+Beta1 = Annotated[BelowOne, Field(description="AdamW: decay rate of the running mean of gradients.")]
+Beta2 = Annotated[BelowOne, Field(description="AdamW: decay rate of the running mean of squared gradients.")]
+Eps = Annotated[
+    float, Field(gt=0, le=1, description="AdamW: added to the denominator against a division by 0.")
+]
 
 
 class AdamWSettings(Section):
     """AdamW (Loshchilov and Hutter 2019) for all parameters."""
 
-    type: Literal["adamw"] = Field(default="adamw", description="AdamW for all parameters.")
-    learning_rate: Rate = Field(default=0.001, description="Peak learning rate.")
-    weight_decay: float = _weight_decay(0.1)
-    beta1: float = _beta1(0.9)
-    beta2: float = _beta2(0.99)
-    eps: float = _eps()
+    type: Literal["adamw"] = "adamw"
+    """AdamW for all parameters."""
+
+    learning_rate: Rate = 0.001
+    """Peak learning rate."""
+
+    weight_decay: WeightDecay = 0.1
+    beta1: Beta1 = 0.9
+    beta2: Beta2 = 0.99
+    eps: Eps = 1e-8
 
 
 class MuonSettings(Section):
     """Muon (Jordan et al. 2024) for the hidden matrices, AdamW for the rest."""
 
-    type: Literal["muon"] = Field(
-        default="muon", description="Muon for the hidden matrices, AdamW for the rest."
-    )
-    learning_rate: Rate = Field(default=0.02, description="Peak learning rate of the hidden matrices.")
-    adamw_learning_rate: Rate = Field(
-        default=0.005,
-        description="Peak learning rate of embeddings, output projection and norms, on the same schedule.",
-    )
-    momentum: BelowOne = Field(default=0.9, description="Muon: decay rate of the running mean of gradients.")
-    weight_decay: float = _weight_decay(0.0)
-    beta1: float = _beta1(0.8)
-    beta2: float = _beta2(0.95)
-    eps: float = _eps()
+    type: Literal["muon"] = "muon"
+    """Muon for the hidden matrices, AdamW for the rest."""
+
+    learning_rate: Rate = 0.02
+    """Peak learning rate of the hidden matrices."""
+
+    adamw_learning_rate: Rate = 0.005
+    """Peak learning rate of embeddings, output projection and norms, on the same schedule."""
+
+    momentum: BelowOne = 0.9
+    """Muon: decay rate of the running mean of gradients."""
+
+    weight_decay: WeightDecay = 0.0
+    beta1: Beta1 = 0.8
+    beta2: Beta2 = 0.95
+    eps: Eps = 1e-8
 
 
 OptimizerSettings = AdamWSettings | MuonSettings
@@ -295,74 +279,68 @@ def _muon_by_default(value: Any) -> Any:
 
 
 class ScheduleSettings(Section):
-    type: Literal["constant", "cosine", "linear"] = Field(
-        default="linear",
-        description="After the warm-up: constant, cosine decay to the end, or linear (constant, then "
-        "linear decay).",
-    )
-    warmup_steps: StepsOrZero = Field(
-        default=0, description="Steps in which the learning rate rises linearly from 0."
-    )
-    min_learning_rate: Rate = Field(
-        default=0.0,
-        description="Learning rate at the end of cosine and linear; other rates end in the same proportion.",
-    )
-    warmdown_fraction: Fraction = Field(
-        default=0.6, description="linear: the last fraction of the steps, in which the learning rate decays."
-    )
+    type: Literal["constant", "cosine", "linear"] = "linear"
+    """After the warm-up: constant, cosine decay to the end, or linear (constant, then linear decay)."""
+
+    warmup_steps: StepsOrZero = 0
+    """Steps in which the learning rate rises linearly from 0."""
+
+    min_learning_rate: Rate = 0.0
+    """Learning rate at the end of cosine and linear; other rates end in the same proportion."""
+
+    warmdown_fraction: Fraction = 0.6
+    """linear: the last fraction of the steps, in which the learning rate decays."""
 
 
 class EvaluationSettings(Section):
-    eval_interval: Steps = Field(default=500, description="Steps between two evaluations.")
-    eval_tokens: Annotated[Count, _unit("tokens")] = Field(
-        default=262_144,
-        description="The whole validation split is evaluated up to this many tokens; of a larger one, a "
-        "fixed choice of windows.",
-    )
-    stop_after_bad_evals: CountOrZero = Field(
-        default=0,
-        json_schema_extra={"unit": "evaluations"},
-        description="Finish after this many evaluations in a row without a new best loss; 0: never.",
-    )
+    eval_interval: Steps = 500
+    """Steps between two evaluations."""
+
+    eval_tokens: Annotated[Count, unit("tokens")] = 262_144
+    """The whole validation split is evaluated up to this many tokens; of a larger one, fixed windows."""
+
+    stop_after_bad_evals: Annotated[CountOrZero, unit("evaluations")] = 0
+    """Finish after this many evaluations in a row without a new best loss; 0: never."""
 
 
 class CheckpointSettings(Section):
-    save: bool = Field(default=True, description="Write checkpoints; false: train and record without them.")
-    checkpoint_interval: Steps = Field(default=500, description="Steps between two checkpoints.")
-    keep_last: Count = Field(default=3, description="How many of the newest checkpoints are kept.")
-    keep_every: StepsOrZero = Field(
-        default=0, description="Also keep the checkpoints at multiples of this many steps; 0: none."
-    )
+    save: bool = True
+    """Write checkpoints; false: train and record without them."""
+
+    checkpoint_interval: Steps = 500
+    """Steps between two checkpoints."""
+
+    keep_last: Count = 3
+    """How many of the newest checkpoints are kept."""
+
+    keep_every: StepsOrZero = 0
+    """Also keep the checkpoints at multiples of this many steps; 0: none."""
 
 
 class SamplingSettings(Section):
-    prompt: str = Field(
-        default="\n", min_length=1, max_length=1_000_000, description="Text that a sample starts with."
-    )
-    max_new_tokens: CountOrZero = Field(
-        default=500,
-        json_schema_extra={"unit": "tokens"},
-        description="Tokens generated after the prompt.",
-    )
-    temperature: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=1.0,
-        description="Below 1 more predictable, above 1 more varied; 0: always the most likely token.",
-    )
-    top_k: CountOrZero = Field(default=0, description="Sample from the k most likely tokens only; 0: all.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0,
-        description="Sample from the most likely tokens that together have this probability; 1: all.",
-    )
-    min_p: Fraction = Field(
-        default=0.0,
-        description="Sample from tokens at least this probable, relative to the most likely one; 0: all.",
-    )
-    stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        default=[], description="Texts that end a sample when they appear."
-    )
-    sample_interval: StepsOrZero = Field(
-        default=500, description="Steps between two samples during training; 0: none."
-    )
+    prompt: Annotated[str, Field(min_length=1, max_length=1_000_000)] = "\n"
+    """Text that a sample starts with."""
+
+    max_new_tokens: Annotated[CountOrZero, unit("tokens")] = 500
+    """Tokens generated after the prompt."""
+
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Below 1 more predictable, above 1 more varied; 0: always the most likely token."""
+
+    top_k: CountOrZero = 0
+    """Sample from the k most likely tokens only; 0: all."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the most likely tokens that together have this probability; 1: all."""
+
+    min_p: Fraction = 0.0
+    """Sample from tokens at least this probable, relative to the most likely one; 0: all."""
+
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that end a sample when they appear."""
+
+    sample_interval: StepsOrZero = 500
+    """Steps between two samples during training; 0: none."""
 
 
 def _on_off_or_options(value: Any) -> Any:
@@ -378,38 +356,44 @@ Tracking = dict[TrackerName, Annotated[Any, AfterValidator(_on_off_or_options)]]
 class Experiment(Section):
     """Everything that a training run depends on."""
 
-    name: Name = Field(default="gpt", description="The run's name: letters, digits, '_' and '-'.")
-    seed: Literal["random"] | Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        default="random", description="Seed of all randomness; random: one is drawn and recorded."
-    )
-    tokenizer: PluginTable = Field(
-        default=PluginTable(type="char"),
-        json_schema_extra=_plugin(TOKENIZERS),
-        description="How text becomes tokens.",
-    )
-    data: DataSettings = Field(default=DataSettings(), description="The text.")
-    model: ModelSettings = Field(default=ModelSettings(), description="The GPT.")
-    training: TrainingSettings = Field(
-        default=TrainingSettings(), description="Length of training, batches, device and precision."
-    )
+    name: Name = "gpt"
+    """The run's name: letters, digits, '_' and '-'."""
+
+    seed: Literal["random"] | Annotated[int, Field(ge=0, lt=2**63)] = "random"
+    """Seed of all randomness; random: one is drawn and recorded."""
+
+    tokenizer: Annotated[PluginTable, plugin(TOKENIZERS)] = PluginTable(type="char")
+    """How text becomes tokens."""
+
+    data: DataSettings = DataSettings()
+    """The text."""
+
+    model: ModelSettings = ModelSettings()
+    """The GPT."""
+
+    training: TrainingSettings = TrainingSettings()
+    """Length of training, batches, device and precision."""
+
     optimizer: Annotated[
         Annotated[OptimizerSettings, Field(discriminator="type")], BeforeValidator(_muon_by_default)
-    ] = Field(default=MuonSettings(), description="The optimizer and its learning rates.")
-    schedule: ScheduleSettings = Field(
-        default=ScheduleSettings(), description="The learning rate over the steps."
-    )
-    evaluation: EvaluationSettings = Field(
-        default=EvaluationSettings(), description="When and on how much of the validation split."
-    )
-    checkpoints: CheckpointSettings = Field(
-        default=CheckpointSettings(), description="Which checkpoints are written and kept."
-    )
-    sampling: SamplingSettings = Field(default=SamplingSettings(), description="How text is generated.")
-    tracking: Tracking = Field(
-        default={},
-        description="Trackers that receive the run's metrics and samples too: a tracker's name = true, or a "
-        "table of its options. Changes no weight.",
-    )
+    ] = MuonSettings()
+    """The optimizer and its learning rates."""
+
+    schedule: ScheduleSettings = ScheduleSettings()
+    """The learning rate over the steps."""
+
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """When and on how much of the validation split."""
+
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    """Which checkpoints are written and kept."""
+
+    sampling: SamplingSettings = SamplingSettings()
+    """How text is generated."""
+
+    tracking: Tracking = {}
+    """Trackers that receive the run's metrics and samples too: a tracker's name = true, or a table of its
+    options. Changes no weight."""
 
     @property
     def tokens_per_step(self) -> int:

@@ -359,7 +359,7 @@ _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 
 
 def type_in_words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """A JSON schema in words: 'integer, >= 1, <= 9', 'list of string', '"a" or "b"'."""
+    """A JSON schema in words: 'integer, >= 1, <= 9', 'list of strings', '"a" or "b"'."""
     if "$ref" in schema:
         return type_in_words(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
     if "enum" in schema or "const" in schema:
@@ -371,4 +371,9 @@ def type_in_words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if kind == "array":
         items = type_in_words(schema.get("items", {}), definitions)
         return f"list of {items}s" if items.isalpha() else f"list of {items}"
-    return ", ".join([kind, *(f"{sign} {schema[key]:,}" for key, sign in _BOUNDS.items() if key in schema)])
+    bounds = [
+        f"{sign} {schema[key]:,}"
+        for key, sign in _BOUNDS.items()
+        if key in schema and abs(schema[key]) < NO_LIMIT
+    ]
+    return ", ".join([kind, *bounds])

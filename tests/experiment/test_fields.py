@@ -35,6 +35,7 @@ def test_a_field_knows_its_table_its_unit_its_words_and_its_plugins() -> None:
     assert (known["model.context_length"].unit, known["training.minutes"].unit) == ("tokens", "minutes")
     assert known["training.threads"].type == '"auto" or integer, >= 1, <= 4,096'
     assert known["sampling.stop"].type == "list of strings"
+    assert known["sampling.top_k"].type == "integer, >= 0"  # and a limit that keeps absurd numbers out
     assert known["optimizer.momentum"].optimizer == "muon"
     assert {key: field.family for key, field in known.items() if field.family} == {
         "tokenizer": registry.TOKENIZERS,
