@@ -17,12 +17,9 @@ import torch
 
 import gptkit
 from gptkit.experiment import experiment_from_dict
-from gptkit.runs import Run, find_run, lock_run, run_ids
+from gptkit.runs import Run, lock_run, run_ids
 from tests.support import TINY, Command, Result, small_text, write_record
 from tests.support.disks import disk_that_fails
-
-COMMANDS = ["train", "resume", "generate", "runs"]
-DATASET_COMMANDS = ["list", "show", "fetch", "add"]
 
 
 def run_of(result: Result) -> Run:
@@ -60,29 +57,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Help, and how soon
 
 
-def test_help_shows_the_commands_and_examples(gptkit_command: Command) -> None:
-    shown = gptkit_command("--help")
-    assert shown.code == 0
-    assert shown.err == ""
-    for command in (*COMMANDS, "datasets", "gptkit train experiments/shakespeare.toml"):
-        assert command in shown.out
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        *([name] for name in COMMANDS),
-        *(["datasets"], ["runs", "list"], ["runs", "verify"], ["runs", "report"]),
-        *(["datasets", name] for name in DATASET_COMMANDS),
-    ],
-)
-def test_the_help_of_every_command_shows_an_example(command: list[str], gptkit_command: Command) -> None:
-    shown = gptkit_command(*command, "--help")
-    assert shown.code == 0
-    assert "Example" in shown.out
-    assert re.search(rf"gptkit {' '.join(command)}( [a-z]|\n|\s*$)", shown.out, re.MULTILINE)
-
-
 def test_the_help_of_train_has_every_flag_and_the_field_that_it_sets(
     gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,18 +77,16 @@ def test_no_command_at_all_shows_the_help(gptkit_command: Command) -> None:
     assert "Traceback" not in shown.err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["datasets", "list"], ["runs"]])
-def test_what_needs_no_model_imports_no_torch(arguments: list[str], workspace: Path) -> None:
+def test_what_needs_no_model_imports_no_torch(workspace: Path) -> None:
     code = (
-        "import sys; from gptkit.cli.app import run_command; code = run_command(sys.argv[1:])\n"
-        "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr); sys.exit(code)"
+        "import sys; from gptkit.cli.app import run_command\n"
+        "assert not run_command(['--help'])\n"
+        "assert 'pydantic' not in sys.modules\n"
+        "assert not any(map(run_command, (['train', '--help'], ['datasets', 'list'], ['runs'])))\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "safetensors", "pooch", "transformers"} & set(re.findall(r"\w+", done.stderr))
-    if arguments == ["--help"]:
-        assert "pydantic" not in done.stderr
 
 
 # Training
@@ -438,7 +410,7 @@ def test_a_disk_that_fails_while_training_ends_with_code_6_and_the_run_can_be_re
     )
     undisturbed = hashes(run_of(gptkit_command("train", tiny_experiment, *settings, "--quiet")))
     messages, resumable = [], 0
-    for at in range(1, 400, 9):
+    for at in range(1, 400, 17):
         runs = Path(f"runs{at}")
         with disk_that_fails(at, stays_full=True):
             done = gptkit_command("train", tiny_experiment, *settings, "--quiet", "--runs-dir", runs)
@@ -626,19 +598,6 @@ def test_the_two_commands_as_a_user_types_them(tiny_experiment: Path, run_proces
     assert written.code == 0
     assert len(written.out) == 47
     assert written.out.startswith("the old")
-
-
-def test_a_reader_that_stops_reading_does_not_stop_the_training(tiny_experiment: Path) -> None:
-    command = [sys.executable, "-m", "gptkit", "train", tiny_experiment, "--set", "training.log_interval=1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait(60) == 0
-    process.stderr.close()
-    assert find_run("latest").record()["status"] == "finished"
 
 
 # Bad invocations
@@ -839,7 +798,7 @@ BAD: list[Any] = [
     (("datasets", "add", "con", "data/mine.txt"), 2, "cannot be the name of a text"),
     (("datasets", "add", "new", "nofile.txt"), 4, "there is no file nofile.txt"),
     (("datasets", "add", "new", "latin.txt"), 4, "is not UTF-8"),
-    (("datasets", "add", "mine", "data/mine.txt"), 2, "is there already"),
+    (("datasets", "add", "mine", "data/mine.txt"), 2, "already"),
     (("datasets", "fetch", "avatar_script"), 4, "under copyright"),
     (("datasets", "fetch", "shakespeare"), 10, "cannot download"),
 ]

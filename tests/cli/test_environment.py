@@ -28,15 +28,15 @@ def gptkit_with(
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("package", "code"),
     [
-        'raise ImportError("libcudart.so.12: cannot open shared object file")',
-        'raise OSError("libcudart.so.12: cannot open shared object file")',
-        "import not_installed_anywhere",
-        "1 / 0",
+        ("torch", 'raise OSError("libcudart.so.12: cannot open shared object file")'),
+        ("torch", "import not_installed_anywhere"),
+        ("filelock", "1 / 0"),
+        ("pydantic", 'raise ImportError("cannot import name")'),
+        ("typer", "import not_installed_anywhere"),
     ],
 )
-@pytest.mark.parametrize("package", ["torch", "filelock", "pydantic", "typer"])
 def test_a_package_that_cannot_be_imported_is_code_3(
     package: str, code: str, tiny_experiment: Path, workspace: Path
 ) -> None:

@@ -39,3 +39,11 @@ def test_an_example_comes_first(
     assert usage.startswith("Usage: gptkit")
     first = " ".join(lines[:2]) if words else " ".join(lines[:4])
     assert re.search(rf"Examples?:\s+gptkit {' '.join(words)}\b", first), shown.out
+
+
+def test_the_first_help_lists_every_command(gptkit_command: Command) -> None:
+    shown = gptkit_command("--help")
+    assert shown.err == ""
+    assert "gptkit train experiments/shakespeare.toml" in shown.out
+    for (name,) in (words for words in ALL if len(words) == 1):
+        assert re.search(rf"^. {name} +\w", shown.out, re.MULTILINE), name
