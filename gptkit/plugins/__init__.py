@@ -1,11 +1,12 @@
-"""What a plugin author imports, and all of it.
+"""Everything that a plugin author imports.
 
-A package adds a tokenizer, a positional encoding, a dataset or a tracker by subclassing `Tokenizer`,
-`PositionalEncoding`, `Dataset` or `Tracker`, and naming the class in its own pyproject under the entry-point
-group `gptkit.tokenizers`, `gptkit.positions`, `gptkit.datasets` or `gptkit.trackers`. The built-in ones come
-in through the same door.
+A package adds a tokenizer, a positional encoding, a dataset or a tracker: it subclasses `Tokenizer`,
+`PositionalEncoding`, `Dataset` or `Tracker`, and registers the class in its pyproject.toml under the
+entry-point group `gptkit.tokenizers`, `gptkit.positions`, `gptkit.datasets` or `gptkit.trackers`. The
+built-in ones are registered in the same way. `gptkit plugins new` writes such a package, and `gptkit.testing`
+has the tests for it.
 
-`PositionalEncoding` is a torch module, so it is imported when it is first asked for.
+`PositionalEncoding` is a torch module, so it is imported when it is first used.
 """
 
 from __future__ import annotations

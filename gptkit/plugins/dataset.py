@@ -1,4 +1,4 @@
-"""The contract of a dataset: a name to a text."""
+"""The base class of datasets, and the folders that a dataset may use."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from gptkit.plugins.options import API_VERSION, PluginOptions, ProgressCallback,
 
 @dataclass(frozen=True)
 class DataFolders:
-    """Where texts are looked for, in order, and where a download goes.
+    """The folders of texts on this machine.
 
-    `progress` is to be called with bytes done and in all (0 where unknown) while something is downloaded, or
-    with rows while many are read.
+    Attributes:
+        search: where to look for a text, in order.
+        downloads: where to write a download.
+        progress: call it during a download with the bytes so far and in all (0 where the total is unknown),
+            or with rows while many are read.
     """
 
     search: tuple[Path, ...] = (Path("data"),)
@@ -24,23 +27,36 @@ class DataFolders:
     progress: ProgressCallback = field(default=no_progress, compare=False)
 
     def find(self, name: str) -> Path | None:
-        """The first file of that name."""
+        """The first file of that name in the search folders, or None."""
         for folder in self.search:
-            if os.path.isfile(folder / name):  # unlike Path.is_file, no error for a name that cannot be
+            if os.path.isfile(folder / name):  # unlike Path.is_file, no error for a name with a NUL
                 return folder / name
         return None
 
 
 class Dataset(ABC):
-    """A text by name.
+    """A named text.
+
+    The class is made with its options for each use, and must stay cheap to make: text is read in `read`.
+    Override `is_here` and `fetch` where the text is downloaded first.
+
+        class Squares(Dataset):
+            class Options(PluginOptions):
+                count: int = Field(default=1000, ge=1, description="Number of lines.")
+
+            summary = "lines such as 12*12=144"
+            source = "computed"
+
+            def read(self, folders: DataFolders) -> str:
+                return "".join(f"{n}*{n}={n * n}\\n" for n in range(self.options.count))
 
     Attributes:
         summary: one line for listings.
-        source: where it comes from, for listings.
+        source: where the text comes from, for listings.
         Options: the options of its table in an experiment file.
-        api_version: the version of this surface that it was written for.
+        api_version: the version of the plugin API that it was written for.
         needs: modules that it imports only when it is used. Where one is missing, gptkit refuses the plugin
-            and says which extra of its package brings it.
+            and names the extra of its package that brings it.
     """
 
     summary: ClassVar[str] = ""
@@ -54,25 +70,25 @@ class Dataset(ABC):
 
     @abstractmethod
     def read(self, folders: DataFolders) -> str:
-        """The whole text. The same options give the same text, always.
+        """The whole text. The same options must give the same text on every machine and in every process.
 
-        Raises `DataError`, or any error of its own, when there is none to be had.
+        Raises `DataError`, or any error of its own, where the text cannot be read.
         """
 
     def is_here(self, folders: DataFolders) -> bool:
-        """Whether `read` will work without `fetch`."""
+        """Whether `read` will work without `fetch`. Must not download anything."""
         return True
 
     def fetch(self, folders: DataFolders, *, repair: bool = False) -> None:  # noqa: B027  (optional)
-        """Brings the text here, into `folders.downloads`, replacing a damaged one where `repair` is set.
+        """Downloads the text into `folders.downloads`; with `repair`, replaces a damaged one.
 
-        The default has nothing to bring.
+        The default does nothing, as there is nothing to download.
         """
 
     def size(self, folders: DataFolders) -> int | None:
-        """Bytes of the text, nearly, where that is known without reading it; for listings."""
+        """Bytes of the text as UTF-8, within 1 %, for listings; None where reading it would be needed."""
         return None
 
     def facts(self) -> dict[str, str | float]:
-        """What else a person or a program may want to know about it, such as its entropy rate."""
+        """More about the text for people and programs, such as its entropy rate; recorded in run.json."""
         return {}

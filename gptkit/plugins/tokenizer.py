@@ -1,4 +1,4 @@
-"""The contract of a tokenizer: text to ids and back."""
+"""The base class of tokenizers, which map text to token ids and back."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ Ids: TypeAlias = "NDArray[np.integer[Any]]"
 
 @dataclass(frozen=True)
 class Splits:
-    """The text of a run, for a tokenizer to learn from.
+    """The text of a run, which a tokenizer is trained on.
 
-    Whatever is learnt by counting should come from `train` alone, so that `val` stays unseen. `progress` is
-    to be called while learning takes long.
+    Attributes:
+        train: the text that the model is trained on. Count in this one alone.
+        val: the text that it is evaluated on. Take at most its set of characters, so that it stays unseen.
+        progress: call it with the work done and in all, where training the tokenizer takes long.
     """
 
     train: str
@@ -31,13 +33,15 @@ class Splits:
 
 
 class StreamDecoder:
-    """Turns ids into text one at a time, holding back what is not yet a whole character.
+    """Decodes ids to text one at a time, holding back what is not yet a whole character.
 
-    This one works with any tokenizer whose `decode` gives U+FFFD for an incomplete character. It decodes the
-    ids since the last complete point again at each call, which is cheap as long as characters complete.
+    This one works with any tokenizer whose `decode` returns U+FFFD, the replacement character, for an
+    incomplete character at the end of the ids. While the decoded text ends with U+FFFD, `push` returns "" and
+    keeps the ids; they are decoded again with the next one, which is cheap as long as characters complete.
+    A tokenizer that needs more than that, such as spaces between words, overrides `Tokenizer.stream_decoder`.
     """
 
-    LONGEST = 16  # ids that one character may take before what there is is given out as it is
+    LONGEST = 16  # ids that one character may take; then they are decoded as they are
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -53,23 +57,47 @@ class StreamDecoder:
         return text
 
     def finish(self) -> str:
-        """What is left when no more ids come."""
+        """The text of the ids that are held back, when no more ids come."""
         text = self._tokenizer.decode(self._pending) if self._pending else ""
         self._pending.clear()
         return text
 
 
 class Tokenizer(ABC):
-    """Text to ids and back. Built from the text of a run, saved with the run as one JSON file.
+    """Maps text to token ids and back. Trained on the text of a run, saved with the run as tokenizer.json.
+
+    Rules beside those of the methods: the same options and text give the same tokenizer in every process; a
+    loaded one does the same as the one that was saved; bytes that are no whole character decode to U+FFFD
+    (`bytes(...).decode("utf-8", errors="replace")`), never to an error, as a model may write any ids and
+    generation decodes them one by one (see `StreamDecoder`).
+
+        class CodePoints(Tokenizer):
+            summary = "code points of ASCII"
+            vocab_size = 128
+
+            @classmethod
+            def train(cls, options: PluginOptions, splits: Splits) -> Self:
+                return cls()
+
+            def encode(self, text: str) -> NDArray[np.integer[Any]]:
+                return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+
+            def decode(self, ids: Sequence[int]) -> str:
+                return "".join(map(chr, ids))
+
+            def unknown_characters(self, text: str) -> str:
+                return "".join(sorted({c for c in text if not c.isascii()}))
+
+            ...  # to_json, from_json
 
     Attributes:
         summary: one line for listings.
-        lossless: whether decoding what was encoded gives the text back, for every text without unknown
-            characters; False for one that lowers case, say. May be set on the object.
+        lossless: whether `decode(encode(text)) == text` for every text without unknown characters; False for
+            one that converts to lower case, for example. May be set on the object.
         Options: the options of its table in an experiment file.
-        api_version: the version of this surface that it was written for.
+        api_version: the version of the plugin API that it was written for.
         needs: modules that it imports only when it is used. Where one is missing, gptkit refuses the plugin
-            and says which extra of its package brings it.
+            and names the extra of its package that brings it.
     """
 
     summary: ClassVar[str] = ""
@@ -81,37 +109,47 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def train(cls, options: Any, splits: Splits) -> Self:
-        """Builds one for a run. The same options and text give the same tokenizer, always."""
+        """Builds a tokenizer for a run. The same options and text always give the same tokenizer."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """How many ids there are; every id is in [0, vocab_size)."""
+        """The number of ids; every id is in [0, vocab_size)."""
 
     @abstractmethod
     def encode(self, text: str) -> Ids:
-        """Ids of `text`, shape (T,), of any integer type.
+        """The ids of `text`, shape (T,), of any integer type; none for the empty text.
 
-        Characters for which `unknown_characters` is not empty need not be handled; it is asked first.
+        gptkit asks `unknown_characters` first, so `text` has only characters that have ids.
         """
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`. Never raises for ids in range: bytes that are no character give U+FFFD."""
+        """The text of `ids`, each in [0, vocab_size), as Python's or numpy's integers.
+
+        Never raises for such ids, and returns no lone surrogates: bytes that are no whole character, also at
+        the end, give U+FFFD.
+        """
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """All that `from_json` needs, as JSON values. This is the run's tokenizer.json."""
+        """Everything that `from_json` needs, as JSON values. Saved as the run's tokenizer.json.
+
+        Let it have a "type" of its own, by which `from_json` refuses the JSON of another tokenizer.
+        """
 
     @classmethod
     @abstractmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The tokenizer that `to_json` described. Raises ValueError where `data` does not describe one."""
+        """The tokenizer that `to_json` described. Raises ValueError where `data` describes no such tokenizer.
+
+        Check `data`: a run folder may come from somebody else, or be damaged.
+        """
 
     def unknown_characters(self, text: str) -> str:
-        """The distinct characters of `text` that it has no id for, in order; empty when there are none."""
+        """The distinct characters of `text` that have no ids, sorted or in order of appearance; or ""."""
         return ""
 
     def stream_decoder(self) -> StreamDecoder:
-        """A decoder for text that appears id by id."""
+        """A new decoder for text that is generated id by id; several are used at the same time."""
         return StreamDecoder(self)
