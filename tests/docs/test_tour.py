@@ -131,3 +131,21 @@ def test_the_shown_mistakes_are_answered_as_shown(
     answer = gptkit_command("train", "my.toml")
     assert answer.code == 2
     assert answer.err in list(blocks(page, ""))
+
+
+@pytest.mark.slow
+def test_the_example_of_the_python_api_works(checkout: Path) -> None:
+    (code,) = blocks(ROOT / "docs" / "python-api.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=checkout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "'val_loss'" in done.stdout
+    assert "ROMEO:" in done.stdout
