@@ -19,10 +19,11 @@ from gptkit.model import fast
 from gptkit.native import usable
 from gptkit.plugins import registry
 from gptkit.training.session import RunContext
-from tests.support import TINY, Command, Install, Result, answer_interrupts, small_text
+from tests.support import TINY, Command, Install, Result, small_text
 from tests.support.sums import TEXT
+from tools.support import restore_sigint
 
-answer_interrupts()
+restore_sigint()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

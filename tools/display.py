@@ -28,7 +28,7 @@ from pathlib import Path
 
 from gptkit.cli.app import run_command
 from gptkit.cli.display.live import LiveView
-from tests.support import processes, small_text
+from tools.support import processes, small_text
 
 EXPERIMENT = """\
 seed = 7

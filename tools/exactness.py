@@ -1,8 +1,9 @@
-"""SHA-256 of what twelve small trainings give: weights, optimizer, losses, sample, generated text.
+"""Prints SHA-256 of the results of twelve small trainings: weights, optimizer, losses, samples, text.
 
-Uses the command line alone, so that two versions of gptkit compare:
+    python -m tools.exactness [--json FILE] [--against FILE]
 
-    python -m tools.exactness [--json FILE]
+Uses only the command line of gptkit, so that two versions can be compared: write a file with one, compare
+with the other. Exit code 1 if any hash differs.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ max_new_tokens = 60
 
 ADAMW = ("optimizer=adamw",)
 GPT2 = ("model.norm=layernorm", "model.mlp=gelu", "model.bias=true", "model.init=gpt2", "model.qk_norm=false")
-# name -> settings, and whether the C of gptkit/native is on
+# name -> settings, and whether the C kernels of gptkit/native are used
 RUNS: dict[str, tuple[tuple[str, ...], bool]] = {
     "muon-bf16-rope": (("training.precision=bf16",), True),
     "muon-fp32-rope": (("training.precision=fp32",), True),
@@ -119,7 +120,7 @@ def gptkit(folder: Path, *words: str, native: bool) -> bytes:
 
 
 def outcome(folder: Path, name: str, settings: tuple[str, ...], native: bool) -> dict[str, str]:
-    """Trained half, resumed to the end, then written from."""
+    """Trains a run partly, resumes it to the end, generates from it, and hashes the results."""
     words = [word for setting in settings for word in ("--set", setting)]
     gptkit(folder, "train", "base.toml", "--name", name, "--stop-at", "15", "--quiet", *words, native=native)
     (run,) = (folder / "runs").glob(f"{name}.*")
@@ -141,11 +142,13 @@ def outcome(folder: Path, name: str, settings: tuple[str, ...], native: bool) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Also write the hashes to a file.")
-    parser.add_argument(
-        "--against", type=Path, metavar="FILE", help="Hold the hashes against those of a file."
+    parser = argparse.ArgumentParser(  # without tools.support, so that it runs beside any version of gptkit
+        prog="python -m tools.exactness",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the hashes to a file")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="compare with the hashes in a file")
     options = parser.parse_args()
     found: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as place:

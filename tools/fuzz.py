@@ -1,16 +1,15 @@
-"""Whatever a stranger made: experiment files, run folders, names. Never a defect, never a step outside.
+"""Runs gptkit on hostile experiment files, run folders and names.
 
     python -m tools.fuzz --cases 100000 [--seed S]
 
-Runs gptkit commands in this process, on files that hypothesis and mutation made bad, hashes forged to
-agree. Every case must end with an exit code of the table, which is never 1, without a traceback, without
-changing a file outside the workspace, starting a process, unpickling or connecting (an audit hook watches),
-within bounded memory and time. Prints figures; exit code 1 where anything was violated.
+The files are made by hypothesis and mutation, with hashes forged to match. Every command must end with a
+documented exit code other than 1, without a traceback, without changing a file outside the workspace,
+starting a process, unpickling or connecting (an audit hook watches), within bounded memory and time. Prints
+statistics; exit code 1 after any violation.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import random
@@ -32,9 +31,9 @@ from hypothesis import strategies as st
 from gptkit.cli.app import run_command
 from gptkit.data.datasets import shakespeare
 from gptkit.errors import NetworkError
-from tests.support import processes, small_text
-from tests.support.guard import GIGABYTE, EscapedError, Guard, limit_memory, peak_memory
-from tests.support.mutations import (
+from tools.support import argument_parser, processes, small_text
+from tools.support.guard import GIGABYTE, EscapedError, Guard, limit_memory, peak_memory
+from tools.support.mutations import (
     HOSTILE,
     Files,
     disturb_folder,
@@ -58,56 +57,18 @@ sampling = {{ sample_interval = 4, max_new_tokens = 3 }}
 tracking = {{ tensorboard = true }}
 """
 BASES = (("char", "rope", "muon"), ("bigram", "learned", "adamw"), ("byte", "alibi", "muon"))
+# fmt: off
 NAMES = (
-    *(
-        "../x",
-        "..",
-        ".",
-        "/",
-        "~",
-        "",
-        "\0",
-        "a\0b",
-        "CON",
-        "con.txt",
-        "nul",
-        "aux.txt",
-        "a\\b",
-        "..\\x",
-        "-",
-        "--",
-    ),
-    *(
-        "mine",
-        "mine.txt",
-        "data/mine.txt",
-        "latest",
-        "best",
-        "fuzz",
-        "x" * 300,
-        "a/" * 2000,
-        "\udcff",
-        "\ud800",
-    ),
-    *(
-        "data",
-        "data/*.txt",
-        "[",
-        "*",
-        "?",
-        "**",
-        "{",
-        "shakespeare",
-        "text",
-        "markov",
-        "novel.txt",
-        "\r\n",
-        "é" * 99,
-    ),
+    "../x", "..", ".", "/", "~", "", "\0", "a\0b", "CON", "con.txt", "nul", "aux.txt", "a\\b", "..\\x",
+    "-", "--", "mine", "mine.txt", "data/mine.txt", "latest", "best", "fuzz", "x" * 300,
+    "a/" * 2000, "\udcff", "\ud800",
+    "data", "data/*.txt", "[", "*", "?", "**", "{", "shakespeare", "text", "markov", "novel.txt", "\r\n",
+    "é" * 99,
 )
-LONGEST = 60  # seconds that a case may take; the slowest honest one takes one
-MEMORY = 2 * GIGABYTE  # that the cases may take on top of what gptkit needs to be there
-AT_ONCE = 500  # cases that hypothesis is asked for at once: it remembers them all
+# fmt: on
+MAX_SECONDS = 60  # per case; a legitimate one takes at most about one
+MAX_MEMORY = 2 * GIGABYTE  # for all cases, beside what gptkit itself needs
+BATCH = 500  # cases per run of hypothesis, which remembers them all
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -118,7 +79,7 @@ JSON = st.recursive(
 
 @dataclass(frozen=True)
 class Drawn:
-    """What hypothesis gave for a case."""
+    """What hypothesis draws for a case."""
 
     kind: str
     rng: random.Random
@@ -142,7 +103,7 @@ def _alarm(number: int, frame: Any) -> None:
 
 
 class Fuzzer:
-    """A workspace with good runs in it, and the cases that are made from them."""
+    """A workspace with valid runs, and the cases that are made from them."""
 
     def __init__(self, workspace: Path, guard: Guard) -> None:
         self.workspace, self.guard = workspace, guard
@@ -163,7 +124,7 @@ class Fuzzer:
             self.runs.append(read_folder(made))
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """The exit code of a command line and all that it printed."""
+        """The exit code of a command line, and all of its output."""
         before = sys.stdout, sys.stderr, sys.argv
         both = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
         sys.stdout = sys.stderr = both
@@ -181,15 +142,15 @@ class Fuzzer:
         arguments, made = KINDS[drawn.kind][1](self, drawn)
         where = f"{drawn.kind}: gptkit {arguments!r}; {made}"
         began = time.monotonic()
-        signal.alarm(LONGEST)
+        signal.alarm(MAX_SECONDS)
         try:
             with self.guard.armed():
                 code, said = self.run(*arguments)
         except EscapedError as error:
             code, said = -1, f"escaped: {error}"
         except TookTooLongError:
-            code, said = -2, f"took more than {LONGEST} s"
-        except BaseException as error:  # none may come out of it, SystemExit included
+            code, said = -2, f"took more than {MAX_SECONDS} s"
+        except BaseException as error:  # no exception may escape, not even SystemExit
             code, said = -3, f"{type(error).__name__}: {error}"
         finally:
             signal.alarm(0)
@@ -202,14 +163,14 @@ class Fuzzer:
         self.figures.violations.append(text)
         print(f"VIOLATION: {text}".encode("utf-8", "backslashreplace").decode(), flush=True)
 
-    # The kinds of cases: each makes its files and gives the command line and a word on what was made
+    # The kinds of cases: each makes its files, and returns the command line and a description of the files
 
     def experiment(self, drawn: Drawn) -> tuple[list[str], str]:
-        """An experiment file, with a text that is too short: checked to the end, but nothing is trained."""
+        """An experiment file with a text that is too short, so that it is checked but not trained."""
         return self._experiment(drawn, ["--dataset", "short.txt"])
 
     def trained(self, drawn: Drawn) -> tuple[list[str], str]:
-        """An experiment file that is trained for a step, where it is valid."""
+        """An experiment file that is trained for a step if it is valid."""
         return self._experiment(drawn, ["--set", "sampling.sample_interval=0", "--dataset", "data/mine.txt"])
 
     def _experiment(self, drawn: Drawn, more: list[str]) -> tuple[list[str], str]:
@@ -221,7 +182,7 @@ class Fuzzer:
         return ["train", "case.toml", "--stop-at", "1", *more], repr(data[:2000])
 
     def run_folder(self, drawn: Drawn) -> tuple[list[str], str]:
-        """A run's folder, in which something is changed."""
+        """A run folder in which something is changed."""
         rng = drawn.rng
         files, names = mutate_run(rng.choice(self.runs), rng, drawn.wild)
         folder = Path("runs", rng.choice(("fuzz-1", "renamed")))
@@ -234,7 +195,7 @@ class Fuzzer:
                 [*folder.rglob("*"), folder, Path("runs"), Path("data/mine.txt"), Path("base.toml")]
             )
             self.guard.make_unreadable(closed)
-            names.append(f"{closed.name} is not ours to read")
+            names.append(f"{closed.name} is unreadable")
         commands = [
             ["runs"],
             ["runs", "verify", folder.name],
@@ -281,14 +242,14 @@ class Fuzzer:
 
     @staticmethod
     def _name(drawn: Drawn) -> str:
-        """A name; none that means a folder elsewhere or all files there are: those would take long."""
+        """A name, but none of an existing folder outside the workspace, which would take long to search."""
         name = drawn.rng.choice((drawn.name, drawn.rng.choice(NAMES), drawn.rng.choice(NAMES) + drawn.name))
         leads_away = os.path.isabs(name) or ".." in Path(name).parts or name.startswith("~")
         return f"x{name}" if leads_away and (os.path.isdir(name) or set(name) & set("*?[")) else name
 
 
 Case = Callable[[Fuzzer, Drawn], tuple[list[str], str]]
-# Of twenty cases, so many are of this kind
+# The number of cases of each kind among twenty
 KINDS: dict[str, tuple[int, Case]] = {
     "experiment file": (6, Fuzzer.experiment),
     "experiment, trained": (1, Fuzzer.trained),
@@ -299,16 +260,16 @@ KINDS: dict[str, tuple[int, Case]] = {
 
 
 def _no_download(url: str, *rest: Any) -> bytes:
-    """In the place of the network: hostile names must not make the tests reach for it."""
+    """Replaces the network, which hostile names must not reach."""
     raise NetworkError(f"cannot download {url}: there is no network in a test.")
 
 
 @contextmanager
 def ready(workspace: Path) -> Iterator[Fuzzer]:
-    """This process made ready to run cases; it is of no use for anything else after that."""
+    """Prepares this process to run cases; it is unusable for anything else afterwards."""
     (workspace.parent / "outside").mkdir()
     (workspace.parent / "outside" / "file").write_text("not yours")
-    sys.dont_write_bytecode = True  # of modules that are imported when they are first used
+    sys.dont_write_bytecode = True  # of modules that are imported later
     os.environ.pop("GPTKIT_DATA_DIR", None)
     os.chdir(workspace)
     processes.warm_up()
@@ -326,8 +287,8 @@ def fuzz(fuzzer: Fuzzer, cases: int, first_seed: int, skip: int = 0) -> None:
         JSON,
         st.text(max_size=20),
     )
-    for number in range(skip // AT_ONCE, (cases + AT_ONCE - 1) // AT_ONCE):
-        asked = min(AT_ONCE, cases - number * AT_ONCE)
+    for number in range(skip // BATCH, (cases + BATCH - 1) // BATCH):
+        asked = min(BATCH, cases - number * BATCH)
 
         @seed(first_seed * 1_000_003 + number)
         @settings(
@@ -352,17 +313,15 @@ def report(figures: Figures, seconds: float, memory: int) -> None:
         print(f"  {kind}: {sum(codes.values())}; by exit code {listed}")
     if figures.slowest[0] > 5:
         print(f"  the slowest: {figures.slowest[1]}".encode("utf-8", "backslashreplace").decode())
-    print(f"memory on top of gptkit's own: {memory / 1e6:.0f} MB")
+    print(f"memory beside gptkit's own: {memory / 1e6:.0f} MB")
     print(f"exit codes 1, tracebacks, escapes, hangs: {len(figures.violations)}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.fuzz")
-    parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument(
-        "--skip", type=int, default=0, metavar="N", help="Go on with a seed after its first N cases."
-    )
+    parser = argument_parser("fuzz", __doc__)
+    parser.add_argument("--cases", type=int, default=1000, metavar="N", help="number of cases")
+    parser.add_argument("--seed", type=int, metavar="S", help="default: a random one, which is printed")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="skip the first N cases of the seed")
     wanted = parser.parse_args()
     first_seed = random.SystemRandom().randrange(2**31) if wanted.seed is None else wanted.seed
     print(f"seed {first_seed}", flush=True)
@@ -371,12 +330,12 @@ def main() -> int:
         workspace.mkdir()
         with ready(workspace) as fuzzer:
             before, began = peak_memory(), time.monotonic()
-            limit_memory(MEMORY)
+            limit_memory(MAX_MEMORY)
             fuzz(fuzzer, wanted.cases, first_seed, wanted.skip)
         os.chdir("/")
     memory = peak_memory() - before
     report(fuzzer.figures, time.monotonic() - began, memory)
-    return 1 if fuzzer.figures.violations or memory > MEMORY else 0
+    return 1 if fuzzer.figures.violations or memory > MAX_MEMORY else 0
 
 
 if __name__ == "__main__":

@@ -1,28 +1,27 @@
-"""Two `gptkit resume` of one run at the same time.
+"""Resumes one run in two processes at the same time.
 
-    python -m tools.pairs --times 10
+    python -m tools.pairs [--times 10]
 
-One must go on and the other exit 7, and the run must come out as if nobody had disturbed it. Prints a line;
-exit code 1 where anything was violated.
+One process must continue, the other must exit with code 7, and the result must be that of an undisturbed
+run. Prints a line; exit code 1 after any violation.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from gptkit.runs import Run, run_ids
-from tests.support import processes, small_text
 from tools.soak import EXPERIMENT, STEPS, outcome
+from tools.support import argument_parser, processes, small_text
 
-BOTH = [0, 7]  # the exit codes: one goes on, the other is told that the run is in use
+BOTH = [0, 7]  # exit codes: one continues, for the other the run is in use
 
 
 def pairs(workspace: Path, times: int) -> list[str]:
-    """What was violated."""
+    """The violations."""
     (workspace / "data").mkdir()
     (workspace / "data" / "mine.txt").write_text(small_text())
     (workspace / "soak.toml").write_text(EXPERIMENT)
@@ -45,20 +44,20 @@ def pairs(workspace: Path, times: int) -> list[str]:
         if codes != BOTH or f"run {run_id} is in use" not in log.read_text():
             violations.append(f"pair {number}: exit codes {codes}\n{log.read_text()}")
         elif outcome(Run(workspace / runs / run_id)) != wanted:
-            violations.append(f"pair {number}: step {STEPS} differs from that of the undisturbed run")
+            violations.append(f"pair {number}: step {STEPS} differs from the undisturbed run")
     return violations
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.pairs")
-    parser.add_argument("--times", type=int, default=10)
+    parser = argument_parser("pairs", __doc__)
+    parser.add_argument("--times", type=int, default=10, metavar="N", help="number of pairs")
     times = parser.parse_args().times
     processes.warm_up()
     with tempfile.TemporaryDirectory() as folder:
         violations = pairs(Path(folder), times)
     for violation in violations:
         print(f"VIOLATION: {violation}")
-    print(f"pairs: {times}, one went on and the other exited 7: {times - len(violations)}")
+    print(f"pairs: {times}, one continued and the other exited with 7: {times - len(violations)}")
     return 1 if violations else 0
 
 

@@ -1,16 +1,15 @@
-"""Is anything ever lost? Real kills and signals at random moments, and what comes of them.
+"""Kills and interrupts training at random moments, resumes it, and checks that nothing is lost.
 
     python -m tools.soak --kills 300 [--signals 100] [--seed S]
 
-Trains a very small model with frequent checkpoints, strikes the process down, resumes, until the run ends,
-and again, until so many kills are done. After every kill each checkpoint of the run must verify and the
-newest be no older than before. At the end, SHA-256 of weights and optimizer and the losses of every step
-must be those of a run that nobody disturbed. Prints figures; exit code 1 where anything was violated.
+Trains a very small model with frequent checkpoints; kills the process and resumes it until the run is
+complete; repeats that until the number of kills is reached. After every kill, each checkpoint must verify and
+the newest must be no older than before. At the end, the SHA-256 of weights and optimizer and the losses of
+all steps must equal those of an undisturbed run. Prints statistics; exit code 1 after any violation.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -28,11 +27,11 @@ from typing import Any
 from gptkit.errors import GptkitError
 from gptkit.runs import Run, list_steps, run_ids, step_folder
 from gptkit.runs.checkpoint import MODEL, OPTIMIZER, load_checkpoint
-from tests.support import answer_interrupts, processes, small_text
-from tests.support.processes import EVALUATING, PRUNING, SAVING, SIGNALS, STARTING, Child
+from tools.support import argument_parser, processes, restore_sigint, small_text
+from tools.support.processes import EVALUATING, PRUNING, SAVING, SIGNALS, STARTING, Child
 
 STEPS = 60
-# Intervals that do not divide one another, so that kills fall between a log and its checkpoint as well
+# Intervals that do not divide one another, so that kills also fall between a log line and its checkpoint
 EXPERIMENT = f"""\
 name = "soak"
 seed = 7
@@ -60,32 +59,32 @@ keep_every = 21
 sample_interval = 20
 max_new_tokens = 5
 """
-# Where to strike: mostly where something is being written
+# When to strike, with weights: mostly while something is being written
 MOMENTS = {SAVING: 5, PRUNING: 2, EVALUATING: 1, STARTING: 1, "any": 3}
-SAVES_TO_LET_PASS = 3
+MAX_SAVES_TO_SKIP = 3
 
 
 @dataclass
 class Figures:
-    """What happened, and every promise that did not hold."""
+    """Counts of what happened, and every violation."""
 
     strikes: int = 0
     moments: Counter[str] = field(default_factory=Counter)
-    begun: Counter[str] = field(default_factory=Counter)  # a real Python or a fork
+    started: Counter[str] = field(default_factory=Counter)  # new interpreters and forks
     codes: Counter[int] = field(default_factory=Counter)
     resumes: int = 0
-    started_over: int = 0  # killed before anything was saved
+    restarts: int = 0  # killed before anything was saved
     runs: int = 0
     identical: int = 0
     checkpoints: set[tuple[str, int]] = field(default_factory=set)
     lost: int = 0
-    before_gptkit: int = 0  # signals that Python's own start answered
-    problems: list[str] = field(default_factory=list)
+    before_gptkit: int = 0  # signals that arrived before gptkit was imported
+    violations: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to, down to the bit."""
+    """The result of a run, to the bit."""
 
     model: str
     optimizer: str
@@ -100,7 +99,7 @@ def outcome(run: Run) -> Outcome:
 
 
 class Soak:
-    """Runs in a workspace of their own, struck by SIGKILL or, with `signals`, by such as can be answered."""
+    """Runs in a workspace, struck by SIGKILL or, with `signals`, by signals that gptkit handles."""
 
     def __init__(self, workspace: Path, rng: random.Random, *, signals: bool, real_share: float) -> None:
         self.workspace, self.rng, self.signals, self.real_share = workspace, rng, signals, real_share
@@ -129,13 +128,13 @@ class Soak:
         return Run(self.workspace / runs / ids[0]) if ids else None
 
     def until(self, strikes: int) -> Figures:
-        """Strikes until so many have hit, and lets the last run come to its end."""
+        """Strikes until `strikes` have hit, and completes the last run."""
         while self.figures.strikes < strikes:
             self.one_run(strikes)
         return self.figures
 
     def one_run(self, strikes: int) -> None:
-        """A run from its first step to its last, however often that takes a resume."""
+        """One run from its first step to its last, resumed as often as needed."""
         self.figures.runs += 1
         runs = f"runs-{self.figures.runs}"
         child = None
@@ -144,28 +143,28 @@ class Soak:
             if run is not None and list_steps(run.checkpoints):
                 arguments = ["resume", run.id, "--runs-dir", runs]
                 self.figures.resumes += 1
-            else:  # nothing was saved yet, so there is nothing to lose
+            else:  # nothing was saved yet, so nothing can be lost
                 shutil.rmtree(self.workspace / runs, ignore_errors=True)
-                self.figures.started_over += child is not None
+                self.figures.restarts += child is not None
                 arguments, self.newest = ["train", "soak.toml", "--runs-dir", runs], -1
             self.recorded = len(self.lines(runs))
             child = self.start(arguments, forked=self.rng.random() >= self.real_share)
             struck = self.figures.strikes < strikes and self.strike(child, runs)
             if child.wait() != 0 and not struck:
-                self.problem(f"{arguments} ended with {child.code}")
+                self.violated(f"{arguments} ended with {child.code}")
                 return
-            self.look_over(runs)
+            self.check_checkpoints(runs)
             if arguments[0] == "resume" and not struck and "resume: exact" not in self.log.read_text():
-                self.problem("a resume did not call itself exact")
+                self.violated("a resume was not reported as exact")
         run = self.run_in(runs)
         if run is not None and self.newest == STEPS and outcome(run) == self.wanted:
             self.figures.identical += 1
         else:
-            self.problem(f"{runs} differs from the undisturbed run")
+            self.violated(f"{runs} differs from the undisturbed run")
         shutil.rmtree(self.workspace / runs)
 
-    def look_over(self, runs: str) -> None:
-        """Every checkpoint verifies, and the newest is no older than before."""
+    def check_checkpoints(self, runs: str) -> None:
+        """Checks that every checkpoint verifies and the newest is no older than before."""
         run = self.run_in(runs)
         steps = list_steps(run.checkpoints) if run else []
         for step in steps:
@@ -175,17 +174,17 @@ class Soak:
                 load_checkpoint(run.checkpoints, step, run_id=run.id)
             except GptkitError as error:
                 self.figures.lost += 1
-                self.problem(str(error))
+                self.violated(str(error))
         newest = max(steps, default=-1)
         if newest < self.newest:
             self.figures.lost += 1
-            self.problem(f"{runs} had step {self.newest}, now {newest}")
+            self.violated(f"{runs} had step {self.newest}, now {newest}")
         self.newest = newest
 
     # Striking
 
     def strike(self, child: Child, runs: str) -> bool:
-        """Waits for a moment and strikes; whether it hit."""
+        """Waits for a random moment and strikes; returns whether it hit."""
         moment = self.await_moment(child, runs)
         if not self.signals:
             child.send(signal.SIGKILL)
@@ -212,19 +211,19 @@ class Soak:
     def count(self, child: Child, moment: str) -> None:
         self.figures.strikes += 1
         self.figures.moments[moment] += 1
-        self.figures.begun["forks" if child.forked else "new Pythons"] += 1
+        self.figures.started["forks" if child.forked else "new interpreters"] += 1
         self.figures.codes[child.code or 0] += 1
 
     def await_moment(self, child: Child, runs: str) -> str:
         """Returns at a random moment of a random kind, or when the child has ended."""
         moment = self.rng.choices(list(MOMENTS), list(MOMENTS.values()))[0]
         if moment in ("any", STARTING) or (not child.forked and moment == EVALUATING):
-            # The first tenth of its imports is when a new Python has no handler of gptkit's yet
+            # During the first tenth of its imports, a new interpreter has no handler of gptkit yet
             startup = 0.03 if child.forked else self.rng.choice((0.3, 3.0))
             longest = startup if moment == STARTING else startup + self.seconds
             self.sleep(child, self.rng.uniform(0, longest))
             return moment
-        to_pass, inside = self.rng.randint(0, SAVES_TO_LET_PASS), False
+        to_pass, inside = self.rng.randint(0, MAX_SAVES_TO_SKIP), False
         while child.poll() is None:
             now = self.is_in(child, moment, runs)
             if now and not inside:
@@ -243,7 +242,7 @@ class Soak:
             time.sleep(min(0.001, max(0.0, end - time.monotonic())))
 
     def is_in(self, child: Child, moment: str, runs: str) -> bool:
-        """Whether the child is in that part of its work: a fork says so, of a new Python the disk does."""
+        """Whether the child is in that phase: a fork reports it, for a new interpreter the disk shows it."""
         return processes.phase() == moment if child.forked else self.was_in(child, runs) == moment
 
     def was_in(self, child: Child, runs: str) -> str:
@@ -259,7 +258,7 @@ class Soak:
 
     @staticmethod
     def owner(run: Run) -> int:
-        """The process that trains the run, as its record says."""
+        """The process that trains the run, from its record."""
         try:
             process = run.record().get("process")
         except GptkitError:
@@ -267,54 +266,56 @@ class Soak:
         return int(process["pid"]) if isinstance(process, dict) else 0
 
     def lines(self, runs: str) -> list[str]:
-        """What metrics.jsonl holds, a last line that is being written left out."""
+        """The complete lines of metrics.jsonl."""
         run = self.run_in(runs)
         path = run.path / "metrics.jsonl" if run else None
         return path.read_text().split("\n")[:-1] if path and path.exists() else []
 
     def last_step(self, runs: str) -> int:
-        """The last step that this session recorded, or the one that it began with."""
+        """The last step recorded by this session, or the step that it started from."""
         lines = self.lines(runs)
         return int(json.loads(lines[-1])["step"]) if len(lines) > self.recorded else max(self.newest, 0)
 
     def check_stop(
         self, child: Child, runs: str, number: int, steps: tuple[int, int], moment: str, *, twice: bool
     ) -> None:
-        """What a signal came to: exit code, record, and a checkpoint of the step that was being done.
+        """Checks the effect of a signal: exit code, record, and a checkpoint of the current step.
 
         `steps`: the last recorded step just before the signal and just after it.
         """
         codes = {130, -signal.SIGINT} if number == signal.SIGINT else {143, -number}
-        what = f"signal {number} ({moment}, {'fork' if child.forked else 'python'}) gave {child.code}"
-        said = self.log.read_text()
-        if not child.forked and ("import runpy" in said or ("Traceback" in said and "gptkit" not in said)):
-            self.figures.before_gptkit += 1  # Python itself was still starting, and what it does is its own
+        what = f"signal {number} ({moment}, {'fork' if child.forked else 'python'}): exit code {child.code}"
+        output = self.log.read_text()
+        if not child.forked and (
+            "import runpy" in output or ("Traceback" in output and "gptkit" not in output)
+        ):
+            self.figures.before_gptkit += 1  # Python itself was still starting
             return
-        if "Traceback" in said:
-            self.problem(f"{what} and a traceback:\n{said}")
+        if "Traceback" in output:
+            self.violated(f"{what} and a traceback:\n{output}")
         run = self.run_in(runs)
         record: dict[str, Any] = {}
         if run is not None and (run.path / "run.json").exists():
             record = run.record()
         status, finished = record.get("status"), record.get("status") == "finished"
         if child.code not in codes | ({0} if finished else set()):
-            self.problem(f"{what}, status {status}")
-        if child.code == 0 and steps[1] < STEPS - 4:  # it went on as if there had been no signal
+            self.violated(f"{what}, status {status}")
+        if child.code == 0 and steps[1] < STEPS - 4:  # it continued as if there had been no signal
             if child.forked or "imports" not in moment:
-                self.problem(f"{what}: the signal was lost after step {steps[1]}")
+                self.violated(f"{what}: the signal was lost after step {steps[1]}")
             else:
                 self.figures.before_gptkit += 1
         if finished or twice or child.code not in (130, 143) or run is None:
             return
         if status != ("interrupted" if number == signal.SIGINT else "terminated"):
-            return  # it came before the run was taken up: nothing has changed
+            return  # it arrived before the run was resumed: nothing has changed
         newest = max(list_steps(run.checkpoints), default=0)
-        # Steps are recorded at every second one, so the last recorded may be two behind, and the next follow
+        # Every second step is recorded, so the last record may be two steps behind, and more may follow
         if newest != record.get("step") or not steps[0] <= newest <= steps[1] + 4:
-            self.problem(f"{what}: saved step {newest}, recorded were {steps[0]} and {steps[1]}")
+            self.violated(f"{what}: saved step {newest}, recorded {steps[0]} and {steps[1]}")
 
-    def problem(self, text: str) -> None:
-        self.figures.problems.append(text)
+    def violated(self, text: str) -> None:
+        self.figures.violations.append(text)
         print(f"VIOLATION: {text}", flush=True)
 
 
@@ -322,29 +323,34 @@ def report(figures: Figures, what: str, seconds: float) -> None:
     def listed(counter: Counter[Any]) -> str:
         return ", ".join(f"{number} {name}" for name, number in counter.most_common())
 
-    print(f"{what}: {figures.strikes} ({listed(figures.begun)}), in {seconds:.0f} s")
+    print(f"{what}: {figures.strikes} ({listed(figures.started)}), in {seconds:.0f} s")
     print(f"  struck in: {listed(figures.moments)}")
     print(f"  exit codes: {', '.join(f'{code}: {n}' for code, n in sorted(figures.codes.items()))}")
-    print(f"  runs {figures.runs}, resumes {figures.resumes}, begun anew {figures.started_over}")
+    print(f"  runs {figures.runs}, resumes {figures.resumes}, restarts {figures.restarts}")
     print(f"  checkpoints seen {len(figures.checkpoints)}, lost {figures.lost}")
     if figures.before_gptkit:
-        print(f"  answered by Python before gptkit was there: {figures.before_gptkit}")
+        print(f"  signals before gptkit was imported: {figures.before_gptkit}")
     print(f"  runs identical to the undisturbed one: {figures.identical} of {figures.runs}")
-    print(f"  violations: {len(figures.problems)}", flush=True)
+    print(f"  violations: {len(figures.violations)}", flush=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.soak", description=(__doc__ or "").partition("\n")[0]
+    parser = argument_parser("soak", __doc__)
+    parser.add_argument("--kills", type=int, default=0, metavar="N", help="number of SIGKILLs")
+    parser.add_argument(
+        "--signals", type=int, default=0, metavar="N", help="number of SIGINTs, SIGTERMs and SIGHUPs"
     )
-    parser.add_argument("--kills", type=int, default=0, help="SIGKILLs")
-    parser.add_argument("--signals", type=int, default=0, help="SIGINTs, SIGTERMs and SIGHUPs")
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--real", type=float, default=None, help="share of new Pythons; else of 0.1 and 0.3")
+    parser.add_argument("--seed", type=int, metavar="S", help="default: a random one, which is printed")
+    parser.add_argument(
+        "--real",
+        type=float,
+        metavar="SHARE",
+        help="share of new interpreters among the processes, the others are forks (0.1; for signals 0.3)",
+    )
     settings = parser.parse_args()
     seed = random.SystemRandom().randrange(2**31) if settings.seed is None else settings.seed
     print(f"seed {seed}")
-    answer_interrupts()
+    restore_sigint()
     processes.warm_up()
     processes.mark_phases()
     violations = 0
@@ -357,7 +363,7 @@ def main() -> int:
             soak = Soak(Path(folder) / name, random.Random(seed), signals=name == "signals", real_share=real)
             figures = soak.until(strikes)
         report(figures, name, time.monotonic() - began)
-        violations += len(figures.problems)
+        violations += len(figures.violations)
     return 1 if violations else 0
 
 

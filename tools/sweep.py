@@ -1,18 +1,17 @@
-"""Every change to the disk, failing in every way: is the run still there, and the same?
+"""Fails every disk operation in every way, and checks that no run or text is lost.
 
     python -m tools.sweep [--every K] [--seed S]
 
-Counts the changes that a training, a resume after a crash, a download and an added text make to the disk.
-Then for each of them (or each K-th): disk full, full from then on, an I/O error, a short write, and power
-cuts that lose all unsynced bytes and names, unsynced bytes alone, or some of both. After each, every
-checkpoint must verify, none that was committed may be missing, and `resume` must give the weights and
-losses of the run that nothing happened to. Only a report may fail to be written without a word in the exit
-code. Prints figures; exit code 1 where anything was violated.
+Records the disk operations of a training, a resume after a crash, a download and an added text. Then, for
+each of them (or each K-th), simulates a full disk, a disk that stays full, an I/O error, a short write, and
+power cuts that lose all unsynced bytes and names, unsynced bytes only, or some of both. After each fault,
+every checkpoint must verify, no committed one may be missing, and `resume` must reach the weights and losses
+of an undisturbed run. Every failed operation must give exit code 6, except while a report is written. Prints
+statistics; exit code 1 after any violation.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import hashlib
@@ -36,8 +35,8 @@ from gptkit.report import run_page
 from gptkit.runs import Run, list_steps, run_ids, step_folder
 from gptkit.runs.checkpoint import MODEL, OPTIMIZER, load_checkpoint
 from gptkit.training import session
-from tests.support import small_text
-from tests.support.disks import ALL_LOST, DATA_LOST, SOME_LOST, ForgetfulDisk, Forgetting, disk_that_fails
+from tools.support import argument_parser, small_text
+from tools.support.disks import ALL_LOST, DATA_LOST, SOME_LOST, ForgetfulDisk, Forgetting, disk_that_fails
 
 STEPS = 6
 EXPERIMENT = f"""\
@@ -71,7 +70,7 @@ FAILURES: dict[str, dict[str, Any]] = {
     "I/O error": {"stays_full": False, "number": errno.EIO},
     "short write": {"stays_full": False, "short": True},
 }
-DONE = -1  # what is committed when a text was put in its place: no step
+DONE = -1  # committed without a step: a text is in its place
 CRASHES = (ALL_LOST, DATA_LOST, SOME_LOST, SOME_LOST)
 
 
@@ -84,10 +83,10 @@ class Figures:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Something that changes the disk, and what must hold whatever becomes of it.
+    """Work that changes the disk, and what must hold after it failed.
 
-    `check(workspace, committed)` goes on from what is left; `committed` holds the steps announced as
-    saved or, once the work was done, DONE.
+    `check(workspace, committed)` continues from what is left and yields violations; `committed` holds the
+    steps announced as saved and, once the work was done, DONE.
     """
 
     name: str
@@ -98,7 +97,7 @@ class Scenario:
 
 @contextlib.contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """The folder as working folder, and all output kept away from the terminal."""
+    """Changes to a folder, and discards all output."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -116,7 +115,7 @@ def gptkit(*arguments: str) -> int:
 
 
 def outcome(run: Run) -> tuple[object, ...]:
-    """Weights, optimizer and losses of a finished run, down to the bit."""
+    """Weights, optimizer and losses of a finished run, to the bit."""
     newest = step_folder(run.checkpoints, STEPS)
     hashes = [hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in (MODEL, OPTIMIZER)]
     return (*hashes, [(row["step"], row.get("train_loss"), row.get("val_loss")) for row in run.metrics()])
@@ -134,7 +133,7 @@ def prepare_training(workspace: Path) -> None:
 
 
 def prepare_resume(workspace: Path) -> None:
-    """A run that was cut off while it saved, pruned and recorded."""
+    """A run that was killed while it saved, pruned and logged."""
     prepare_training(workspace)
     with working_in(workspace):
         assert gptkit("train", "sweep.toml", "--stop-at", "3") == 0
@@ -153,7 +152,7 @@ def check_training(workspace: Path, committed: set[int], wanted: tuple[object, .
         run = the_run()
         steps = list_steps(run.checkpoints) if run else []
         if max(committed, default=DONE) > max(steps, default=DONE):
-            yield f"step {max(committed)} was saved, there is {steps}"
+            yield f"step {max(committed)} was saved, found {steps}"
         for step in steps:
             assert run is not None
             try:
@@ -166,9 +165,9 @@ def check_training(workspace: Path, committed: set[int], wanted: tuple[object, .
         code = gptkit(*arguments)
         run = the_run()
         if code or run is None:
-            yield f"{' '.join(arguments)} gave {code}"
+            yield f"{' '.join(arguments)}: exit code {code}"
         elif outcome(run) != wanted:
-            yield "other weights, optimizer or losses than undisturbed"
+            yield "weights, optimizer or losses differ from the undisturbed run"
         else:
             left = [path.name for path in run.path.rglob(".t*") if path.is_dir()]
             if left:
@@ -179,7 +178,7 @@ def check_training(workspace: Path, committed: set[int], wanted: tuple[object, .
 
 
 class SmallShakespeare(shakespeare.ShakespeareDataset):
-    """Another text under the name: nothing is downloaded here, the bytes come from `download` below."""
+    """Another text of that name, which the replaced `download` below returns."""
 
     sha256 = hashlib.sha256(TEXT).hexdigest()
 
@@ -206,13 +205,13 @@ def check_text(name: str, again: Callable[[], int], workspace: Path, committed: 
     if committed and not path.exists():
         yield f"lost {name}"
     if path.exists() and path.read_bytes() != TEXT:
-        yield f"{name} stands there with {path.stat().st_size} bytes"
+        yield f"{name} has {path.stat().st_size} bytes"
         return
     with working_in(workspace):
         if not path.exists() and again() != 0:
-            yield "a second try fails"
+            yield "a second attempt fails"
     if path.read_bytes() != TEXT:
-        yield f"{name} is not what it should be"
+        yield f"{name} has other bytes"
 
 
 def scenarios(scratch: Path) -> list[Scenario]:
@@ -252,7 +251,7 @@ def scenarios(scratch: Path) -> list[Scenario]:
 
 @dataclass
 class Sweep:
-    """One scenario, with the disk failing at each of its operations in turn, or at each `every`-th."""
+    """One scenario, with the disk failing at each `every`-th of its operations in turn."""
 
     scenario: Scenario
     scratch: Path
@@ -270,7 +269,7 @@ class Sweep:
                     self.fail(refused, at, kind, settings)
 
     def power_cuts(self) -> list[int]:
-        """Runs the scenario, cuts the power before each operation, and says which ones a disk may refuse."""
+        """Runs the scenario, cuts the power before each operation, and returns those that can fail."""
         workspace = shutil.copytree(self.scratch / "prepared", self.scratch / "recorded")
         offset = self.rng.randrange(self.every)
         left: list[tuple[int, Forgetting, Path]] = []
@@ -286,7 +285,7 @@ class Sweep:
 
         save, announced = session.save_checkpoint, set[int]()
 
-        def noted(*arguments: Any, **named: Any) -> Path:
+        def record_save(*arguments: Any, **named: Any) -> Path:
             path = save(*arguments, **named)
             announced.add(named["step"])
             return path
@@ -300,7 +299,7 @@ class Sweep:
             return path
 
         disk = ForgetfulDisk(workspace, before)
-        session.save_checkpoint = noted
+        session.save_checkpoint = record_save
         run_page.write_report = reported
         try:
             with working_in(workspace), disk.recording():
@@ -310,14 +309,14 @@ class Sweep:
         announced.add(DONE)
         before(disk.done + 1)  # and once after the last
         if code:
-            self.violated(0, "nothing", f"the scenario itself gave {code}")
+            self.violated(0, "nothing", f"the scenario itself: exit code {code}")
         self.figures.operations[self.scenario.name] = disk.done
         for at, losing, into in left:
             self.check(at, losing.name, into)
         return disk.refusable
 
     def fail(self, refused: int, at: int, kind: str, settings: dict[str, Any]) -> None:
-        """Has the disk refuse the `refused`-th of what it may refuse, which is the `at`-th operation."""
+        """Fails the `refused`-th of the operations that can fail, which is the `at`-th of all."""
         workspace = shutil.copytree(self.scratch / "prepared", self.scratch / "failing")
         with working_in(workspace), disk_that_fails(refused, **settings):
             code = self.scenario.work()
@@ -352,9 +351,9 @@ def sweep(every: int, seed: int) -> Figures:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.sweep")
-    parser.add_argument("--every", type=int, default=1, help="only each K-th operation")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argument_parser("sweep", __doc__)
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="fail each K-th operation only")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
     settings = parser.parse_args()
     figures = sweep(settings.every, settings.seed)
     print("operations: " + ", ".join(f"{name} {number}" for name, number in figures.operations.items()))

@@ -23,7 +23,7 @@ import pytest
 import gptkit
 from gptkit.cli.app import run_command
 from gptkit.experiment import experiment_from_dict
-from tests.support import TINY, small_text
+from tools.support import TINY, small_text
 
 NOWHERE = "http://127.0.0.1:9/nothing"  # a server that nobody runs
 

@@ -19,7 +19,7 @@ import gptkit
 from gptkit.experiment import experiment_from_dict
 from gptkit.runs import Run, lock_run, run_ids
 from tests.support import TINY, Command, Result, small_text, write_record
-from tests.support.disks import disk_that_fails
+from tools.support.disks import disk_that_fails
 
 
 def run_of(result: Result) -> Run:

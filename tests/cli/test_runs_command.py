@@ -20,7 +20,7 @@ from gptkit.runs import Process, Run, list_steps, lock_run, run_ids
 from gptkit.runs.cleanup import delete_run, list_removable
 from gptkit.runs.store import parse_condition, select_runs
 from tests.support import Command, write_record
-from tests.support.disks import OPERATIONS, REMOVALS, Operation, disk_that_fails, instead
+from tools.support.disks import OPERATIONS, REMOVALS, Operation, disk_that_fails, instead
 
 RECORD: dict[str, Any] = {
     "format": 1,

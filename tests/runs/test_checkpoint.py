@@ -33,7 +33,7 @@ from gptkit.runs.checkpoint import (
     set_aside,
 )
 from gptkit.runs.folder import list_steps, step_folder
-from tests.support.disks import disk_that_fails
+from tools.support.disks import disk_that_fails
 
 RUN = "mine.c16.e32.h2.b2-20261122-104012"
 

@@ -46,7 +46,7 @@ def test_a_run_that_is_killed_and_resumed_comes_out_as_one_that_was_not() -> Non
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 def test_of_two_that_resume_one_run_at_once_one_goes_on_and_the_other_exits_7() -> None:
-    assert "exited 7: 10" in run_module("tools.pairs", "--times", "10")
+    assert "exited with 7: 10" in run_module("tools.pairs", "--times", "10")
 
 
 def test_a_disk_that_fails_or_forgets_at_any_operation_loses_nothing() -> None:

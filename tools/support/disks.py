@@ -1,8 +1,8 @@
-"""Disks that fail, and one that forgets: put in the place of gptkit's own, operation by operation.
+"""Simulated disk failures and power cuts, which replace the operations of gptkit's `files.disk`.
 
-`disk_that_fails` refuses the n-th change. `ForgetfulDisk` records every change of a run and can then make the
-folder as it would stand after a power cut before the n-th: a model of a journalled file system, in which
-what was not synced may be gone, bytes of files and entries of folders alike.
+`disk_that_fails` fails the n-th operation. `ForgetfulDisk` records all operations and can write the folder as
+it would be after a power cut before the n-th: a model of a journalled file system that may lose whatever was
+not synced, bytes of files and entries of folders alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from gptkit import files
 
-# What a file system may refuse; removing frees space and is left to work
+# Operations that may fail; removals free space and always work
 OPERATIONS = (
     "make_folder",
     "make_new_folder",
@@ -36,7 +36,7 @@ Operation = Callable[..., Any]
 
 @contextmanager
 def instead(names: tuple[str, ...], wrap: Callable[[str, Operation], Operation]) -> Iterator[None]:
-    """Within it, `wrap(name, the real operation)` stands in the place of each named operation of the disk."""
+    """Replaces each named operation of the disk by `wrap(name, operation)`."""
     for name in names:
         setattr(files.disk, name, wrap(name, getattr(files.disk, name)))
     try:
@@ -46,8 +46,8 @@ def instead(names: tuple[str, ...], wrap: Callable[[str, Operation], Operation])
             delattr(files.disk, name)
 
 
-class _Grudging:
-    """A file that takes at most half of what it is given at its first write, as any file may."""
+class _ShortWriter:
+    """A file whose first write is partial, as a write of any file may be."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._wrote = file, False
@@ -62,9 +62,9 @@ class _Grudging:
 def disk_that_fails(
     at: int, *, stays_full: bool, number: int = errno.ENOSPC, short: bool = False
 ) -> Iterator[None]:
-    """The `at`-th change to the disk fails, a write after half of its bytes; so do all after it, or none.
+    """Fails the `at`-th operation, a write after half of its bytes, and with `stays_full` all later ones.
 
-    `short`: it does not fail; where it is a write, it is a short one, which is to be gone on with.
+    `short`: the operation does not fail; if it is a write, it is partial and has to be continued.
     """
     done = 0
 
@@ -75,7 +75,7 @@ def disk_that_fails(
             if short:
                 if done == at and name == "write":
                     file, data = arguments
-                    return real(_Grudging(file), data)
+                    return real(_ShortWriter(file), data)
                 return real(*arguments)
             if done == at or (stays_full and done > at):
                 if name == "write":
@@ -90,7 +90,7 @@ def disk_that_fails(
         yield
 
 
-# A disk that forgets
+# Power cuts
 
 
 @dataclass
@@ -101,9 +101,9 @@ class _File:
 
 @dataclass
 class _Folder:
-    """`entries` as a process sees them, `synced` as they are on the platter, `changes` between the two.
+    """`entries` as a process sees them, `synced` as they are on the disk, `changes` between the two.
 
-    A change is a set of entries that a journal writes as one: names and what they stand for, None: nothing.
+    A change is a set of entries that the journal writes atomically; None removes an entry.
     """
 
     entries: dict[str, _Node] = field(default_factory=dict)
@@ -131,7 +131,7 @@ def _apply(entries: dict[str, _Node], change: dict[str, _Node | None]) -> None:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What a power cut takes: the share of unsynced bytes and of unsynced changes to folders that is lost."""
+    """The effect of a power cut: the lost share of unsynced bytes, and of unsynced changes to folders."""
 
     name: str
     files: float
@@ -144,9 +144,9 @@ SOME_LOST = Forgetting("some of the unsynced lost", 0.5, 0.5)
 
 
 class ForgetfulDisk:
-    """Follows every change below `root`; `before_operation` is called before each, with its number from 1.
+    """Records every operation below `root`; `before_operation` is called before each, with its number from 1.
 
-    What stands in `root` at first counts as synced.
+    The initial content of `root` counts as synced.
     """
 
     def __init__(self, root: Path, before_operation: Callable[[int], None]) -> None:
@@ -154,7 +154,7 @@ class ForgetfulDisk:
         self._tree = _read(self._root)
         self._before = before_operation
         self.done = 0
-        self.refusable: list[int] = []  # the numbers of those operations that `disk_that_fails` counts
+        self.refusable: list[int] = []  # numbers of the operations that `disk_that_fails` counts
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -221,7 +221,7 @@ class ForgetfulDisk:
         self._folder(path).sync()
 
     def _rename(self, source: Path, target: Path) -> None:
-        assert source.parent == target.parent, "between folders the model would need more"
+        assert source.parent == target.parent, "the model has no renames between folders"
         folder = self._folder(source.parent)
         folder.change({source.name: None, target.name: folder.entries[source.name]})
 
@@ -244,7 +244,7 @@ class ForgetfulDisk:
         parent.change({path.name: None})
 
     def crash(self, into: Path, losing: Forgetting, rng: random.Random) -> None:
-        """Makes `into`, which is not there yet, as the disk might stand after a power cut at this point."""
+        """Creates `into` as the folder might be after a power cut at this point."""
         _write_out(self._tree, into, losing, rng)
 
 
@@ -274,7 +274,7 @@ def _write_out(folder: _Folder, path: Path, losing: Forgetting, rng: random.Rand
 
 
 def _what_is_left(file: _File, losing: Forgetting, rng: random.Random) -> bytes:
-    """Files only grow here: what was synced is there, and of what came after it a beginning."""
+    """The synced bytes and a beginning of the rest; files only grow here."""
     unsynced = len(file.data) - len(file.synced)
     kept = round(unsynced * (1 - losing.files) * (rng.random() * 2 if losing.files == 0.5 else 1))
     return file.data[: len(file.synced) + min(kept, unsynced)]

@@ -1,8 +1,8 @@
-"""Watches a process while it reads what strangers made: what it writes, runs and takes of memory.
+"""Watches a process while it reads hostile files: its writes, processes, connections and memory.
 
-Python tells an audit hook of every file that is opened, renamed or removed, of every process that is begun,
-every connection and every class that is unpickled. Outside the workspace nothing may be changed, and none
-of the rest may happen at all.
+Python calls an audit hook for every file that is opened, renamed or removed, every process that is started,
+every connection and every unpickled class. Nothing outside the workspace may be changed, and none of the rest
+may happen at all.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# Events that change something at a path: how many paths their arguments begin with, and where a folder's
-# descriptor stands, to which the path is relative; None: nowhere
+# Events that change a path: the number of paths at the beginning of their arguments, and the index of the
+# descriptor of the folder to which a path is relative, or None
 _CHANGES: dict[str, tuple[int, int | None]] = {
     "os.mkdir": (1, 2),
     "os.remove": (1, 1),
@@ -48,22 +48,22 @@ GIGABYTE = 1 << 30
 
 
 class EscapedError(BaseException):
-    """Something was about to happen that must not; no handler of the code under test is to catch it."""
+    """A forbidden operation; a BaseException, so that no handler of the code under test catches it."""
 
 
 class Guard:
-    """Refuses, while it is armed, what must not happen. An audit hook can never be removed."""
+    """Refuses forbidden operations while it is armed. An audit hook can never be removed."""
 
     def __init__(self, workspace: Path) -> None:
         self._root = os.path.realpath(workspace)
         self._armed = False
         self._escaped = ""
         self._unreadable = ""
-        sys.addaudithook(self._hear)
+        sys.addaudithook(self._audit)
 
     @contextmanager
     def armed(self) -> Iterator[None]:
-        """Raises EscapedError at the end too: what a tracker raises, of whatever kind, is caught."""
+        """Raises EscapedError again at the end: what a tracker raises is caught, of whatever type."""
         self._armed, self._escaped = True, ""
         try:
             yield
@@ -73,10 +73,10 @@ class Guard:
             raise EscapedError(self._escaped)
 
     def make_unreadable(self, path: Path) -> None:
-        """Until the end of the next `armed` this file or folder is not to be opened or listed by us."""
+        """Makes opening or listing a path fail until the end of the next `armed`."""
         self._unreadable = os.path.abspath(path)
 
-    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._armed:
             return
         if self._unreadable and event in _READS and not isinstance(arguments[0], int):
@@ -101,7 +101,7 @@ class Guard:
         if isinstance(folder, int) and folder >= 0:
             text = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), text)
         parent, name = os.path.split(os.path.abspath(text))
-        # A link that is opened for writing leads elsewhere; one that is renamed or removed is a file itself
+        # A link that is opened for writing is followed; one that is renamed or removed is the link itself
         real = os.path.realpath(text) if event == "open" else os.path.join(os.path.realpath(parent), name)
         if not real.startswith(self._root + os.sep) and real not in (self._root, os.devnull):
             self._refuse(f"{event} {text!r}")
@@ -112,12 +112,12 @@ class Guard:
 
 
 def limit_memory(more: int) -> None:
-    """From now on this process can map no more than `more` bytes on top of what it has."""
+    """Limits the address space of this process to `more` bytes beside its present one."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def peak_memory() -> int:
-    """The most that this process ever had in memory, in bytes."""
+    """The peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

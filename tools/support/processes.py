@@ -1,9 +1,8 @@
-"""gptkit in processes that can be struck down: forked from this one, which is warm, or begun by Python.
+"""Runs gptkit in child processes that can be killed: forks of this process, or new interpreters.
 
-A real `python -m gptkit` spends two seconds on its imports, a fork a few milliseconds. So most children of
-the soak are forks of a process that has imported everything and computed nothing; they run the same
-command, train in their own memory and die for real. A share is begun as a user begins them, imports and
-all.
+A new `python -m gptkit` spends two seconds on imports, a fork a few milliseconds. So most children are forks
+of a process that has imported everything and computed nothing; they run the same command and die for real.
+The others start like a user's command, imports included.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ STARTING, TRAINING, EVALUATING, SAVING, PRUNING, ENDED = (
 )
 PHASES = (STARTING, TRAINING, EVALUATING, SAVING, PRUNING, ENDED)
 
-_shared = mmap.mmap(-1, 1)  # what a forked child is doing now, for the one who waits for the moment
+_shared = mmap.mmap(-1, 1)  # the phase of the forked child, shared with this process
 
 
 def phase() -> str:
-    """What the newest forked child does now, or did when it died."""
+    """The phase of the newest forked child, or the one in which it died."""
     return PHASES[_shared[0]]
 
 
@@ -67,7 +66,7 @@ def warm_up() -> None:
 
 
 def mark_phases() -> None:
-    """From now on a forked child says which part of its work it is in."""
+    """Makes forked children report their phase from now on."""
     Trainer.fit = _marked(Trainer.fit, TRAINING, ENDED)  # type: ignore[method-assign]
     session.evaluate = _marked(session.evaluate, EVALUATING, TRAINING)
     session.save_checkpoint = _marked(session.save_checkpoint, SAVING, TRAINING)
@@ -77,14 +76,14 @@ def mark_phases() -> None:
 
 @dataclass
 class Child:
-    """A gptkit process of ours."""
+    """A process that runs gptkit."""
 
     pid: int
     forked: bool
     code: int | None = None
 
     def poll(self) -> int | None:
-        """The exit code, as subprocess has it (-9: died of signal 9), or None while it runs."""
+        """The exit code as in subprocess (-9: killed by signal 9), or None while it runs."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -107,11 +106,11 @@ class Child:
 
 
 def start(arguments: Sequence[str], workspace: Path, log: Path, *, forked: bool) -> Child:
-    """`gptkit ARGUMENTS` in the workspace; both of its outputs are added to `log`."""
+    """Starts `gptkit ARGUMENTS` in the workspace; its output is appended to `log`."""
     _shared[0] = PHASES.index(STARTING)
     sys.stdout.flush()
     sys.stderr.flush()
-    # A signal for the child is not to hit it while it still is a copy of this process
+    # Blocks signals for the child while it still is a copy of this process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     pid = os.fork()
     if pid == 0:
@@ -127,7 +126,7 @@ def _be_gptkit(arguments: list[str], workspace: Path, log: Path, *, forked: bool
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
         if not forked:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -135,7 +134,7 @@ def _be_gptkit(arguments: list[str], workspace: Path, log: Path, *, forked: bool
         sys.argv = ["gptkit", *arguments]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         code = run_command(arguments)
-    except KeyboardInterrupt:  # before or after the command: a fork has no imports in which to be interrupted
+    except KeyboardInterrupt:  # before or after the command itself
         code = 130
     except BaseException:
         traceback.print_exc()
@@ -146,5 +145,5 @@ def _be_gptkit(arguments: list[str], workspace: Path, log: Path, *, forked: bool
 
 
 def _python_path() -> str:
-    """The gptkit of these tests first, wherever another one may be installed."""
+    """The gptkit of this checkout first, in case another one is installed."""
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

@@ -1,7 +1,6 @@
-"""Good files made bad: bytes, JSON, safetensors headers, experiment files, whole run folders.
+"""Makes hostile files from valid ones: bytes, JSON, safetensors headers, experiment files, run folders.
 
-All of it is drawn from a `random.Random`, so that a seed gives the same file again; wild values come in from
-hypothesis.
+Everything is drawn from a `random.Random`, so that a seed reproduces a file; hypothesis supplies wild values.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from gptkit.experiment import Experiment, PluginTable
 from gptkit.files import sha256, to_json
 from gptkit.runs.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE
 
-# Small or absurd, and nothing between: what is merely large is a fair wish, and would take its time
+# Small or absurd: a merely large number is legitimate, and would take long to obey
 NUMBERS = (0, 1, 2, 3, 5, 8, 16, -1, 0.5, -0.0, 1e-300, 1e308, 2**31 - 1, 2**31, 2**63, 2**64, 10**30)
 WORDS = ("", "char", "rope", "muon", "random", "auto", "../x", "/", "\0", "\ud800", "é", "nan", "a" * 5000)
-SLOW = ("max_new_tokens", "compile")  # with which a valid file may ask for hours
+SLOW = ("max_new_tokens", "compile")  # fields with which a valid file could take hours
 
 
 class _Harmful:
-    """Unpickling it would make a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
         return os.mkdir, ("unpickled",)
@@ -64,7 +63,7 @@ HOSTILE = (
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Cut, flipped, doubled, with something put in, or something else altogether."""
+    """Truncates, flips, repeats, inserts or replaces bytes."""
     at, to = sorted((rng.randint(0, len(data)), rng.randint(0, len(data))))
     match rng.randrange(8):
         case 0:
@@ -95,7 +94,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_value(value: Any, rng: random.Random, wild: Any) -> Any:
-    """One place of a JSON value replaced, removed, renamed or added to."""
+    """Replaces, removes, renames or adds one item somewhere in a JSON value."""
     if isinstance(value, dict) and value and rng.random() < 0.8:
         key = rng.choice(list(value))
         match rng.randrange(8):
@@ -122,12 +121,12 @@ def mutate_json(data: bytes, rng: random.Random, wild: Any) -> bytes:
         return mutate_bytes(data, rng)
     try:
         return json_bytes(mutate_value(json.loads(data), rng, wild))
-    except (ValueError, RecursionError):  # it was changed before
+    except (ValueError, RecursionError):  # an earlier mutation made it invalid
         return mutate_bytes(data, rng)
 
 
 def mutate_safetensors(data: bytes, rng: random.Random, wild: Any) -> bytes:
-    """A header that says something else of the same bytes, of its own length too; or other bytes."""
+    """Changes the header, its length, or the bytes."""
     if rng.random() < 0.3:
         return mutate_bytes(data, rng)
     (size,) = struct.unpack("<Q", data[:8])
@@ -162,7 +161,7 @@ PLAUSIBLE: dict[type, tuple[Any, ...]] = {
 
 
 def _fields_of(model: type[BaseModel], at: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[Any]]:
-    """The keys of an experiment file, each with values that it may well have."""
+    """The keys of an experiment file, each with plausible values."""
     found: dict[tuple[str, ...], list[Any]] = {}
     for name, described in model.model_fields.items():
         key, todo = (*at, name), [described.annotation]
@@ -186,7 +185,7 @@ FIELDS = {key: values for key, values in _fields_of(Experiment).items() if key[-
 
 
 def mutate_experiment(experiment: dict[str, Any], rng: random.Random, wild: Any) -> bytes:
-    """A few fields set to something, perhaps a table where a value should be; perhaps no TOML any more."""
+    """Sets a few fields to other values or tables; the result may be invalid TOML."""
     changed: dict[str, Any] = json.loads(json.dumps(experiment))
     for _ in range(rng.choice((1, 1, 2, 4))):
         *tables, key = path = rng.choice(list(FIELDS)) if rng.random() < 0.9 else (rng.choice(WORDS), "x")
@@ -199,11 +198,11 @@ def mutate_experiment(experiment: dict[str, Any], rng: random.Random, wild: Any)
         values = [wild, rng.choice(NUMBERS), rng.choice(WORDS), rng.choice((True, False, [], {}, [1]))]
         plausible = FIELDS.get(tuple(path), [])
         value = rng.choice(plausible if plausible and rng.random() < 0.6 else values)
-        place[key] = copy.deepcopy(value)  # else `wild` could come to stand in itself
+        place[key] = copy.deepcopy(value)  # otherwise `wild` could contain itself
     try:
         text = tomli_w.dumps(_without_none(changed)).encode("utf-8", "surrogatepass")
     except (TypeError, ValueError, AttributeError):
-        text = json_bytes(changed)  # no TOML at all
+        text = json_bytes(changed)  # not representable as TOML
     return mutate_bytes(text, rng) if rng.random() < 0.2 else text
 
 
@@ -227,7 +226,7 @@ def read_folder(folder: Path) -> Files:
 
 
 def write_folder(folder: Path, files: Files) -> None:
-    """Makes the folder hold exactly these files."""
+    """Replaces the folder by exactly these files."""
     if folder.is_symlink() or folder.is_file():
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -237,11 +236,13 @@ def write_folder(folder: Path, files: Files) -> None:
 
 
 def mutate_run(files: Files, rng: random.Random, wild: Any) -> tuple[Files, list[str]]:
-    """A run's files with one to three changed, and their names; often with hashes forged to agree."""
+    """Changes one to three files of a run, often with hashes forged to match; returns their names too."""
     changed, names = dict(files), []
     for _ in range(rng.choice((1, 1, 2, 3))):
         known = [name for name in changed if not name.startswith(("samples", "."))]
-        name = rng.choice([*known, *(name for name in known if "/" not in name)])  # what is read first, twice
+        name = rng.choice(
+            [*known, *(name for name in known if "/" not in name)]
+        )  # files outside of checkpoints are twice as likely
         names.append(name)
         data, base = changed[name], Path(name).name
         if rng.random() < 0.05:
@@ -265,17 +266,17 @@ def mutate_run(files: Files, rng: random.Random, wild: Any) -> tuple[Files, list
 
 
 def _forge(files: Files, name: str, rng: random.Random) -> None:
-    """Has the hashes elsewhere agree with a changed file."""
+    """Makes the hashes in other files match a changed file."""
     folder, base = os.path.split(name)
     if name == "tokenizer.json" and name in files and rng.random() < 0.7:
         try:
-            ours = sha256(to_json(json.loads(files[name])))
+            digest = sha256(to_json(json.loads(files[name])))
         except (ValueError, RecursionError):
             return
         for state in [other for other in files if other.endswith(STATE)]:
             try:
-                said = json.loads(files[state])
-                files[state] = json_bytes({**said, "tokenizer_sha256": ours})
+                recorded = json.loads(files[state])
+                files[state] = json_bytes({**recorded, "tokenizer_sha256": digest})
             except (ValueError, TypeError, RecursionError):
                 continue
             _forge_manifest(files, os.path.dirname(state), STATE)
@@ -294,7 +295,7 @@ def _forge_manifest(files: Files, folder: str, base: str) -> None:
 
 
 def disturb_folder(folder: Path, outside: Path, rng: random.Random) -> str:
-    """Puts something in a run's folder that is no plain file, and says what."""
+    """Replaces a file of a run folder by a link, folder or pipe, or adds one; returns a description."""
     paths = [path for path in folder.rglob("*") if not path.is_symlink()]
     victim = rng.choice(paths)
     what = rng.choice(("link to a file", "link to a folder", "folder", "pipe", "more"))
