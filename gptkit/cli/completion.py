@@ -1,8 +1,8 @@
-"""What the shell offers when TAB is pressed: files, runs, names, keys.
+"""Completion in a shell: experiment files, runs, names of plugins and datasets, keys and values of --set.
 
-In: what was typed so far. Out: words. It must be quick, so it loads no torch and no plugin, and reads names
-only; and it must be silent, so whatever goes wrong offers nothing. Typer completes commands and flags, and
-`gptkit --install-completion` tells the shell.
+Input: the command line so far. Output: the words that may follow. It is quick: it loads neither torch nor a
+plugin, and reads names only. It is silent: an error offers nothing. Typer completes commands and flags;
+`gptkit --install-completion` installs it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 
 import typer
 
-MOST = 200  # words that are offered
+MOST = 200  # words offered
 
 Completer = Callable[[typer.Context, str], list[str]]
-_TEXTS = (".txt", ".md", ".jsonl", ".csv", ".gz")  # endings of what a data folder may hold
+_TEXTS = (".txt", ".md", ".jsonl", ".csv", ".gz")  # files of a data folder that are texts
 _VARIABLE = "_GPTKIT_COMPLETE"
 
 
 def _completer(words: Callable[[typer.Context, str], Iterable[str]]) -> Completer:
-    """Those of the words that begin as typed, and nothing where they cannot be had."""
+    """The words that begin as typed; none if `words` fails."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         try:
@@ -37,22 +37,22 @@ def _completer(words: Callable[[typer.Context, str], Iterable[str]]) -> Complete
 
 
 def choice(*words: str) -> Completer:
-    """One of these."""
+    """Completes one of these words."""
     return _completer(lambda context, incomplete: words)
 
 
 @contextmanager
 def for_a_shell(environ: MutableMapping[str, str]) -> Iterator[None]:
-    """Around the reading of a command line. Where it is a shell that asks, whatever goes wrong is silent.
+    """A context for parsing a command line in which a request for completion fails silently.
 
-    It puts right how bash cuts a line, at '=' too: `--set model.position=ro` comes as four words, and what is
-    offered replaces the last of them.
+    bash splits a line at '=' too: `--set model.position=ro` arrives as four words, and what is offered
+    replaces the last of them. Here they are joined first.
     """
-    asked = environ.get(_VARIABLE, "")
-    if not asked.startswith("complete_"):
+    request = environ.get(_VARIABLE, "")
+    if not request.startswith("complete_"):
         yield
         return
-    before = _rejoin(environ) if asked == "complete_bash" else ""
+    before = _rejoin(environ) if request == "complete_bash" else ""
     offered = io.StringIO()
     try:
         with redirect_stdout(offered), open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
@@ -65,11 +65,11 @@ def for_a_shell(environ: MutableMapping[str, str]) -> Iterator[None]:
 
 
 def _rejoin(environ: MutableMapping[str, str]) -> str:
-    """Joins the words around each '='; what stands before the last word of the one that is completed."""
+    """Joins the words around each '='; returns the part before '=' of the word that is completed."""
     try:
         words = environ["COMP_WORDS"].split("\n")
         typed = words[: int(environ["COMP_CWORD"]) + 1]
-    except (KeyError, ValueError):  # it is not a shell that asks
+    except (KeyError, ValueError):  # not from a shell
         return ""
     before = ""
     while "=" in typed[2:]:
@@ -102,12 +102,12 @@ def _run_ids(context: typer.Context) -> list[str]:
 
 
 def _runs_folder(context: typer.Context) -> Path:
-    """As --runs-dir says here or before the command, as in `gptkit runs --runs-dir FOLDER verify`."""
-    at: Any = context
-    while at is not None:
-        if said := at.params.get("runs_dir"):
-            return Path(said)
-        at = at.parent
+    """--runs-dir of the command or of its group, as in `gptkit runs --runs-dir FOLDER verify`."""
+    level: Any = context
+    while level is not None:
+        if folder := level.params.get("runs_dir"):
+            return Path(folder)
+        level = level.parent
     return Path("runs")
 
 
@@ -127,30 +127,35 @@ def _plugins(context: typer.Context, incomplete: str) -> Iterable[str]:
 
 
 def _datasets(context: typer.Context, incomplete: str) -> Iterable[str]:
-    """The registered ones, then the texts in the data folders by their names."""
+    """The registered datasets, then the names of the texts in the data folder."""
     from gptkit.plugins import registry
 
     yield from registry.names(registry.DATASETS)
-    said = context.params.get("data_dir") or os.environ.get("GPTKIT_DATA_DIR")
-    for folder in [Path(said)] if said else [Path("data")]:
-        names = sorted(file.name for file in folder.iterdir() if file.suffix in _TEXTS)
-        yield from (name for name in names if name != "README.md")
+    folder = Path(context.params.get("data_dir") or os.environ.get("GPTKIT_DATA_DIR") or "data")
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in _TEXTS)
+    yield from (name for name in names if name != "README.md")
 
 
 def _settings(context: typer.Context, incomplete: str) -> Iterable[str]:
-    """Keys with an '=', and behind it what there is to choose from."""
+    """Keys with an '=', then the values to choose from."""
     from gptkit.experiment.fields import choices, fields
 
-    key, said, _ = incomplete.partition("=")
-    if not said:
+    key, separator, _ = incomplete.partition("=")
+    if not separator:
         found = list(dict.fromkeys(field.key for field in fields() if field.key.startswith(incomplete)))
         if len(found) != 1:
             return [f"{name}=" for name in found]
-        key = found[0]  # with more than one word the shell adds no space behind the '='
+        key = found[0]  # if there is more than one word, the shell adds no space after the '='
         return [f"{key}=", *(f"{key}={word}" for word in choices(key))]
     if key == "data.dataset":
         return [f"{key}={name}" for name in _datasets(context, "")]
     return [f"{key}={word}" for word in choices(key)]
+
+
+def _backends(context: typer.Context, incomplete: str) -> Iterable[str]:
+    from gptkit.experiment.fields import choices
+
+    return choices("training.backend")
 
 
 experiments = _completer(_experiments)
@@ -159,4 +164,4 @@ checkpoints = _completer(_checkpoints)
 plugins = _completer(_plugins)
 datasets = _completer(_datasets)
 settings = _completer(_settings)
-backends = choice("auto", "cpu", "cuda", "mps")
+backends = _completer(_backends)

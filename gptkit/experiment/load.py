@@ -12,22 +12,22 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from gptkit.errors import ExperimentError, PluginError, Problem, UsageError
-from gptkit.experiment.fields import fields
+from gptkit.experiment.fields import ExperimentField, fields
 from gptkit.experiment.messages import problems_of, render
 from gptkit.experiment.overrides import LENGTHS, Override
 from gptkit.experiment.schema import MAX_NAME, Experiment, Name, SamplingSettings
 from gptkit.experiment.source import Source, dotted, in_line, show_line
 from gptkit.files import MAX_DEPTH, parse_toml
 from gptkit.plugins import registry
-from gptkit.words import closest, nearest
+from gptkit.words import closest
 
 MAX_BYTES = 1_000_000  # a larger file is no experiment
 
@@ -221,10 +221,10 @@ def _resolve(data: Mapping[str, Any], source: Source, *, recorded: bool = False)
     for override in source.overrides:
         draft.set(override)
     for field in fields():
-        if field.family and not (not recorded and draft.is_text(field.key, field.family)):
-            draft.fill_options(field.key, field.family, field.default or "")
+        if field.family:
+            draft.fill_plugin(field, texts=field.family == registry.DATASETS and not recorded)
     if not recorded:
-        draft.fill_tracker_options()
+        draft.fill_trackers()
     return draft.finish(plain=recorded)
 
 
@@ -267,58 +267,38 @@ class _Draft:
                 table.pop(other, None)
         table[last] = override.value
 
-    def is_text(self, key: str, family: str) -> bool:
-        """Whether a dataset is a text of one's own, as no plugin has its name. Checks its options if so."""
-        choice = self._choice(key)
-        if family != registry.DATASETS or choice is None or choice["type"] in registry.names(family):
-            return False
-        *tables, last = key.split(".")
-        table = self._table(tables)
-        name = choice["type"]
-        if any(sign in name for sign in "\a\b\t\n\f\r"):
-            message = f"{key} = {ascii(name)[:60]}: a name has no such characters; {_ESCAPE}"
-            self._add(message, (*tables, last, "type"))
-            return True
-        assert table is not None
-        table[last] = choice
-        model = registry.load(registry.DATASETS, "text").Options
-        known = [option for option in model.model_fields if option != "path"]
-        unknown = [option for option in choice if option not in ("type", *known)]
-        if unknown:
-            message = (
-                f"{key}: no dataset {name!r} is installed, so it is taken for a text, which has no option "
-                f"{unknown[0]!r}{nearest(unknown[0], known)}; known here: {', '.join(known)}"
-            )
-            self._problems.append(Problem(message, ((*tables, last, unknown[0]),), in_key=True))
-        elif len(choice) > 1:
-            options = {option: value for option, value in choice.items() if option != "type"}
-            self._options_of(model, {"path": "its name", **options}, key)
-        return True
+    def fill_plugin(self, field: ExperimentField, *, texts: bool) -> None:
+        """Makes the options of the plugin that a field names explicit.
 
-    def fill_options(self, key: str, family: str, default: str) -> None:
-        """Makes the options of the plugin that a field names explicit."""
-        *tables, last = key.split(".")
-        table = self._table(tables)
-        if table is None:
+        With `texts`, a name that no plugin has is a text of one's own: its options stay as they are given.
+        """
+        *tables, last = field.key.split(".")
+        table: Any = self._tables
+        for part in tables:
+            table = table.setdefault(part, {}) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
             return  # the schema will report it
-        value = table.get(last, default)
-        if isinstance(value, dict) and default and family != registry.DATASETS:
-            table[last] = {"type": default, **value}  # an option alone is of the default plugin
-        elif last not in table and default:
-            table[last] = default
-        choice = self._choice(key)
-        if choice is None:
+        choice = table.get(last, field.default)
+        if isinstance(choice, str):
+            choice = {"type": choice}
+        if not isinstance(choice, dict):
+            return  # as above, or it is not set
+        if field.default and field.family != registry.DATASETS:
+            choice = {"type": field.default, **choice}  # an option alone is of the default plugin
+        name = choice.get("type")
+        if not isinstance(name, str) or len(name) > MAX_NAME:
             return
-        name = choice.pop("type")
+        options = {key: value for key, value in choice.items() if key != "type"}
         try:
-            filled = self._load_options(family, name, choice, key)
+            if texts and name not in registry.names(field.family):
+                self._check_text(name, options, field.key)
+            else:
+                options = self._options(field.family, name, options, field.key)
         except PluginError as error:
             self._missing.append((Problem(str(error), ((*tables, last, "type"),)), error))
-        else:
-            if filled is not None:
-                table[last] = {"type": name, **filled}
+        table[last] = {"type": name, **options}
 
-    def fill_tracker_options(self) -> None:
+    def fill_trackers(self) -> None:
         """Makes the options of the trackers explicit."""
         trackers = self._tables.get("tracking")
         if not isinstance(trackers, dict):
@@ -326,15 +306,48 @@ class _Draft:
         for name, choice in list(trackers.items()):
             if choice is False:
                 del trackers[name]
-            elif choice is True or isinstance(choice, dict):  # else the schema will report it
+            elif choice is True or isinstance(choice, dict):
                 options = {} if choice is True else choice
                 try:
-                    filled = self._load_options(registry.TRACKERS, name, options, f"tracking.{name}")
+                    trackers[name] = self._options(registry.TRACKERS, name, options, f"tracking.{name}")
                 except PluginError as error:
                     problem = Problem(str(error), (("tracking", name),), in_key=True)
                     self._missing.append((problem, error))
-                else:
-                    trackers[name] = options if filled is None else filled
+
+    def _options(self, family: str, name: str, options: dict[str, Any], table: str) -> dict[str, Any]:
+        """All options of a plugin, or the given ones if there are problems with them. Raises PluginError."""
+        try:
+            model = registry.load(family, name).Options
+        except PluginError as error:
+            raise PluginError(str(error), [(family, name)]) from error
+        try:
+            filled: dict[str, Any] = model.model_validate(options).model_dump(mode="json", exclude_none=True)
+            return filled
+        except ValidationError as error:
+            self._problems += problems_of(error, table=table, options=model)
+            return options
+        except Exception as error:  # in the plugin's code
+            reason = f"{type(error).__name__}: {error}"
+            raise PluginError(f"{table}: the options of {name!r} failed: {reason}") from error
+
+    def _check_text(self, name: str, options: dict[str, Any], table: str) -> None:
+        """Checks the name of a text and the options beside it, which are those of the dataset `text`."""
+        if any(sign in name for sign in "\a\b\t\n\f\r"):
+            message = f"{table} = {ascii(name)[:60]}: a name has no such characters; {_ESCAPE}"
+            self._add(message, (*table.split("."), "type"))
+        elif options:
+            model = registry.load(registry.DATASETS, "text").Options
+            if "path" in options:
+                self._add(
+                    f"{table}.path: the type of the table, {name!r}, is a path already",
+                    (*table.split("."), "path"),
+                )
+            try:
+                model.model_validate(options | {"path": "its name"})
+            except ValidationError as error:
+                why = f"; no dataset {name!r} is installed, so it is taken for a text"
+                for problem in problems_of(error, table=table, options=model):
+                    self._problems.append(replace(problem, message=problem.message + why))
 
     def finish(self, *, plain: bool) -> Experiment:
         """The experiment. Raises one error for all problems; `plain`: a missing plugin without its line."""
@@ -355,43 +368,3 @@ class _Draft:
 
     def _add(self, message: str, path: tuple[str, ...]) -> None:
         self._problems.append(Problem(message, (path,)))
-
-    def _table(self, path: Sequence[str]) -> dict[str, Any] | None:
-        """The table at a path, made if it is missing; None if something else is there."""
-        table: Any = self._tables
-        for name in path:
-            table = table.setdefault(name, {}) if isinstance(table, dict) else None
-        return table if isinstance(table, dict) else None
-
-    def _choice(self, key: str) -> dict[str, Any] | None:
-        """The plugin that a field names, as a table of its own; None if the schema will report the value."""
-        *tables, last = key.split(".")
-        choice = (self._table(tables) or {}).get(last)
-        if isinstance(choice, str):
-            choice = {"type": choice}
-        if not isinstance(choice, dict) or not isinstance(choice.get("type"), str):
-            return None
-        return dict(choice) if len(choice["type"]) <= MAX_NAME else None
-
-    def _load_options(
-        self, family: str, name: str, options: dict[str, Any], table: str
-    ) -> dict[str, Any] | None:
-        """All options of a plugin, None if there are problems with those given. Raises PluginError."""
-        try:
-            model = registry.load(family, name).Options
-        except PluginError as error:
-            raise PluginError(str(error), [(family, name)]) from error
-        try:
-            return self._options_of(model, options, table)
-        except Exception as error:  # in the plugin's code
-            reason = f"{type(error).__name__}: {error}"
-            raise PluginError(f"{table}: the options of {name!r} failed: {reason}") from error
-
-    def _options_of(
-        self, model: type[BaseModel], options: dict[str, Any], table: str
-    ) -> dict[str, Any] | None:
-        try:
-            return model.model_validate(options).model_dump(mode="json", exclude_none=True)
-        except ValidationError as error:
-            self._problems += problems_of(error, table=table, options=model)
-            return None

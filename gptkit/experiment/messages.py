@@ -177,7 +177,7 @@ def _path(detail: ErrorDetails) -> list[str]:
 def _describe(detail: ErrorDetails, place: str) -> tuple[str, str]:
     """The place, with the value if it is short, and what would be right there."""
     kind, value = detail["type"], detail["input"]
-    message = re.sub(", unable to parse string.*", "", detail["msg"].removeprefix("Value error, "))
+    message = re.sub(", unable to .*", "", detail["msg"].removeprefix("Value error, "))
     for pydantic, ours in _WORDS.items():
         message = message.replace(pydantic, ours)
     if kind == "extra_forbidden":

@@ -503,9 +503,9 @@ def test_options_may_stand_beside_the_name_of_a_text(here: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({"type": "corpus.jsonl", "feild": "body"}, "no option 'feild'; did you mean 'field'?"),
+        ({"type": "corpus.jsonl", "feild": "body"}, "data.dataset.feild: unknown key; did you mean 'field'?"),
         ({"type": "markof", "order": 3}, "no dataset 'markof' is installed"),
-        ({"type": "corpus.jsonl", "path": "x"}, "no option 'path'"),
+        ({"type": "corpus.jsonl", "path": "x"}, "is a path already"),
         ({"type": "corpus.jsonl", "field": 3}, "data.dataset.field = 3: should be a string"),
     ],
 )

@@ -222,7 +222,10 @@ def test_a_missing_plugin_is_reported_along_with_the_other_problems() -> None:
         ({"optimizer": {"learning_rate": -0.1}}, "optimizer.learning_rate = -0.1: should be greater than or"),
         ({"data": {"dataset": {"type": "text"}}}, "data.dataset.path: is required"),
         ({"data": {"dataset": {"type": "markov", "order": 9}}}, "data.dataset.order = 9: should be less"),
-        ({"data": {"dataset": {"type": "a.txt", "x": 1}}}, "data.dataset: no dataset 'a.txt' is installed"),
+        (
+            {"data": {"dataset": {"type": "a.txt", "x": 1}}},
+            "data.dataset.x: unknown key; known here: field, path, separator; no dataset",
+        ),
         ({"data": {"fallback": {"type": "markov", "lenth": 9}}}, "data.fallback.lenth: unknown key; did you"),
         ({"name": "../evil"}, "name = \"../evil\": should be letters, digits, '_' and '-'"),
         ({"name": "/etc/passwd"}, 'name = "/etc/passwd": should be letters'),

@@ -301,7 +301,7 @@ def test_without_its_dataset_a_run_says_what_to_install(trained: Path, environme
         assert "no dataset is called 'recipes'" in done.err
         assert done.err.endswith(f"\nThe run had it from {RECIPES} 1.0: pip install {RECIPES}==1.0\n")
     assert unknown.code == 2
-    assert "data.dataset: no dataset 'recipes' is installed, so it is taken for a text" in unknown.err
+    assert "no dataset 'recipes' is installed, so it is taken for a text" in unknown.err
     assert hashes_of(trained, 20)  # it is as it was
     assert record_of(trained)["status"] == "finished"
 

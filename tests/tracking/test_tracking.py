@@ -303,7 +303,11 @@ def test_what_is_tracked_is_a_known_part_of_a_run_and_a_stretch_trained_again_is
         ("tracking.tensorbord=true", 3, "no tracker is called 'tensorbord'; did you mean 'tensorboard'?"),
         ("tracking.tensorboard=5", 2, "tracking.tensorboard: should be true, false or a table"),
         ("tracking.tensorboard.sample=true", 2, "tracking.tensorboard.sample: unknown key; did you mean"),
-        ("tracking.tensorboard.samples='x'", 2, 'tracking.tensorboard.samples = "x": should be a valid bool'),
+        (
+            "tracking.tensorboard.samples='x'",
+            2,
+            'tracking.tensorboard.samples = "x": should be true or false',
+        ),
         ("tracking=true", 2, "tracking = true: should be a table"),
         ("tracking.tensorboard.samples.x=1", 2, "tracking.tensorboard.samples: should be true or false"),
     ],
