@@ -1,1 +1,1 @@
-"""The command line: parse, call one function, render. Imports no torch until a command needs it."""
+"""The command line: parse, call, render. Imports no torch until a command needs it."""

@@ -1,7 +1,4 @@
-"""The `gptkit` command: each subcommand parses, calls one function, renders.
-
-Errors end here: a GptkitError becomes its message on standard error and its exit code.
-"""
+"""The `gptkit` command, and the one place where errors become a message and an exit code."""
 
 from __future__ import annotations
 
@@ -64,8 +61,8 @@ def run_command(arguments: Sequence[str]) -> int:
     except _ClickException as error:
         if not error.format_message():  # no arguments: the help was shown instead
             return UsageError.exit_code
-        command = getattr(getattr(error, "ctx", None), "command_path", "gptkit")
-        return fail(explain_usage(error.format_message(), command, arguments), UsageError.exit_code)
+        path = getattr(getattr(error, "ctx", None), "command_path", "gptkit")
+        return fail(explain_usage(error.format_message(), path, arguments), UsageError.exit_code)
     except Exception as error:
         return fail(*unexpected(error), debug=debug)
 
@@ -78,31 +75,28 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_ABOUT = """Train small GPTs from experiment files, and keep every run.
-
-Examples:
-
-gptkit train experiments/shakespeare.toml
-
-gptkit generate latest --prompt "ROMEO:" -n 300
-
-gptkit resume latest --steps 2000
-
-gptkit runs
-"""
-
-
-@app.callback(help=_ABOUT)
+@app.callback()
 def gptkit(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """What stands before the command."""
+    """Train small GPTs from experiment files, and keep every run.
+
+    Examples:
+
+    gptkit train experiments/shakespeare.toml
+
+    gptkit generate latest --prompt "ROMEO:" -n 300
+
+    gptkit resume latest --steps 2000
+
+    gptkit runs
+    """
     try:
         os.getcwd()
     except OSError:
-        raise DiskError("the folder that it was started in is gone: change to one that is there.") from None
+        raise DiskError("the working folder no longer exists: change to another one.") from None
 
 
 app.add_typer(datasets_app, name="datasets")

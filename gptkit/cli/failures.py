@@ -67,14 +67,19 @@ def unexpected(error: Exception) -> tuple[str, int]:
     """
     if isinstance(error, MemoryError):
         return "out of memory; use smaller sizes.", OutOfMemoryError.exit_code
-    if package := _not_importable(error):
+    # Modules from the innermost frame outward, and whether each was just being imported
+    frames = [
+        (str(frame.f_globals.get("__name__", "")), frame.f_code.co_name == "<module>")
+        for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__)))
+    ]
+    if package := _not_importable(error, frames):
         return (
             f"the package {package} cannot be imported: {type(error).__name__}: {error}\n"
             f"Install it again, or another version of it, until python -c 'import {package}' works."
         ), PluginError.exit_code
     from gptkit.plugins import registry
 
-    if plugin := registry.culprit(error):
+    if plugin := next(filter(None, (registry.plugin_in(module) for module, _ in frames)), None):
         return (
             f"{registry.KINDS[plugin.family]} {plugin.name!r} failed: {type(error).__name__}: {error}\n"
             f"It comes from {plugin.distribution} {plugin.version}: report it to its author, with the output "
@@ -90,13 +95,13 @@ def unexpected(error: Exception) -> tuple[str, int]:
     return f"{type(error).__name__}: {error}\n{advice}", GptkitError.exit_code
 
 
-def _not_importable(error: Exception) -> str:
+def _not_importable(error: Exception, frames: Sequence[tuple[str, bool]]) -> str:
     """The package, none of gptkit's own, that failed while it was being imported; "" for another failure."""
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    for module, importing in frames:
+        package = module.partition(".")[0]
         if package == "gptkit":
             break
-        if frame.f_code.co_name == "<module>" and package != "importlib":
+        if importing and package != "importlib":
             return package
     name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
     return "" if name == "gptkit" else name

@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and a terminal that is closed: the end at once, or a flag while a run is being trained.
+"""Ctrl-C, SIGTERM and a closed terminal: they end the process, or set a flag while a run is being trained.
 
-The flag is what the loop asks for between steps.
+Training asks for the flag between steps.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from gptkit.events import RunStatus
 
 
 def interrupts_end() -> None:
-    """Ctrl-C ends the process at once, as it would any program: for the time of starting.
+    """Until `interrupts_raise`, Ctrl-C ends the process at once.
 
-    Python's own handler would raise in the middle of an import, with a traceback, or inside an extension
-    module (pydantic's), which swallows what is raised: the interrupt would be lost.
+    Python's own handler would raise KeyboardInterrupt in the middle of an import, with a traceback, or inside
+    an extension module such as pydantic's, which swallows the exception: the interrupt would be lost.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupts_raise() -> None:
-    """Undoes `interrupts_end`, once there is something to tidy up."""
+    """Lets Ctrl-C raise KeyboardInterrupt again, once there is something to clean up."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class StopFlag:
-    """What asked to stop, if anything did; a second SIGINT stops at once."""
+    """Which signal asked to stop, if any; a second SIGINT raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self._status: RunStatus | None = None
 
     def __call__(self) -> RunStatus | None:
-        """None to go on, INTERRUPTED or TERMINATED."""
+        """INTERRUPTED, TERMINATED, or None to continue."""
         return self._status
 
     def handle(self, number: int, frame: FrameType | None) -> None:

@@ -13,7 +13,6 @@ import inspect
 import os
 import re
 import sys
-import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout, suppress
@@ -291,21 +290,17 @@ def _what_to_install(plugin: Plugin, module: str | None) -> str:
     return f": pip install '{plugin.distribution}[{smallest}]'"
 
 
-def culprit(error: BaseException) -> Plugin | None:
-    """The plugin of another distribution whose code an error was raised in or passed through, if any.
+def plugin_in(module: str) -> Plugin | None:
+    """The plugin of another distribution that a module belongs to, if any.
 
-    Where it passed through several, the innermost; where a package has several plugins, the one whose class
-    is in the same module, or else the first.
+    Where a package has several plugins, the one whose class is in the module, or else the first.
     """
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        module = str(frame.f_globals.get("__name__", ""))
-        package = module.partition(".")[0]
-        if package == OWN:
-            continue
-        found = [plugin for plugin in _everything() if _package(plugin) == package]
-        if found:
-            return next((plugin for plugin in found if plugin.entry_point.module == module), found[0])
-    return None
+    package = module.partition(".")[0]
+    if package == OWN:
+        return None
+    found = [plugin for plugin in _everything() if _package(plugin) == package]
+    same = [plugin for plugin in found if plugin.entry_point.module == module]
+    return next(iter([*same, *found]), None)
 
 
 def _everything() -> Iterator[Plugin]:

@@ -26,7 +26,7 @@ def bench(
         typer.Option(
             "--against",
             metavar="NAME",
-            help="transformers: the same shape there, in turn.",
+            help="transformers: also measure the same model there.",
             autocompletion=completion.choice("transformers"),
         ),
     ] = "",
@@ -40,7 +40,7 @@ def bench(
       gptkit bench experiments/baseline.toml --against transformers
 
     Measures tokens per second in training and in sampling, the share of the machine's peak that training
-    reaches, and what the whole experiment will take. Needs no text and records nothing.
+    reaches, and estimates how long the whole experiment takes. Needs no text and records nothing.
     """
     from gptkit.bench.measure import benchmark
     from gptkit.cli.display.bench import show

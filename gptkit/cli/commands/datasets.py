@@ -18,8 +18,8 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         metavar="FOLDER",
-        help="Where texts are looked for first and put. Otherwise they are looked for in "
-        "$GPTKIT_DATA_DIR and data/, and put into data/.",
+        help="Where texts are stored and looked for first. Default: looked for in $GPTKIT_DATA_DIR and "
+        "data/, stored in data/.",
     ),
 ]
 
@@ -28,7 +28,7 @@ Field = Annotated[
     typer.Option(
         "--field",
         metavar="FIELD",
-        help="Which field of a .jsonl file, or column of a .csv file, is the text; otherwise: text.",
+        help="The field of a .jsonl file, or column of a .csv file, that is the text; default: text.",
     ),
 ]
 
@@ -47,19 +47,19 @@ def datasets() -> None:
     """
 
 
-@command(datasets_app, "list", short_help="What there is, and whether it is here.")
+@command(datasets_app, "list", short_help="All datasets, and whether they are here.")
 def list_command(data_dir: DataDir = None) -> None:
     """Example:  gptkit datasets list
 
-    Lists the registered datasets and the texts in the data folders.
-    Piped, it is plain lines: gptkit datasets list | grep yes
+    Lists the registered datasets and the texts in the data folders. Piped, it is plain lines, as in:
+    gptkit datasets list | grep yes
     """
     from gptkit.data import catalog
 
     display.show_list(catalog.list_datasets(catalog.data_folders(data_dir)))
 
 
-@command(datasets_app, "show", short_help="Characters, tokens, hash and first lines of one.")
+@command(datasets_app, "show", short_help="Characters, tokens, hash and first lines of a dataset.")
 def show_command(
     name: Annotated[
         str,
@@ -74,8 +74,8 @@ def show_command(
 ) -> None:
     """Example:  gptkit datasets show shakespeare
 
-    Shows characters, tokens per tokenizer, hash, splits and the first lines.
-    A text will do as well: gptkit datasets show corpus.jsonl --field body
+    Shows characters, tokens per tokenizer, hash, splits and the first lines. NAME may also be a text:
+    gptkit datasets show corpus.jsonl --field body
     """
     from gptkit.data import catalog
 
@@ -86,7 +86,7 @@ def show_command(
     display.show_description(description)
 
 
-@command(datasets_app, "fetch", short_help="Download one, verified.")
+@command(datasets_app, "fetch", short_help="Download and verify a dataset.")
 def fetch_command(
     name: Annotated[
         str,
@@ -99,7 +99,7 @@ def fetch_command(
 ) -> None:
     """Example:  gptkit datasets fetch shakespeare
 
-    Downloads a dataset into the data folder, unless it is there, and verifies it.
+    Downloads a dataset into the data folder, unless it is there, and verifies its hash.
     """
     from gptkit.data import catalog
 
@@ -108,17 +108,17 @@ def fetch_command(
     display.show_fetched(fetched)
 
 
-@command(datasets_app, "add", short_help="Copy a text of yours to where it is found by name.")
+@command(datasets_app, "add", short_help="Copy your own text into the data folder.")
 def add_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '_' and '-'.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Text, .jsonl or .csv, in UTF-8; also .gz.")],
     field: Field = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a text of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing text of that name.")] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Example:  gptkit datasets add my_text ~/Documents/novel.txt
 
-    Copies a text into the data folder after reading it, with its ending. Then train on it:
+    Checks a text and copies it into the data folder, where it is found by its name. Then train on it:
     gptkit train experiments/shakespeare.toml --dataset my_text
     """
     from gptkit.data import catalog

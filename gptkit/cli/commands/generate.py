@@ -32,29 +32,36 @@ def generate(
             "-n",
             min=0,
             metavar="N",
-            help="Tokens to write; the experiment's number, unless given.",
+            help="Tokens to write; default: the experiment's number.",
         ),
     ] = None,
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", "-p", metavar="TEXT|-|@FILE", help="What to go on from; - reads standard input."
+            "--prompt",
+            "-p",
+            metavar="TEXT|-|@FILE",
+            help="The beginning of the text; - reads standard input.",
         ),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", "-t", metavar="X", help="Below 1 bolder, above 1 wilder, 0 greedy."),
+        typer.Option("--temperature", "-t", metavar="X", help="Below 1 safer, above 1 wilder, 0 greedy."),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", metavar="N", help="Only the N likeliest tokens; 0: all.")
+        int | None, typer.Option("--top-k", metavar="N", help="Only the N most likely tokens; 0: all.")
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", metavar="X", help="Only the likeliest tokens with this probability."),
+        typer.Option(
+            "--top-p", metavar="X", help="Only the most likely tokens that together have this probability."
+        ),
     ] = None,
     min_p: Annotated[
         float | None,
-        typer.Option("--min-p", metavar="X", help="Only tokens this probable beside the likeliest."),
+        typer.Option(
+            "--min-p", metavar="X", help="Only tokens with at least this share of the highest probability."
+        ),
     ] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End when this appears. Repeatable.")
@@ -79,7 +86,7 @@ def generate(
         typer.Option(
             "--unknown",
             metavar="error|skip",
-            help="Prompt characters that the model has never seen.",
+            help="What to do with prompt characters that the model has never seen.",
             autocompletion=completion.choice("error", "skip"),
         ),
     ] = "error",
@@ -95,7 +102,7 @@ def generate(
 
       cat beginning.txt | gptkit generate latest --prompt - > story.txt
 
-    Writes text as it is made. Only the text goes to standard output; all else goes to standard error.
+    Writes text as it is generated. Only the text goes to standard output, everything else to standard error.
     """
     if unknown not in ("error", "skip"):
         raise UsageError(f"--unknown {unknown!r}: expected error or skip.")

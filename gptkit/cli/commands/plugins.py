@@ -28,13 +28,13 @@ _Family = Annotated[
     typer.Option(
         "--family",
         metavar=_FAMILIES,
-        help="Where more than one family has that name.",
+        help="For a name that more than one family has.",
         autocompletion=_complete_family,
     ),
 ]
 
 
-@group(plugins_app, short_help="What is installed; show, check or begin one.")
+@group(plugins_app, short_help="Plugins: list, show, check, create.")
 def plugins(context: typer.Context) -> None:
     """Examples:
 
@@ -46,20 +46,20 @@ def plugins(context: typer.Context) -> None:
 
       gptkit plugins new tokenizer my_tokenizer
 
-    Lists the tokenizers, positional encodings, datasets and trackers that are installed: the name, the
-    package that it comes from, and what it is, or why it cannot be used. Piped, it is plain lines.
+    Lists the installed tokenizers, positional encodings, datasets and trackers: the name, its package, and
+    a summary, or why it cannot be used. Piped, it is plain lines.
     """
     if context.invoked_subcommand is None:
         _list()
 
 
-@command(plugins_app, "list", short_help="What is installed, and whether it loads.")
+@command(plugins_app, "list", short_help="All installed plugins, and whether they load.")
 def list_command() -> None:
     """Example:
 
       gptkit plugins list
 
-    Lists the tokenizers, positional encodings, datasets and trackers that are installed.
+    Lists the installed tokenizers, positional encodings, datasets and trackers.
     """
     _list()
 
@@ -71,14 +71,14 @@ def _list() -> None:
     display.show_list(list_plugins())
 
 
-@command(plugins_app, "show", short_help="What one is, and its options.")
+@command(plugins_app, "show", short_help="A plugin, its options, and how to use it.")
 def show_command(name: _Name, family: _Family = None) -> None:
     """Example:
 
       gptkit plugins show rope
 
-    Shows what a plugin is, where it comes from, its options with their defaults, and how an experiment file
-    names it.
+    Shows what a plugin is, its package, its options with their defaults, and how to use it in an experiment
+    file.
     """
     from gptkit.cli.display import plugins as display
     from gptkit.plugins.registry import describe_plugin
@@ -89,13 +89,13 @@ def show_command(name: _Name, family: _Family = None) -> None:
         display.show_description(describe_plugin(kind, name))
 
 
-@command(plugins_app, "check", short_help="Does it keep what gptkit relies on?")
+@command(plugins_app, "check", short_help="Check that a plugin keeps its contract.")
 def check_command(
     names: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[NAME]...",
-            help="Which; without one, all that are installed.",
+            help="Plugins; default: all that are installed.",
             autocompletion=completion.plugins,
         ),
     ] = None,
@@ -112,8 +112,8 @@ def check_command(
 
       gptkit plugins check text --set path=novel.txt
 
-    Tries what gptkit relies on, a line for each thing: that text comes back from a tokenizer, say, or that
-    the future has no effect on the past. Downloads nothing. Exits with 3 where something is bad.
+    Checks what gptkit relies on, with a line for each check: that a tokenizer decodes what it encoded, say,
+    or that later tokens do not affect earlier ones. Downloads nothing. Exits with 3 if a check fails.
     """
     from gptkit.cli.display import plugins as display
     from gptkit.data.catalog import data_folders
@@ -138,29 +138,27 @@ def check_command(
         raise PluginError(f"{len(bad)} of the checks above {'are' if len(bad) > 1 else 'is'} bad: {many}.")
 
 
-@command(plugins_app, "new", short_help="A package with a plugin that works, to begin from.")
+@command(plugins_app, "new", short_help="Create a package with a working plugin.")
 def new_command(
     family: Annotated[
         str,
         typer.Argument(
-            metavar="FAMILY", help=f"What it is to be: {_FAMILIES}.", autocompletion=_complete_family
+            metavar="FAMILY", help=f"The kind of plugin: {_FAMILIES}.", autocompletion=_complete_family
         ),
     ],
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME", help="Lower-case letters, digits, '-' and '_'; as files will name it."
-        ),
+        typer.Argument(metavar="NAME", help="Lower-case letters, digits, '-' and '_'."),
     ],
     folder: Annotated[
-        Path, typer.Option("--folder", metavar="FOLDER", help="Where the package's folder is made.")
+        Path, typer.Option("--folder", metavar="FOLDER", help="Where to create the package's folder.")
     ] = Path(),
 ) -> None:
     """Example:
 
       gptkit plugins new tokenizer my_tokenizer && pip install ./gptkit-my-tokenizer
 
-    Writes an installable package, gptkit-NAME, with a small plugin that works: pyproject.toml, the code, its
+    Creates an installable package, gptkit-NAME, with a small working plugin: pyproject.toml, the code, its
     tests and a README.
     """
     from gptkit.cli.display import plugins as display
@@ -172,7 +170,7 @@ def new_command(
 
 
 def _group(family: str | None) -> str | None:
-    """The entry-point group of a word. Raises UsageError for another word."""
+    """The entry-point group of --family. Raises UsageError for an unknown family."""
     from gptkit.plugins.registry import FAMILIES
     from gptkit.words import nearest
 
@@ -193,7 +191,7 @@ def _families(name: str, family: str | None) -> list[str]:
 
 
 def _options(cls: Any, given: list[str] | None, name: str) -> Any:
-    """The plugin's options as --set gives them; None: as it is checked without."""
+    """The plugin's options as set by --set; None without any."""
     from pydantic import ValidationError
 
     from gptkit.experiment import parse_override

@@ -20,10 +20,10 @@ def rerun(
 
       gptkit rerun latest
 
-    Trains the experiment of a run again from the start, as far as the run came, as a new run beside it, and
-    holds the two against one another: "identical", where the weights of the last checkpoint and all recorded
-    losses are the same, bit for bit; else what differs, and exit code 5. A run of --minutes cannot come out
-    the same and is refused.
+    Trains the experiment of a run again from the start, to the step that the run reached, as a new run beside
+    it, and compares the two: "identical" if the weights of the last checkpoint and all recorded losses are
+    the same, bit for bit; otherwise what differs, and exit code 5. A run with --minutes is not reproducible
+    and is refused.
     """
     with stop_signals() as stop:
         from gptkit.runs import find_run

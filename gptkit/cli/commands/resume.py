@@ -17,16 +17,16 @@ def resume(
     run: options.RunArgument,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", metavar="N", min=1, help="Go on to step N, past the end of the schedule."),
+        typer.Option("--steps", metavar="N", min=1, help="Train to step N, past the end of the schedule."),
     ] = None,
     stop_at: options.StopAt = None,
     require_exact: Annotated[
         bool,
-        typer.Option("--require-exact", help="Refuse (exit 3) where it would not come out bit for bit."),
+        typer.Option("--require-exact", help="Refuse (exit 3) if the result would not be bit-identical."),
     ] = False,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Only train the last stretch again elsewhere, and compare every bit."),
+        typer.Option("--verify", help="Only train the last steps again elsewhere, and compare every bit."),
     ] = False,
     data_dir: options.DataDir = None,
     runs_dir: options.RunsDir = Path("runs"),
@@ -41,18 +41,18 @@ def resume(
 
       gptkit resume latest --verify
 
-    Goes on in the same run from its newest checkpoint, as if it had never been stopped: the weights come out
-    the same, bit for bit, on the same machine. Past the end of the schedule the learning rate stays as it
-    ended. With --verify the run stays as it is: the stretch from the checkpoint before the last is trained
+    Continues the same run from its newest checkpoint as if it had never been stopped: on the same machine the
+    weights are the same, bit for bit. Past the end of the schedule the learning rate keeps its last value.
+    With --verify the run is left alone: the steps from the second-newest checkpoint to the newest are trained
     again in a temporary folder, and the answer is "identical", or what differs and exit code 5.
 
-    With --json each line of standard output is an object, as 'gptkit train --help' says.
+    With --json each line of standard output is an object, as described by 'gptkit train --help'.
     """
     options.check_json(json, {"--quiet": quiet, "--verify": verify})
     if verify:
         if steps is not None or stop_at is not None or require_exact:
             raise UsageError(
-                "--verify trains what the run has trained already; it goes with no other length."
+                "--verify only repeats steps of the run; leave out --steps, --stop-at and --require-exact."
             )
         _verify(run, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet)
         return

@@ -26,21 +26,21 @@ _Where = Annotated[
     typer.Option(
         "--where",
         metavar="KEY=VALUE",
-        help="Only runs for which it holds; also != < > <= >=, and * ? [] in texts. A key is a column (best, "
+        help="Only matching runs; also != < > <= >=, and the wildcards * ? []. A key is a column (best, "
         "step, started, status, …), a field of the experiment (model.n_embd) or of run.json. Repeatable.",
     ),
 ]
-_Sort = Annotated[str, typer.Option("--sort", metavar="KEY", help="In the order of a key, lowest first.")]
-_Reverse = Annotated[bool, typer.Option("--reverse", help="In the opposite order.")]
-_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+_Sort = Annotated[str, typer.Option("--sort", metavar="KEY", help="Sort by a key, lowest first.")]
+_Reverse = Annotated[bool, typer.Option("--reverse", help="Reverse the order.")]
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 _Runs = Annotated[
     list[str],
-    typer.Argument(metavar="RUN...", help="Folders, ids, unique beginnings of ids, or 'latest'."),
+    typer.Argument(metavar="RUN...", help="Folders, ids, unique prefixes of ids, or 'latest'."),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@group(runs_app, short_help="A table of all runs; show, compare, report, verify, tidy up.")
+@group(runs_app, short_help="Runs: list, show, compare, report, verify, delete, clean.")
 def runs(
     context: typer.Context,
     where: _Where = None,
@@ -67,10 +67,10 @@ def runs(
         _list(runs_dir, where, sort, reverse=reverse, as_json=json)
     elif where or sort or reverse or json:
         name = context.invoked_subcommand
-        raise UsageError(f"--where, --sort, --reverse and --json stand after {name!r}: gptkit runs {name} …")
+        raise UsageError(f"--where, --sort, --reverse and --json go after {name!r}: gptkit runs {name} …")
 
 
-@command(runs_app, "list", short_help="A table of all runs, or of some.")
+@command(runs_app, "list", short_help="A table of all runs, or of matching ones.")
 def list_command(
     context: typer.Context,
     where: _Where = None,
@@ -88,7 +88,7 @@ def list_command(
       gptkit runs list --where 'started>=2026-11' --json
 
     Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, also in bits per
-    byte, when. A key that is no column becomes one.
+    byte, when. A key of --where or --sort that is no column is added as one.
     """
     _list(runs_dir or context.obj, where, sort, reverse=reverse, as_json=json)
 
@@ -104,7 +104,7 @@ def _list(runs_dir: Path, where: Sequence[str] | None, sort: str, *, reverse: bo
         display.show_runs(found, runs_dir, chosen=bool(where))
 
 
-@command(runs_app, "show", short_help="One run in full.")
+@command(runs_app, "show", short_help="Everything about one run.")
 def show_command(
     context: typer.Context, run: options.RunArgument, json: _Json = False, runs_dir: _RunsDir = None
 ) -> None:
@@ -114,8 +114,8 @@ def show_command(
 
       gptkit runs show shakespeare.c64 --json
 
-    What the run is and how it went: status, steps, losses, time; the settings that differ from the defaults;
-    text, tokenizer, plugins, environment; its checkpoints and their sizes; the commands to go on with.
+    Shows status, steps, losses and time; the settings that differ from the defaults; text, tokenizer, plugins
+    and environment; the checkpoints and their sizes; the commands to use next.
     """
     from gptkit.cli.display import runs as display
     from gptkit.runs import find_run
@@ -128,17 +128,17 @@ def show_command(
         display.show_details(details)
 
 
-@command(runs_app, "compare", short_help="What differs between runs, and what came of it.")
+@command(runs_app, "compare", short_help="Compare settings and results of runs.")
 def compare_command(
     context: typer.Context,
     run: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN...]", help="Two or more; or those that --where finds."),
+        typer.Argument(metavar="[RUN...]", help="Two or more, or the ones that --where selects."),
     ] = None,
     where: _Where = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Also as a page: one HTML file that opens offline."),
+        typer.Option("--html", metavar="FILE", help="Also write a page: one HTML file that opens offline."),
     ] = None,
     json: _Json = False,
     runs_dir: _RunsDir = None,
@@ -149,8 +149,8 @@ def compare_command(
 
       gptkit runs compare --where name=shakespeare --where status=finished --html comparison.html
 
-    The settings that differ, the losses (also in bits per byte), a chart of them, and what each writes. Runs
-    that differ by their seed alone are one column, with the mean and the spread of their best losses.
+    Shows the settings that differ, the losses (also in bits per byte), a chart of them, and a sample of each.
+    Runs that differ only by their seed are one column, with the mean and the range of their best losses.
     """
     from gptkit.cli.display import comparison as display
     from gptkit.cli.display.runs import print_json
@@ -168,8 +168,8 @@ def compare_command(
     if len(runs) < 2:
         found = f"only {runs[0].id}" if runs else "none"
         raise UsageError(
-            f"two runs or more are needed to compare; here is {found}.\n"
-            "Name them, or choose them with --where, as in --where data.dataset=shakespeare"
+            f"comparing needs two or more runs; found {found}.\n"
+            "Name them, or select them with --where, as in --where data.dataset=shakespeare"
         )
     comparison = compare_runs(runs)
     if html is not None:
@@ -185,7 +185,7 @@ def compare_command(
             print(f"\nThe page: {printable(str(html))}")
 
 
-@command(runs_app, "delete", short_help="Remove runs, after asking.")
+@command(runs_app, "delete", short_help="Delete runs, after confirmation.")
 def delete_command(context: typer.Context, run: _Runs, yes: _Yes = False, runs_dir: _RunsDir = None) -> None:
     """Examples:
 
@@ -193,14 +193,14 @@ def delete_command(context: typer.Context, run: _Runs, yes: _Yes = False, runs_d
 
       gptkit runs delete runs/tiny.c16.e32.h2.b2-20261122-104012 --yes
 
-    Removes whole run folders, after asking on the terminal. A run that is in use is refused, and so is
-    whatever is no run. A run outside of --runs-dir is meant only where its path is given.
+    Deletes whole run folders, after confirmation on the terminal. A run that is in use is refused, as is a
+    folder that is no run. A run outside of --runs-dir is deleted only if its path is given.
     """
     from gptkit.cli.display import runs as display
     from gptkit.runs.cleanup import delete_run, run_to_delete
     from gptkit.runs.lock import refuse_use
 
-    # Nothing is removed where one of them is no run or in use, or where nobody can be asked
+    # Nothing is deleted if one of them is no run or in use, or if there is no terminal to ask on
     found = [run_to_delete(name, runs_dir or context.obj) for name in run]
     runs = list({one.path.absolute(): one for one in found}.values())
     for one in runs:
@@ -215,15 +215,15 @@ def delete_command(context: typer.Context, run: _Runs, yes: _Yes = False, runs_d
 def _confirmed(question: str) -> bool:
     """Asks on the terminal. Raises UsageError where there is none."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError("there is no terminal to ask on. To delete without being asked: --yes")
+        raise UsageError("there is no terminal to ask on. To delete without confirmation: --yes")
     print(question, end=" ", flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-@command(runs_app, "clean", short_help="What could go, and how much room that makes.")
+@command(runs_app, "clean", short_help="List or remove what is no longer needed.")
 def clean_command(
     context: typer.Context,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove all that is listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove everything that is listed.")] = False,
     runs_dir: _RunsDir = None,
 ) -> None:
     """Examples:
@@ -232,9 +232,9 @@ def clean_command(
 
       gptkit runs clean --yes
 
-    Lists what could go, with its size: checkpoints of finished runs that are neither the best nor the last;
-    runs that crashed before their first checkpoint; checkpoints that were set aside; what saves and removals
-    that were cut off have left. Removes nothing without --yes. Runs that are in use are left alone.
+    Lists what can be removed, with its size: checkpoints of finished runs that are neither the best nor the
+    last; runs that crashed before their first checkpoint; damaged checkpoints that were set aside; files left
+    by interrupted saves and removals. Removes nothing without --yes. Runs in use are left alone.
     """
     clean(runs_dir or context.obj, yes=yes)
 
@@ -264,8 +264,8 @@ def verify_command(context: typer.Context, run: options.RunArgument, runs_dir: _
       gptkit runs verify latest
 
     Checks every file of a run: each checkpoint against its hashes and the model, the experiment, the record,
-    the tokenizer, the metrics, the samples. A line for each: ok, note (harmless), or bad and what to do.
-    Exits with 5 where something is bad. Changes nothing.
+    the tokenizer, the metrics, the samples. Prints a line for each: ok, note (harmless), or bad and what to
+    do. Exits with 5 if something is bad. Changes nothing.
     """
     from gptkit.runs import find_run
 
@@ -289,9 +289,9 @@ def report_command(context: typer.Context, run: options.RunArgument, runs_dir: _
 
       gptkit runs report latest
 
-    Writes report.html into the run's folder and prints its path: curves, samples, settings, environment, in
-    one file that opens without a network. A run writes it itself when it ends; this writes it anew, also of
-    one that is still being trained, or was copied from elsewhere.
+    Writes report.html into the run's folder and prints its path: curves, samples, settings and environment
+    in one file that opens offline. Training writes it when it ends; this writes it again, also for a run that
+    is still being trained or was copied from another machine.
     """
     from gptkit.report.run_page import write_report
     from gptkit.runs import find_run

@@ -10,9 +10,8 @@ def schema() -> None:
 
       gptkit schema > experiments/experiment.schema.json
 
-    Prints the JSON schema of experiment files, with the options of all plugins that are installed here. An
-    editor that knows TOML checks and completes a file by it, where the file's first line is:
-    #:schema ./experiment.schema.json
+    Prints the JSON schema of experiment files, with the options of all installed plugins. An editor with TOML
+    support uses it to check and complete a file whose first line is: #:schema ./experiment.schema.json
     """
     from gptkit.experiment.fields import json_schema
 

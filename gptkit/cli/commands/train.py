@@ -1,4 +1,4 @@
-"""`gptkit train`: train a GPT as an experiment file says."""
+"""`gptkit train`: train a GPT from an experiment file."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def train(
 
       gptkit train experiments/shakespeare.toml --set model.position=alibi --seed 1
 
-    Trains a GPT as the experiment file says and records it in its own folder under runs/. A flag overrides
-    the field of the file that it names; what neither says has a default.
+    Trains a GPT from an experiment file and records it in its own folder under runs/. A flag overrides the
+    field of the file that it names; a field that is set by neither has its default.
 
     With --json each line of standard output is an object: "event" (run_started, step_finished,
     evaluation_finished, sample_drawn, checkpoint_saved, working, warned, resume_checked and, last,
-    run_finished) and its fields, as in gptkit.events. Later versions may add events and fields; those that
-    are there keep their names, units and meanings.
+    run_finished) and its fields, as in gptkit.events. Later versions may add events and fields; existing
+    ones keep their names, units and meanings.
     """
     options.check_json(json, {"--quiet": quiet, "--generate": generate is not None})
     overrides = parse_overrides(set_ or (), flags or {})

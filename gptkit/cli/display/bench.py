@@ -1,4 +1,4 @@
-"""How `gptkit bench` looks."""
+"""How `gptkit bench` looks: a table, or one JSON object."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """How `gptkit datasets` looks: tables on a terminal, plain lines when piped.
 
-In: the rows and descriptions of gptkit.data.catalog. Out: standard output; progress goes to standard
-error. Rich is imported only where there is a terminal. Texts and file names are a stranger's, so what could
-steer a terminal is shown escaped.
+In: the rows and descriptions of gptkit.data.catalog. Out: standard output; progress goes to standard error.
+Rich is imported only for a terminal. Control characters in texts and file names are escaped.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ def show_list(rows: Sequence[DatasetRow]) -> None:
 def _row_cells(row: DatasetRow) -> tuple[str, ...]:
     here = {True: "yes", False: "no", None: "-"}[row.here]
     summary = row.summary
-    # The built-in ones go without saying.
     if row.provenance and not row.provenance.startswith("gptkit ") and row.provenance != "your text":
         summary = f"{summary} ({row.provenance})"
     return tuple(
@@ -84,7 +82,7 @@ def show_fetched(fetched: FetchedDataset) -> None:
 
 
 def show_added(name: str, target: Path, field: str | None = None) -> None:
-    """`field` is which one of its fields is the text, where that was said."""
+    """`field` is the field of the file that is the text, if it was named."""
     option = f" --set data.dataset.field={shlex.quote(field)}" if field else ""
     print(f"{printable(name)}: {printable(str(target))}")
     print(f"Train on it: gptkit train EXPERIMENT --dataset {printable(name + option)}")
@@ -92,7 +90,7 @@ def show_added(name: str, target: Path, field: str | None = None) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback for bytes done and in all: a bar on a terminal, one line otherwise, nothing until called."""
+    """A callback for (bytes done, bytes in all) that shows a bar on a terminal, otherwise one line."""
     if not sys.stderr.isatty():
         yield _one_line(what)
         return
@@ -111,11 +109,12 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _one_line(what: str) -> Callable[[int, int], None]:
-    said: list[str] = []
+    shown = False
 
     def call(done: int, total: int) -> None:
-        if not said:
-            said.append(what)
+        nonlocal shown
+        if not shown:
+            shown = True
             log(f"{printable(what)} ({size_text(total)})" if total else printable(what))
 
     return call

@@ -18,16 +18,16 @@ from typing import Any
 from gptkit import events
 from gptkit.cli.streams import warn, write_line
 
-_WORKING_EVERY = 1.0  # seconds: how often it is told how far some work has come
+_WORKING_INTERVAL = 1.0  # seconds between two lines about the progress of the same work
 
 
 class JsonView:
-    """A line for each event but StepDone, which tells nothing that StepFinished does not."""
+    """A line for each event but StepDone, which comes with every step and adds nothing to StepFinished."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._work = ""
-        self._told = 0.0
+        self._reported = 0.0
 
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.StepDone):
@@ -39,16 +39,16 @@ class JsonView:
             warn(event.message)
 
     def _is_news(self, event: events.Working) -> bool:
-        """Whether it is other work, or the same after a while."""
+        """Whether it is other work, or the same after the interval."""
         now = self._clock()
-        if event.what == self._work and now - self._told < _WORKING_EVERY:
+        if event.what == self._work and now - self._reported < _WORKING_INTERVAL:
             return False
-        self._work, self._told = event.what, now
+        self._work, self._reported = event.what, now
         return True
 
 
 def as_object(event: events.Event) -> dict[str, Any]:
-    """An event as JSON values. Numbers that are not finite, which JSON has none of, become null."""
+    """An event as JSON values. Non-finite numbers, which JSON cannot express, become null."""
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
     fields = {field.name: _value(getattr(event, field.name)) for field in dataclasses.fields(event)}
     return {"event": name, **fields}

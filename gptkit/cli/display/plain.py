@@ -1,7 +1,7 @@
-"""Training as plain lines: for pipes, log files and terminals that can do no more.
+"""Training as plain lines: for pipes, log files and terminals that cannot move their cursor.
 
-In: events. Out: standard output, a line each log_interval; warnings go to standard error. The words are the
-live display's too. Knows nothing of rich.
+In: events. Out: standard output, a line each log_interval; warnings go to standard error. The live display
+uses the same descriptions of events. Knows nothing of rich.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gptkit.words import printable
 
 
 def describe_start(event: events.RunStarted) -> list[str]:
-    """What is being trained, on what, in lines."""
+    """What is being trained, and on what."""
     compiled = ", compiled" if event.compiled else ""
     if event.stop_step:
         length = f"steps {event.start_step} to {event.stop_step}"
@@ -47,7 +47,7 @@ def describe_replayed(event: events.ReplayStarted) -> str:
 
 
 def describe_end(event: events.RunFinished, folder: str) -> list[str]:
-    """What was reached, where it is, and how to go on."""
+    """The result, where it is, and the commands to use next."""
     best = (
         f"; best val loss {event.best_val_loss:.4f} ({event.best_bits_per_byte:.4f} bits/byte) "
         f"at step {event.best_step}"
@@ -111,7 +111,7 @@ class PlainView:
                 warn(event.message)
 
     def _once(self, event: events.Working) -> None:
-        """The first word of work that comes before training; how it goes on is for those who watch."""
+        """Work before training, by its name alone: its progress is only for the live display."""
         if not self._folder and self._working != event.what:
             self._working = event.what
             self._say(event.what)

@@ -1,7 +1,7 @@
 """How `gptkit plugins` looks: tables on a terminal, plain lines when piped.
 
 In: the rows and descriptions of gptkit.plugins.registry, the lines of gptkit.testing. Out: standard
-output. What a stranger's package says of itself is shown escaped.
+output. Control characters in what a package says of itself are escaped.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _option(option: PluginOption) -> tuple[str, ...]:
 
 
 def _usage(description: PluginDescription) -> str:
-    """The lines that name it, with its options where it has some."""
+    """The lines of an experiment file that select the plugin, with its options."""
     named = [
         f"{option.name} = {'…' if option.required else _toml(option.default)}"
         for option in description.options
@@ -88,15 +88,15 @@ def _usage(description: PluginDescription) -> str:
 
 
 def _key(name: str) -> str:
-    """A name as a key of a TOML file."""
+    """A name as a TOML key."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def _toml(value: Any) -> str:
-    """A default as a TOML file has it; nothing for none."""
+    """A default as TOML; "" for None."""
     if value is None:
         return ""
-    return json.dumps(value, default=str)  # of these few kinds JSON and TOML look the same
+    return json.dumps(value, default=str)  # JSON and TOML write the few types of options alike
 
 
 def show_heading(family: str, name: str) -> None:
@@ -112,7 +112,7 @@ def show_result(result: CheckResult) -> None:
 def show_new(package: Path, name: str) -> None:
     path = str(package) if package.is_absolute() else f"./{package}"  # else pip takes it for a name
     print(
-        printable(f"{path} is written. Install it and see that it works:")
+        printable(f"{path} is written. To install it and check that it works:")
         + f"\n\n  pip install -e {shlex.quote(path + '[dev]')}"
         + f"\n  gptkit plugins check {name}"
         + f"\n  pytest {shlex.quote(path)}"

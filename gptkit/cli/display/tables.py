@@ -1,4 +1,4 @@
-"""Tables and words that several commands show. Rich is imported only where there is a terminal."""
+"""Tables, durations and sizes, as several commands show them. Rich is imported only for a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table on a terminal; piped, plain lines of full width. `right` names the columns set to the right."""
+    """A table on a terminal, plain lines of full width when piped. `right` names right-aligned columns."""
     if sys.stdout.isatty():
         _rich_table(header, rows, right)
     else:
@@ -30,7 +30,7 @@ def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
     for name in header:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: no markup in what a stranger wrote
+        table.add_row(*(Text(cell) for cell in row))  # Text: what others wrote is no markup
     Console().print(table)
 
 
