@@ -266,15 +266,17 @@ def test_options_are_refused_with_their_place_in_the_file(environment: Environme
         "data.dataset.largest=0",
         "data.dataset.sweets=true",
     ]
-    refused = environment.gptkit("train", "all.toml", *(word for said in wrong for word in ("--set", said)))
+    refused = environment.gptkit(
+        "train", "all.toml", *(word for setting in wrong for word in ("--set", setting))
+    )
     assert refused.code == 2, refused.err
-    for said in (
+    for message in (
         "tokenizer.max_syllables = -1: should be greater than or equal to 0",
         "model.position: max_distance should be more than half of num_buckets, 150; it is 128",
         "data.dataset.largest = 0: should be greater than or equal to 1",
         "data.dataset.sweets: unknown key",
     ):
-        assert said in refused.err
+        assert message in refused.err
 
 
 def test_without_its_position_a_run_says_what_to_install_and_the_rest_goes_on(

@@ -75,9 +75,9 @@ def test_a_plugin_that_does_not_load_harms_only_who_names_it(
     assert "broken" in registry.names(registry.TOKENIZERS)
     assert registry.load(registry.TOKENIZERS, "char").__name__ == "CharTokenizer"
     assert registry.find(registry.TOKENIZERS, "broken").distribution == "broken"
-    said = plugin_error(registry.TOKENIZERS, "broken")
-    assert said.startswith("tokenizer 'broken' (broken_code:Thing, from broken) does not load: ")
-    assert reason in said
+    message = plugin_error(registry.TOKENIZERS, "broken")
+    assert message.startswith("tokenizer 'broken' (broken_code:Thing, from broken) does not load: ")
+    assert reason in message
 
 
 def test_a_malformed_entry_point_harms_only_who_names_it(install: Install) -> None:
@@ -89,8 +89,8 @@ def test_a_malformed_entry_point_harms_only_who_names_it(install: Install) -> No
 def test_a_name_that_two_distributions_claim_is_an_error_naming_both(install: Install) -> None:
     install("one", "[gptkit.tokenizers]\nupper = one_code:UpperTokenizer\n", TOKENIZER)
     install("two", "[gptkit.tokenizers]\nupper = two_code:UpperTokenizer\n", TOKENIZER, under="other")
-    said = plugin_error(registry.TOKENIZERS, "upper")
-    assert said == "tokenizer 'upper' is claimed by one and two; uninstall one of them."
+    message = plugin_error(registry.TOKENIZERS, "upper")
+    assert message == "tokenizer 'upper' is claimed by one and two; uninstall one of them."
     assert not {"one_code", "two_code"} & set(sys.modules)
     registry.load(registry.TOKENIZERS, "char")  # others are as they were
 
@@ -114,15 +114,15 @@ def test_a_plugin_of_another_api_version_is_refused_with_both_versions(
 ) -> None:
     module = f"class Old:\n    api_version = {version}\n"
     install("old", "[gptkit.positions]\nold = old_code:Old\n", module)
-    said = plugin_error(registry.POSITIONS, "old")
-    assert "was written for plugin API" in said
-    assert said.endswith("this gptkit has 1. Install a version of old that matches.")
+    message = plugin_error(registry.POSITIONS, "old")
+    assert "was written for plugin API" in message
+    assert message.endswith("this gptkit has 1. Install a version of old that matches.")
 
 
 def test_a_thing_that_is_no_plugin_is_refused(install: Install) -> None:
     install("odd", "[gptkit.datasets]\nodd = odd_code:thing\n", "thing = 5\n")
-    said = plugin_error(registry.DATASETS, "odd")
-    assert said.endswith("is no subclass of gptkit.plugins.Dataset. Report it to its author.")
+    message = plugin_error(registry.DATASETS, "odd")
+    assert message.endswith("is no subclass of gptkit.plugins.Dataset. Report it to its author.")
 
 
 def test_only_the_distributions_that_are_allowed_are_there(
@@ -194,32 +194,32 @@ def test_what_a_plugin_prints_when_it_is_imported_is_no_part_of_the_output(
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
-        ("return [1, 2, 3]", "encode of UpperTokenizer should give a numpy array of integers"),
+        ("return [1, 2, 3]", "UpperTokenizer.encode should return a numpy array of integers"),
         ("return np.zeros(3)", "not float64 of shape (3,). Tell its author."),
-        ("return np.full(3, 128)", "gave ids from 128 to 128, but its vocab_size is 128"),
+        ("return np.full(3, 128)", "returned ids from 128 to 128, but its vocab_size is 128"),
         ("return 1 / 0", "tokenizer 'upper' failed: ZeroDivisionError: division by zero"),
         ("import json; return json.loads(text)", "tokenizer 'upper' failed: JSONDecodeError"),
     ],
 )
 def test_what_a_plugin_does_wrong_is_said_to_be_the_plugins_fault(
-    broken: str, said: str, tiny_experiment: Path, gptkit_command: Command, install: Install
+    broken: str, message: str, tiny_experiment: Path, gptkit_command: Command, install: Install
 ) -> None:
     module = TOKENIZER.replace("return np.frombuffer", f"{broken}\n        return np.frombuffer")
     install("fancy", "[gptkit.tokenizers]\nupper = fancy_code:UpperTokenizer\n", module)
     done = gptkit_command("train", tiny_experiment, "--set", "tokenizer=upper")
     assert done.code == 3, done.err
-    assert said in done.err
+    assert message in done.err
     assert "Traceback" not in done.err
     assert "defect of gptkit" not in done.err
 
 
 @pytest.mark.parametrize("name", ["", "rope ", "../rope", "ROPE", "x" * 300])
 def test_an_unknown_name_lists_those_installed(name: str) -> None:
-    said = plugin_error(registry.POSITIONS, name)
-    assert said.startswith(f"no positional encoding is called {name!r}")
-    assert "Installed: alibi, learned, none, rope, sinusoidal." in said
+    message = plugin_error(registry.POSITIONS, name)
+    assert message.startswith(f"no positional encoding is called {name!r}")
+    assert "Installed: alibi, learned, none, rope, sinusoidal." in message
     with pytest.raises(PluginError):
         registry.find(registry.POSITIONS, name)
 
@@ -280,8 +280,8 @@ def test_what_a_run_says_of_its_packages_is_shown_only_where_it_is_a_package(
         here = registry.find(registry.TOKENIZERS, "char").version
         written = gptkit_command("generate", run.id, "-n", 3)
         assert written.code == 0
-        said = f"'char' is of gptkit {here} here, but was of an unknown package in training: "
-        assert written.err.startswith(f"gptkit: warning: {said}the model may write worse.\n")
+        message = f"'char' is of gptkit {here} here, but was of an unknown package in training: "
+        assert written.err.startswith(f"gptkit: warning: {message}the model may write worse.\n")
         assert "pip" not in written.err
         refused = gptkit_command("resume", run.id, "--require-exact")
         assert f"char of an unknown package -> gptkit {here}" in refused.err

@@ -1,4 +1,4 @@
-"""Trackers: what they are told, that TensorBoard reads what is written for it, and that none harms a run."""
+"""Trackers: their calls, that TensorBoard reads the event files, and that no tracker harms a run."""
 
 from __future__ import annotations
 
@@ -146,34 +146,34 @@ def test_every_run_has_its_own_name_under_the_runs_folder(train: Train) -> None:
     assert sorted(read.Runs()) == sorted(f"{run.id}/tensorboard" for run in (one, other))
 
 
-def test_a_strangers_tracker_is_told_of_everything_in_order(
+def test_a_tracker_of_another_package_gets_every_call_in_order(
     train: Train, diary: None, gptkit_command: Command
 ) -> None:
     run = train("diary = true", "--stop-at", "10")
     assert "warning" not in train.err  # type: ignore[attr-defined]
     assert gptkit_command("resume", run.path).code == 0
-    told, rows = calls(run), run.metrics()
-    assert [call[:2] for call in told] == [
+    made, rows = calls(run), run.metrics()
+    assert [call[:2] for call in made] == [
         *(["start", run.id], ["scalars", 10], ["scalars", 10], ["text", 10], ["finish", "stopped"]),
         *(["start", run.id], ["scalars", 20], ["scalars", 20], ["text", 20], ["finish", "finished"]),
     ]
     table = {"diary": {"raises": "", "exits": False}}
-    assert [call[2:] for call in told if call[0] == "start"] == [[run.id, 0, table], [run.id, 10, table]]
-    numbers = [call for call in told if call[0] == "scalars"]
+    assert [call[2:] for call in made if call[0] == "start"] == [[run.id, 0, table], [run.id, 10, table]]
+    numbers = [call for call in made if call[0] == "scalars"]
     for (_, _, trained, seconds), (_, _, evaluated, _), row in zip(
         numbers[::2], numbers[1::2], rows, strict=True
     ):
         assert {NAMES[name] for name in trained | evaluated} == set(NAMES.values())
         assert all(row[NAMES[name]] == value for name, value in (trained | evaluated).items())
         assert round(seconds, 3) == row["seconds"]
-    samples = [call[2:] for call in told if call[0] == "text"]
+    samples = [call[2:] for call in made if call[0] == "text"]
     assert samples == [["sample", path.read_text()] for path in sorted(run.samples.iterdir())]
 
 
 def test_trackers_stand_side_by_side_and_what_one_does_with_its_numbers_is_its_own(
     train: Train, diary: None
 ) -> None:
-    """The stranger's empties whatever it is given."""
+    """That of the other package empties every mapping that it gets."""
     run = train("diary = true\ntensorboard = true")
     assert_shows_the_metrics(run)
     assert texts(run, "experiment") == {0: run.experiment_file.read_text()}
@@ -190,17 +190,17 @@ def test_one_that_fails_is_warned_of_once_and_harms_nothing(
     options = f"raises = '{method}', exits = {str(exits).lower()}"
     run = train(f"diary = {{ {options} }}\ntensorboard = true")
     warnings = [line for line in train.err.splitlines() if "warning" in line]  # type: ignore[attr-defined]
-    said = "SystemExit: good bye" if exits else "ValueError: no?[2J room"
+    message = "SystemExit: good bye" if exits else "ValueError: no?[2J room"
     where = "start" if method == "__init__" else method
-    assert warnings == [f"gptkit: warning: tracker 'diary' failed in {where}(): {said}"]
+    assert warnings == [f"gptkit: warning: tracker 'diary' failed in {where}(): {message}"]
     assert weights(run) == weights(plain)
     assert len(weights(run)) >= 2
     assert run.record()["status"] == "finished"
     assert_shows_the_metrics(run)
     if method != "__init__":
-        told = [call[0] for call in calls(run)]
-        assert told[-1] == method  # and nothing after it
-        assert told.count(method) == 1
+        made = [call[0] for call in calls(run)]
+        assert made[-1] == method  # and nothing after it
+        assert made.count(method) == 1
 
 
 def test_an_interrupt_while_a_tracker_works_is_no_failure_of_it(
@@ -290,15 +290,15 @@ def test_what_is_tracked_is_a_known_part_of_a_run_and_a_stretch_trained_again_is
     assert verified.code == 0, verified.out
     assert "ok    tensorboard: 1 file of the tracker of that name" in verified.out
     assert "ok    diary: 1 file of the tracker of that name" in verified.out
-    told = calls(run)
+    made = calls(run)
     replayed = gptkit_command("resume", run.path, "--verify")
     assert replayed.code == 0, replayed.err
     assert "identical" in replayed.out
-    assert calls(run) == told
+    assert calls(run) == made
 
 
 @pytest.mark.parametrize(
-    ("setting", "code", "said"),
+    ("setting", "code", "message"),
     [
         ("tracking.tensorbord=true", 3, "no tracker is called 'tensorbord'; did you mean 'tensorboard'?"),
         ("tracking.tensorboard=5", 2, "tracking.tensorboard: should be true, false or a table"),
@@ -313,11 +313,11 @@ def test_what_is_tracked_is_a_known_part_of_a_run_and_a_stretch_trained_again_is
     ],
 )
 def test_what_cannot_be_in_a_file_is_answered_with_its_place(
-    setting: str, code: int, said: str, tiny_experiment: Path, gptkit_command: Command
+    setting: str, code: int, message: str, tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     done = gptkit_command("train", tiny_experiment, "--set", setting)
     assert done.code == code, done.err
-    assert said in done.err
+    assert message in done.err
     assert list(Path("runs").iterdir()) == []
 
 
@@ -355,7 +355,7 @@ def test_a_tracker_whose_folder_a_run_needs_itself_is_refused(install: Install) 
 
 
 def test_an_event_file_is_a_new_one_whatever_stands_there(tmp_path: Path) -> None:
-    """A link in a stranger's run is not followed."""
+    """A link in somebody else's run is not followed."""
     (tmp_path / "elsewhere").write_text("mine")
     place = tmp_path / "tensorboard"
     place.mkdir()
@@ -374,7 +374,7 @@ def test_an_event_file_is_a_new_one_whatever_stands_there(tmp_path: Path) -> Non
     assert (tmp_path / "elsewhere").read_text() == "mine"
 
 
-def test_a_strangers_run_may_name_any_tracker_and_no_folder_is_looked_for_by_it(
+def test_a_run_of_somebody_else_may_name_any_tracker_and_no_folder_is_looked_for_by_it(
     train: Train, gptkit_command: Command
 ) -> None:
     run = train("", "--stop-at", "10")

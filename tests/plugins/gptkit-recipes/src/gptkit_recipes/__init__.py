@@ -1,4 +1,4 @@
-"""Made-up recipes, whose amounts go with the number of people: a text with something in it to work out."""
+"""Invented recipes, whose amounts are proportional to the number of people: a text to calculate with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 DISHES = ("soup", "stew", "pie", "curry", "salad", "gratin")
 MANNERS = ("Spicy", "Simple", "Winter", "Grandmother's", "Golden", "Smoky")
 VEGETABLES = ("pumpkin", "leek", "carrot", "potato", "spinach", "cabbage", "fennel", "beetroot")
-OTHERS = (  # what, how much of it for one person, unit
+OTHERS = (  # ingredient, amount per person, unit
     ("cream", 50, "ml"),
     ("butter", 15, "g"),
     ("lentils", 60, "g"),
@@ -34,15 +34,15 @@ ENDS = (
 
 
 class RecipesDataset(Dataset):
-    """Recipes of a seeded grammar. More of them begin with the same ones as fewer."""
+    """Recipes of a seeded grammar; a larger count adds recipes at the end."""
 
     class Options(PluginOptions):
-        count: int = Field(default=2000, ge=1, le=1_000_000, description="Recipes.")
-        largest: int = Field(default=12, ge=1, le=1000, description="People that a recipe is for, at most.")
-        seed: int = Field(default=0, ge=0, lt=2**63, description="Which recipes.")
+        count: int = Field(default=2000, ge=1, le=1_000_000, description="Number of recipes.")
+        largest: int = Field(default=12, ge=1, le=1000, description="Most people that a recipe is for.")
+        seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the random numbers.")
 
-    summary = "made-up recipes whose amounts go with the number of people"
-    source = "made from its options"
+    summary = "invented recipes, with amounts for a number of people"
+    source = "generated from its options"
 
     def read(self, folders: DataFolders) -> str:
         options: RecipesDataset.Options = self.options
@@ -81,7 +81,7 @@ class _Dice:
         self._state = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "big")
 
     def roll(self, sides: int) -> int:
-        """A number in [0, sides), from the upper bits, which are the good ones."""
+        """A number in [0, sides), from the upper bits, whose period is longer."""
         self._state = (self._state * 6364136223846793005 + 1442695040888963407) % 2**64
         return (self._state >> 32) * sides >> 32
 

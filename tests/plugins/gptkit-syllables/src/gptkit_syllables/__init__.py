@@ -1,4 +1,4 @@
-"""A tokenizer of syllables: the commonest ones of a text, and its single characters for the rest."""
+"""A tokenizer of syllables: the most frequent ones of a text, and single characters for the rest."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ _PIECE = re.compile(rf" ?(?:{_C}*{_V}+(?:{_C}+(?!{_V}|{_C})|{_C}(?={_C}))?|{_C}+
 
 
 class SyllableTokenizer(Tokenizer):
-    """Cuts text into syllables. One that is not kept becomes its characters, so decoding gives the text back.
+    """Cuts text into syllables. One that is not in the vocabulary becomes its characters: nothing is lost.
 
-    Ids below the number of characters are the characters, by code point; the syllables follow, commonest
-    first.
+    The first ids are the characters, by code point; the syllables follow, the most frequent first.
     """
 
     class Options(PluginOptions):
-        max_syllables: int = Field(default=2000, ge=0, le=100_000, description="The commonest ones kept.")
+        max_syllables: int = Field(default=2000, ge=0, le=100_000, description="Syllables in the vocabulary.")
 
-    summary = "syllables of English words, the commonest of the text"
+    summary = "the most frequent syllables of English words"
 
     def __init__(self, characters: Sequence[str], syllables: Sequence[str]) -> None:
         self._characters, self._syllables = tuple(characters), tuple(syllables)
@@ -41,9 +40,9 @@ class SyllableTokenizer(Tokenizer):
         """Counts the syllables of the train split; the characters are those of both."""
         counts = Counter(match[0] for match in _PIECE.finditer(splits.train))
         longer = [piece for piece in counts if len(piece) > 1]
-        commonest = sorted(longer, key=lambda piece: (-counts[piece], piece))
+        frequent = sorted(longer, key=lambda piece: (-counts[piece], piece))
         characters = sorted({*splits.train, *splits.val})
-        return cls(characters, commonest[: options.max_syllables])
+        return cls(characters, frequent[: options.max_syllables])
 
     @property
     def vocab_size(self) -> int:
@@ -76,7 +75,7 @@ class SyllableTokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Raises ValueError for all that `to_json` cannot have given: the file may be a stranger's."""
+        """Raises ValueError for everything that `to_json` cannot have returned."""
         if data.keys() != {"type", "characters", "syllables"} or data["type"] != "syllables":
             raise ValueError("it does not describe a tokenizer of syllables")
         characters, syllables = data["characters"], data["syllables"]
@@ -87,7 +86,7 @@ class SyllableTokenizer(Tokenizer):
         if len(set(syllables)) != len(syllables):
             raise ValueError("a syllable occurs twice")
         if not set("".join(syllables)) <= set(characters):
-            raise ValueError("a syllable has a character that is none of its own")
+            raise ValueError("a syllable has a character that is not in the vocabulary")
         if not all(len(piece) > 1 and _PIECE.fullmatch(piece) for piece in syllables):
-            raise ValueError("a syllable is none by its rule")
+            raise ValueError("a piece is not a syllable")
         return cls(characters, syllables)

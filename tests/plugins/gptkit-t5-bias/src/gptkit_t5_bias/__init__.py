@@ -17,15 +17,15 @@ from gptkit.plugins import ModelShape, PluginOptions, PositionalEncoding
 
 
 class T5Bias(PositionalEncoding):
-    """The causal variant: buckets are for distances behind the query; what is ahead counts as 0.
+    """The causal variant: buckets are distances behind the query; keys ahead of it count as distance 0.
 
-    The first half of the buckets are single distances. The rest grow geometrically up to `max_distance`, and
-    the last of them has all that is beyond.
+    The first half of the buckets are single distances. The others grow geometrically up to `max_distance`;
+    the last one has all larger distances.
     """
 
     class Options(PluginOptions):
-        num_buckets: int = Field(default=32, ge=2, le=4096, description="Numbers that each head learns.")
-        max_distance: int = Field(default=128, ge=2, le=2**20, description="Where the last bucket would end.")
+        num_buckets: int = Field(default=32, ge=2, le=4096, description="Learned numbers per head.")
+        max_distance: int = Field(default=128, ge=2, le=2**20, description="End of the growing buckets.")
 
         @model_validator(mode="after")
         def _buckets_fit(self) -> T5Bias.Options:
@@ -40,7 +40,7 @@ class T5Bias(PositionalEncoding):
 
     def __init__(self, options: Options, shape: ModelShape) -> None:
         super().__init__(options, shape)
-        self.embedding = nn.Embedding(options.num_buckets, shape.n_head)  # drawn, small, by gptkit
+        self.embedding = nn.Embedding(options.num_buckets, shape.n_head)  # initialised by gptkit
         starts = torch.tensor(_bucket_starts(options.num_buckets, options.max_distance))
         self.register_buffer("starts", starts, persistent=False)  # (num_buckets,)
         self.starts: Tensor
