@@ -17,6 +17,7 @@ TIMEOUT = 10.0  # seconds to connect, and between two chunks
 DEADLINE = 300.0  # seconds in all, retries included
 MIN_RATE = 4_000  # bytes per second, on average, after the first TIMEOUT seconds
 ATTEMPTS = 3  # after a server error (5xx) or a reset connection; other failures are not retried
+RETRY_DELAY = 0.5  # seconds before the second attempt; twice that before the third
 MAX_BYTES = 64_000_000  # a server that sends more does not send what was asked for
 
 
@@ -51,7 +52,7 @@ def download(url: str, length: int, progress: Callable[[int, int], None], advice
             return bytes(received.data)
         if attempt == ATTEMPTS or not _is_temporary(failure):
             raise NetworkError(f"cannot download {url}: {_reason(failure)}.\n{advice}") from failure
-        time.sleep(0.5 * attempt)
+        time.sleep(RETRY_DELAY * attempt)
         attempt += 1
 
 

@@ -144,6 +144,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> SmallShakespeare:
         monkeypatch.setenv(variable, "127.0.0.1")
     monkeypatch.setattr(datasets, "TIMEOUT", 0.4)
     monkeypatch.setattr(datasets, "DEADLINE", 0.8)
+    monkeypatch.setattr(datasets, "RETRY_DELAY", 0.01)
     return SmallShakespeare(SmallShakespeare.Options())
 
 

@@ -309,6 +309,7 @@ def test_a_run_on_a_local_dataset_records_what_it_read(
     assert set(record["facts"]) == {"fingerprint"}
 
 
+@pytest.mark.slow
 def test_offline_mode_is_a_data_error_and_the_fallback_takes_its_place(
     tiny_experiment: Path, run_process: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

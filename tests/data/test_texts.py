@@ -60,6 +60,7 @@ def test_a_folder_cannot_be_read_as_a_file(tmp_path: Path) -> None:
         read_text(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_one_huge_line_takes_little_more_than_twice_its_size(tmp_path: Path) -> None:
     path, size = tmp_path / "line.txt", 100_000_000
@@ -354,6 +355,7 @@ def test_documents_are_joined_in_order_however_many(here: Path, count: int) -> N
     assert text_of("a.jsonl", separator="|") == "|".join(map(str, range(count)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 @pytest.mark.parametrize("kind", ["one.txt.gz", "one.jsonl.gz", "many.jsonl.gz", "many.csv.gz", "two"])
 def test_reading_takes_about_twice_the_text(here: Path, kind: str) -> None:

@@ -133,6 +133,7 @@ print(json.dumps([tokenizer.to_json(), tokenizer.encode(text).tolist()]))
 """
 
 
+@pytest.mark.slow
 def test_the_same_text_gives_the_same_file_whatever_the_hash_seed_and_the_threads() -> None:
     """With many pairs that occur equally often, in several pieces that threads count."""
     chance = random.Random(0)
