@@ -31,7 +31,7 @@ from gptkit.cli.app import run_command
 from gptkit.data.datasets import shakespeare
 from gptkit.errors import GptkitError
 from gptkit.plugins import DataFolders
-from gptkit.report import run_page
+from gptkit.report import page
 from gptkit.runs import Run, list_steps, run_ids, step_folder
 from gptkit.runs.checkpoint import MODEL, OPTIMIZER, load_checkpoint
 from gptkit.training import session
@@ -290,7 +290,7 @@ class Sweep:
             announced.add(named["step"])
             return path
 
-        write = run_page.write_report
+        write = page.write_report
 
         def reported(run: Run) -> Path:
             first = disk.done + 1
@@ -300,12 +300,12 @@ class Sweep:
 
         disk = ForgetfulDisk(workspace, before)
         session.save_checkpoint = record_save
-        run_page.write_report = reported
+        page.write_report = reported
         try:
             with working_in(workspace), disk.recording():
                 code = self.scenario.work()
         finally:
-            session.save_checkpoint, run_page.write_report = save, write
+            session.save_checkpoint, page.write_report = save, write
         announced.add(DONE)
         before(disk.done + 1)  # and once after the last
         if code:

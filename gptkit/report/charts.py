@@ -1,8 +1,8 @@
-"""Curves as SVG, for one run or many laid over one another.
+"""Line charts as SVG, of one run or of many.
 
-In: series of points with labels. Out: markup for a page, and the same points for the script that shows
-values under the pointer. Text keeps its size at every width: the curves alone are stretched. Colours and
-fonts are the page's own style sheet's. Knows nothing of runs.
+Input: series of points with labels. Output: markup for a page, and the same points for the script that shows
+values under the pointer. Text keeps its size at every width: only the curves are stretched. Colours and fonts
+come from the page's style sheet. Knows nothing of runs.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
-from gptkit.report.curves import COLUMNS, Floats, thin
+from gptkit.report.render import number_text
+from gptkit.runs.metrics import Curve
 
-COLOURS = 8  # that the style sheet has, as .c0 to .c7; later series repeat them, dashed
-MARKED_POINTS = 60  # a curve of at most so many points shows each
-_UNITS = 10_000  # width and height of the plot in its own coordinates: whole numbers are fine enough
-_SMALLEST = 1e-290  # a range of values below it is none
-_OUTLIER = 4.0  # times the range of the middle 98 %: what is beyond is cut off, and said so
+COLOURS = 8  # in the style sheet, as .c0 to .c7; later series repeat them, dashed
+MARKED_POINTS = 60  # a curve of at most so many points shows each of them
+_UNITS = 10_000  # width and height of the plot in its own coordinates, as whole numbers
+_SMALLEST = 1e-290  # a smaller range of values counts as none
+_OUTLIER = 4.0  # values further above the 99th percentile than so many times the middle 98 % are cut off
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line. x is increasing; `band` is what lies around it, as (lowest, highest) at each x."""
+    """A line. x is increasing; `band` is drawn around it, as (lowest, highest) at each x."""
 
     label: str
     x: Floats
@@ -34,10 +38,16 @@ class Series:
     band: tuple[Floats, Floats] | None = None
     colour: int = 0
 
+    @classmethod
+    def of(cls, curve: Curve, label: str, colour: int) -> Series:
+        return cls(
+            label, np.array(curve.steps, np.float64), np.array(curve.values, np.float64), colour=colour
+        )
+
 
 @dataclass(frozen=True)
 class Mark:
-    """A point that stands out, with a word to it."""
+    """A point that stands out, with its label."""
 
     x: float
     y: float
@@ -47,19 +57,18 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn into one pair of axes. `id` is of letters, digits and '-', and once in a page."""
+    """Series in one pair of axes. `id` consists of letters, digits and '-', and is unique in a page."""
 
     id: str
     title: str
     series: Sequence[Series]
     x_label: str = "step"
-    description: str = ""  # what it shows, for those who cannot see it; else made of the values
     mark: Mark | None = None
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A chart as a page takes it: `svg` is safe markup, `data` is for the script, as JSON."""
+    """A chart as a template needs it: `svg` is safe markup, `data` is JSON for the script."""
 
     chart: Chart
     svg: Markup
@@ -81,22 +90,21 @@ def draw(chart: Chart) -> Drawn | None:
     y_ticks = ticks(y_from, y_to, 5)
     y_from, y_to = min(y_from, y_ticks[0]), max(y_to, y_ticks[-1])
     frame = _Frame(x_from, x_to, y_from, y_to)
-    thinned = [_thinned(one) for one in series]
     parts = [_axes(frame, ticks(x_from, x_to, 5), y_ticks, chart.x_label)]
-    lines = Markup("").join(_line(frame, one) for one in thinned)
+    lines = Markup("").join(_line(frame, one) for one in series)
     parts.append(
         Markup(
             '<svg class="lines" width="100%" height="100%" viewBox="0 0 {0} {0}" preserveAspectRatio="none">'
             "{1}</svg>"
         ).format(_UNITS, lines)
     )
-    parts += [_points(frame, one) for one in thinned]
+    parts += [_points(frame, one) for one in series]
     if chart.mark is not None and x_from <= chart.mark.x <= x_to and y_from <= chart.mark.y <= y_to:
         parts.append(_mark(frame, chart.mark))
     svg = Markup(
         '<svg class="chart" role="img" aria-labelledby="{0}-title {0}-desc" width="100%" height="100%">'
         '<title id="{0}-title">{1}</title><desc id="{0}-desc">{2}</desc>{3}</svg>'
-    ).format(chart.id, chart.title, chart.description or describe(chart, series), Markup("").join(parts))
+    ).format(chart.id, chart.title, describe(chart, series), Markup("").join(parts))
     legend = [
         {
             "label": one.label,
@@ -104,22 +112,20 @@ def draw(chart: Chart) -> Drawn | None:
             "value": number_text(float(one.y[-1])),
             "x": x_text(float(one.x[-1]), chart.x_label),
         }
-        for one in thinned
+        for one in series
     ]
     data = {
         "x": [x_from, x_to],
         "y": [y_from, y_to],
         "label": chart.x_label,
-        "series": [{"label": one.label, "x": _rounded(one.x, 9), "y": _rounded(one.y, 5)} for one in thinned],
+        "series": [{"label": one.label, "x": _rounded(one.x, 9), "y": _rounded(one.y, 5)} for one in series],
     }
     note = f"{beyond:,} values above {number_text(y_to)} are cut off." if beyond else ""
-    if any(len(some) < len(whole.x) for some, whole in zip([one.x for one in thinned], series, strict=True)):
-        note += f" Thinned out: of each of {COLUMNS} columns the lowest and highest value are drawn."
-    return Drawn(chart, svg, data, legend, note.strip())
+    return Drawn(chart, svg, data, legend, note)
 
 
 def describe(chart: Chart, series: Sequence[Series]) -> str:
-    """In words: where each series begins, ends and is lowest."""
+    """The chart in words, for those who cannot see it."""
     return " ".join(
         f"{one.label}: from {number_text(float(one.y[0]))} at {x_text(float(one.x[0]), chart.x_label)} "
         f"to {number_text(float(one.y[-1]))} at {x_text(float(one.x[-1]), chart.x_label)}, "
@@ -138,24 +144,15 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def number_text(value: float) -> str:
-    """A value to read: five digits of it."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 10_000:
-        return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.4g}"
-    return f"{value:.4f}" if abs(value) >= 0.1 else f"{value:.4g}"
-
-
 def x_text(value: float, label: str) -> str:
-    """Where on the x axis, in words: 'step 1,200', '1,536,000 tokens', '7.2 s'."""
+    """A place on the x axis: 'step 1,200', '1,536,000 tokens', '7.2 s'."""
     if label == "seconds":
         return f"{value:,.1f} s"
     return f"{label} {value:,.0f}" if label == "step" else f"{value:,.0f} {label}"
 
 
 def tick_text(value: float, step: float) -> str:
-    """A value at an axis, as short as it can be: 1.5, 20k, 3M."""
+    """A value at an axis, as short as possible: 1.5, 20k, 3M."""
     if abs(value) >= 1e15:
         return f"{value:.3g}"
     for beginning, unit, sign in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
@@ -168,7 +165,7 @@ def tick_text(value: float, step: float) -> str:
 
 @dataclass(frozen=True)
 class _Frame:
-    """From values to places: in the plot's own units, or in per cent of it."""
+    """Converts values to positions, in the plot's own units or in per cent of it."""
 
     x_from: float
     x_to: float
@@ -201,23 +198,17 @@ def _finite(one: Series) -> Series:
     return Series(one.label, x[order], y[order], band, one.colour)
 
 
-def _thinned(one: Series) -> Series:
-    kept = thin(one.x, one.y)
-    band = None if one.band is None else (one.band[0][kept], one.band[1][kept])
-    return Series(one.label, one.x[kept], one.y[kept], band, one.colour)
-
-
 def _span(values: Floats) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     if high - low <= max(max(abs(low), abs(high)) * 1e-9, _SMALLEST):
-        room = max(abs(low), abs(high)) * 0.05
-        room = room if room > _SMALLEST else 1.0
-        return low - room, high + room
+        margin = max(abs(low), abs(high)) * 0.05
+        margin = margin if margin > _SMALLEST else 1.0
+        return low - margin, high + margin
     return low, high
 
 
 def _y_range(series: Sequence[Series]) -> tuple[float, float, int]:
-    """The lowest and highest value to show, and how many are above: a few that are far off are cut off."""
+    """The lowest and highest value to show, and how many outliers above are cut off."""
     parts = [one.y for one in series] + [part for one in series if one.band for part in one.band]
     values = np.concatenate(parts)
     low, high = _span(values)
@@ -246,7 +237,7 @@ def _line(frame: _Frame, one: Series) -> Markup:
 
 
 def _points(frame: _Frame, one: Series) -> Markup:
-    """Each point as a dot where there are few, so that one alone can be seen."""
+    """Each point as a dot where there are few, so that a single one can be seen."""
     if len(one.x) > MARKED_POINTS:
         return Markup("")
     dots = [
@@ -288,6 +279,6 @@ def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_l
 
 
 def _rounded(values: Floats, digits: int) -> list[float]:
-    """As short as JSON can have them."""
+    """The values with so many digits, as short as possible in JSON."""
     rounded = [float(f"{value:.{digits}g}") for value in values.tolist()]
     return [int(value) if value.is_integer() and abs(value) < 2**53 else value for value in rounded]

@@ -12,27 +12,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptkit.errors import CheckpointError
 from gptkit.events import RunStatus
 from gptkit.files import MAX_DEPTH, parse_toml
+from gptkit.plugins import registry
 from gptkit.runs.folder import DEFAULT_RUNS_FOLDER, SavedStep, saved_steps, size_of
 from gptkit.runs.lock import is_locked
 from gptkit.runs.record import RunRecord
 from gptkit.runs.run import Run
+
+if TYPE_CHECKING:
+    from gptkit.experiment.fields import ExperimentField
 
 Value = str | int | float | bool
 Settings = Mapping[str, Value]
 
 _MAX_EXPERIMENT, _MAX_KEYS, _MAX_TEXT, _MAX_CELL = 1_000_000, 2_000, 1_000, 400  # bytes, keys, characters
 
-# Tables that name a plugin by their type, and the plugin's family; their other keys are its options
-_PLUGIN_TABLES = {
-    "tokenizer": "gptkit.tokenizers",
-    "data.dataset": "gptkit.datasets",
-    "model.position": "gptkit.positions",
+PLUGIN_TABLES = {
+    "tokenizer": registry.TOKENIZERS,
+    "data.dataset": registry.DATASETS,
+    "model.position": registry.POSITIONS,
 }
+"""Tables that name a plugin by their type, and the plugin's family; their other keys are its options."""
+
 _SHORT_NAMES = {
     "context_length": "c",
     "n_embd": "e",
@@ -184,6 +189,15 @@ def read_settings(run: Run) -> dict[str, Value]:
     return {_short_key(key): value for key, value in flatten(table).items()}
 
 
+def fields_by_key(settings: Settings) -> dict[str, ExperimentField]:
+    """The fields of an experiment with the optimizer of these settings, by the keys of `read_settings`."""
+    from gptkit.experiment.fields import fields_of
+
+    return {
+        _short_key(key): field for key, field in fields_of(str(settings.get("optimizer", "muon"))).items()
+    }
+
+
 def flatten(table: Mapping[str, Any]) -> dict[str, Value]:
     """Values of nested tables by dotted key, at most 2,000; a list is one text of its values."""
     flat: dict[str, Value] = {}
@@ -224,7 +238,7 @@ def _leaves(table: Mapping[str, Any], prefix: str, depth: int) -> Iterator[tuple
 def _short_key(key: str) -> str:
     """`model.position` for `model.position.type`, as an experiment file may have it."""
     table = key.removesuffix(".type")
-    return table if table in _PLUGIN_TABLES or table == "optimizer" else key
+    return table if table in PLUGIN_TABLES or table == "optimizer" else key
 
 
 def _under(flat: Settings, table: str) -> dict[str, Value]:
@@ -255,11 +269,8 @@ def _hyperparameters(record: RunRecord) -> str:
 
 def _differing(experiment: Settings) -> dict[str, Value]:
     """Settings that are not the schema's defaults, without a plugin's own options and the run's name."""
-    from gptkit.experiment.fields import fields_of
-
-    fields = fields_of(str(experiment.get("optimizer", "muon")))
-    defaults = {_short_key(key): plain_value(one.default) for key, one in fields.items()}
-    options = tuple(f"{table}." for table in _PLUGIN_TABLES)
+    defaults = {key: plain_value(field.default) for key, field in fields_by_key(experiment).items()}
+    options = tuple(f"{table}." for table in PLUGIN_TABLES)
     return {
         key: value
         for key, value in experiment.items()
@@ -270,7 +281,7 @@ def _differing(experiment: Settings) -> dict[str, Value]:
 def _plugins(experiment: Settings, record: RunRecord) -> tuple[PluginDetails, ...]:
     origins = {(origin.family, origin.name): origin for origin in record.plugins or ()}
     found = []
-    for table, family in _PLUGIN_TABLES.items():
+    for table, family in PLUGIN_TABLES.items():
         if table in experiment:
             name = str(experiment[table])
             origin = origins.get((family, name))

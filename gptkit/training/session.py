@@ -274,7 +274,7 @@ class Session:
     def _write_report(self) -> Path | None:
         """The run's report.html, or None: for want of it nothing else fails."""
         try:
-            from gptkit.report.run_page import write_report  # jinja2, which nothing needs until now
+            from gptkit.report.page import write_report  # jinja2, which nothing needs until now
 
             return write_report(self.run)
         except Exception as error:

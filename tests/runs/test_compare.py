@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gptkit.runs import Curve, Run, Sample
+from gptkit.runs import Run, Sample
 from gptkit.runs.compare import Comparison, compare_runs
 from tests.cli.test_runs_command import EXPERIMENT, RECORD, make
 from tests.support import Command
@@ -18,11 +18,6 @@ MODEL = EXPERIMENT["model"]
 
 def compare(*names: str) -> Comparison:
     return compare_runs([Run(Path("runs") / name) for name in names])
-
-
-def curves(run: Run) -> tuple[Curve, Curve]:
-    found = run.metrics_log.curves(("train_loss", "val_loss"))
-    return found["train_loss"], found["val_loss"]
 
 
 def differences(comparison: Comparison) -> dict[str, tuple[Any, ...]]:
@@ -139,41 +134,7 @@ def test_what_does_not_compare_is_said(
     assert compare("one", "same").notes == ()
 
 
-# Curves and samples
-
-
-def test_curves_have_what_the_metrics_have(workspace: Path) -> None:
-    run = make("one")
-    (run.path / "metrics.jsonl").write_text(
-        '{"step": 5, "train_loss": 3.0, "tokens": 50, "seconds": 0.5}\n'
-        '{"step": 10, "train_loss": 2.0, "val_loss": 2.5, "bits_per_byte": 3.6, "tokens": 100}\n'
-        '{"step": 15, "train_l'
-    )
-    train, val = curves(run)
-    assert train == Curve((5, 10), (3.0, 2.0), (50, 100), (0.5, None), (None, None))
-    assert val == Curve((10,), (2.5,), (100,), (None,), (3.6,))
-
-
-def test_of_steps_that_were_trained_again_the_later_ones_count(workspace: Path) -> None:
-    run = make("one")
-    rows = [(5, 3.0), (10, 2.5), (15, 2.0), (10, 9.0), (20, 1.0)]
-    lines = [json.dumps({"step": step, "train_loss": loss}) for step, loss in rows]
-    (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    train, _ = curves(run)
-    assert (train.steps, train.values) == ((5, 10, 20), (3.0, 9.0, 1.0))
-
-
-def test_a_long_curve_is_thinned_evenly_and_keeps_its_range(workspace: Path) -> None:
-    run = make("one")
-    with (run.path / "metrics.jsonl").open("w") as file:
-        file.writelines(f'{{"step": {step}, "train_loss": {step}}}\n' for step in range(1, 30_001))
-    train, _ = curves(run)
-    assert 1000 < len(train.steps) <= 4000
-    assert train.steps[0] <= 16
-    assert train.steps[-1] > 29_900
-    gaps = {after - before for before, after in zip(train.steps, train.steps[1:], strict=False)}
-    assert max(gaps) <= 32
-    assert train.values == tuple(map(float, train.steps))
+# Samples
 
 
 def test_the_newest_sample_is_read_and_links_are_not(workspace: Path) -> None:

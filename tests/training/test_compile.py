@@ -16,7 +16,7 @@ from gptkit import backend, events
 from gptkit.errors import PluginError
 from gptkit.experiment import TrainingSettings
 from gptkit.model.build import build_new_model
-from gptkit.training import origin, session
+from gptkit.training import session
 from gptkit.training import start as training
 from gptkit.training.session import RunContext
 from gptkit.training.setup import training_flops
@@ -135,7 +135,7 @@ def test_a_compiled_run_goes_on_where_there_is_no_compiler_and_says_so(
 ) -> None:
     run = train_run(experiment("auto"), around, stop_at=3).run
     write_record(run, {**run.record(), "environment": {**run.record()["environment"], "compile": True}})
-    monkeypatch.setattr(origin, "no_compiler", lambda device: "there is none")
+    monkeypatch.setattr("gptkit.backend.no_compiler", lambda device: "there is none")
     seen: list[events.Event] = []
     resume_run(run, RunContext(around.runs_folder, around.folders, seen.append))
     checked = next(event for event in seen if isinstance(event, events.ResumeChecked))

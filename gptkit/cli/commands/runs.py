@@ -173,8 +173,8 @@ def compare_command(
         )
     comparison = compare_runs(runs)
     if html is not None:
-        from gptkit.report.comparison_page import comparison_page
-        from gptkit.report.pages import write_page
+        from gptkit.report.comparison import comparison_page
+        from gptkit.report.render import write_page
 
         write_page(html, comparison_page(comparison))
     if json:
@@ -293,7 +293,7 @@ def report_command(context: typer.Context, run: options.RunArgument, runs_dir: _
     in one file that opens offline. Training writes it when it ends; this writes it again, also for a run that
     is still being trained or was copied from another machine.
     """
-    from gptkit.report.run_page import write_report
+    from gptkit.report.page import write_report
     from gptkit.runs import find_run
 
     write_path(write_report(find_run(run, runs_dir or context.obj)))

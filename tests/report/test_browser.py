@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from gptkit.report.comparison_page import comparison_page
-from gptkit.report.run_page import write_report
-from tests.report.test_comparison_page import THREE
-from tests.report.test_report import EVIL, RECORD, make
+from gptkit.report.comparison import comparison_page
+from gptkit.report.page import write_report
+from tests.report.test_comparison import THREE
+from tests.report.test_page import EVIL, RECORD, make
 
 webdriver = pytest.importorskip("selenium.webdriver")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gptkit.report.comparison_page import MAX_GROUPS, comparison_page
+from gptkit.report.comparison import MAX_GROUPS, comparison_page
 from gptkit.runs import Curve, Sample
-from tests.report.test_report import EVIL, Page
+from tests.report.test_page import EVIL, Page
 from tests.support import Command
 
 NO_CURVE = Curve()
@@ -127,7 +127,7 @@ def test_other_tokenizers_are_compared_in_bits_per_byte_alone() -> None:
     drawn = charts(page)
     assert sorted(drawn) == ["val-by-seconds", "val-by-step", "val-by-tokens"]
     assert drawn["val-by-step"]["b-1"] == {1: 10, 2: 10, 3: 10, 4: 2}
-    assert "Val loss, bits per byte" in page.words
+    assert "Val loss (bits per byte)" in page.words
 
 
 def test_what_the_runs_say_stays_text_and_what_they_lack_is_left_out() -> None:

@@ -1,7 +1,7 @@
-"""The page of several runs: their curves over one another, what differs, what each writes.
+"""The page that compares runs: curves over one another, settings that differ, samples.
 
-In: runs that were held against one another (gptkit.runs.compare). Out: a page as that of one run.
-Runs that differ by their seed alone are one line, their mean, in a band from the lowest to the highest.
+Input: a comparison (gptkit.runs.compare). Output: the page. Runs that differ only in their seed are one line,
+their mean, in a band from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -11,27 +11,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptkit.report.charts import Chart, Drawn, Series, draw, number_text
-from gptkit.report.curves import Floats
-from gptkit.report.facts import text_of
-from gptkit.report.pages import render
-from gptkit.report.samples import MAX_CHARACTERS
-from gptkit.report.settings import toml_text
+from gptkit.report.charts import Chart, Drawn, Floats, Series, draw
+from gptkit.report.page import MAX_SAMPLE
+from gptkit.report.render import number_text, render, text_of, toml_text
 from gptkit.runs import Curve
 from gptkit.runs.compare import ComparedRun, Comparison, Group
+from gptkit.runs.summary import Value
 
 AXES = (("step", "steps"), ("tokens", "tokens"), ("seconds", "time"))
-"""What a curve may be drawn over: the label of its axis, and the word for it."""
+"""What the curves can be drawn over: the label of the axis, and the word for the choice."""
 
-MAX_GROUPS, MAX_SAMPLES, MAX_DIFFERENCES = 24, 12, 100  # that are shown
-_GRID = 400  # places at which the mean of several runs is taken
-
-Value = str | int | float | bool
+MAX_GROUPS, MAX_SAMPLES, MAX_DIFFERENCES = 24, 12, 100
+_GRID = 400  # places at which the mean of several runs is computed
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A group of runs as it stands in the table."""
+    """The row of a group of runs."""
 
     title: str
     members: list[tuple[str, str]]  # id and status of each
@@ -57,7 +53,7 @@ def comparison_page(compared: Comparison) -> bytes:
         axes=[(label, word, _charts(compared, groups, label)) for label, word in AXES],
         differences=[(key, values[: len(groups)]) for key, values in differences],
         samples=[
-            (run.id, run.last_sample.step, run.last_sample.text[:MAX_CHARACTERS])
+            (run.id, run.last_sample.step, run.last_sample.text[:MAX_SAMPLE])
             for run in (compared.runs[group.members[0]] for group in groups[:MAX_SAMPLES])
             if run.last_sample and run.last_sample.text
         ],
@@ -88,11 +84,11 @@ def _spread(values: Sequence[float | None]) -> str:
 
 
 def _charts(compared: Comparison, groups: Sequence[Group], axis: str) -> list[Drawn]:
-    """Val and train loss over an axis; in bits per byte where only those compare."""
+    """Val and train loss over an axis; only the val loss, in bits per byte, where the tokenizers differ."""
     charts = []
     titles = (
-        ("val", "Val loss, bits per byte" if compared.in_bits else "Val loss, nats a token"),
-        *(() if compared.in_bits else (("train", "Train loss, nats a token"),)),
+        ("val", "Val loss (bits per byte)" if compared.in_bits else "Val loss (nats per token)"),
+        *(() if compared.in_bits else (("train", "Train loss (nats per token)"),)),
     )
     for which, title in titles:
         series = [
@@ -107,7 +103,7 @@ def _charts(compared: Comparison, groups: Sequence[Group], axis: str) -> list[Dr
 
 
 def _series(compared: Comparison, group: Group, which: str, axis: str, colour: int) -> Series | None:
-    """The group's line: the run's own, or the mean of its runs where all have values, in their band."""
+    """The line of a group: of its run, or the mean of its runs where all have values, with a band."""
     lines = []
     for member in group.members:
         run = compared.runs[member]

@@ -19,13 +19,10 @@ from hypothesis import strategies as st
 from gptkit import events, files
 from gptkit.experiment import load_experiment
 from gptkit.report.charts import Chart, Mark, Series, draw, ticks
-from gptkit.report.curves import COLUMNS, read_metrics, thin
-from gptkit.report.facts import why_it_ended
-from gptkit.report.pages import script_json
-from gptkit.report.run_page import run_page, write_report
-from gptkit.report.samples import read_samples
-from gptkit.report.settings import read_settings
+from gptkit.report.page import chosen_samples, described_settings, run_page, write_report
+from gptkit.report.render import script_json
 from gptkit.runs import Run, run_ids
+from gptkit.runs.metrics import MAX_POINTS
 from gptkit.training.session import RunContext
 from gptkit.training.start import train_run
 from tests.support import Command, write_record
@@ -177,7 +174,7 @@ def test_a_defect_of_the_report_harms_no_run(
     def broken(run: Run) -> Path:
         raise ZeroDivisionError("of the page")
 
-    monkeypatch.setattr("gptkit.report.run_page.write_report", broken)
+    monkeypatch.setattr("gptkit.report.page.write_report", broken)
     done = gptkit_command("train", tiny_experiment)
     assert done.code == 0
     assert "not written: ZeroDivisionError: of the page" in done.err
@@ -252,23 +249,24 @@ def test_the_page_can_be_read_aloud(tmp_path: Path) -> None:
         ("interrupted", "interrupted It was interrupted (Ctrl-C, or SIGINT)"),
         ("terminated", "(SIGTERM, or its terminal was closed)"),
         ("diverged", "not finite"),
-        ("running", "cut off It ended without a word"),  # nobody holds its lock
-        ("odd", "odd Its record does not say how it ended"),
+        ("running", "crashed Its process was killed"),  # nobody holds its lock
+        ("odd", "unknown Its record does not say how it ended"),
     ],
 )
 def test_the_page_says_why_the_run_ended(tmp_path: Path, status: str, said: str) -> None:
     assert said in Page(run_page(make(tmp_path / "mine", RECORD | {"status": status}))).words
 
 
-def test_the_runs_own_reason_is_given() -> None:
-    assert why_it_ended("finished", {"reason": "no new best in 3"}) == "Why it ended: no new best in 3."
+def test_the_runs_own_reason_is_shown(tmp_path: Path) -> None:
+    page = Page(run_page(make(tmp_path / "mine", RECORD | {"reason": "no new best in 3"})))
+    assert "finished Why it ended: no new best in 3." in page.words
 
 
 # Settings
 
 
 def differing(run: Run) -> dict[str, tuple[str, str | None]]:
-    return {one.key: (one.value, one.default) for one in read_settings(run)[0] if one.differs}
+    return {one.key: (one.value, one.default) for one in described_settings(run)[0] if one.differs}
 
 
 def test_settings_that_differ_from_their_defaults_are_marked(tmp_path: Path) -> None:
@@ -280,11 +278,11 @@ def test_settings_that_differ_from_their_defaults_are_marked(tmp_path: Path) -> 
         '[optimizer]\ntype = "adamw"\nlearning_rate = 0.001\nbeta1 = 0.8\n'
     )
     assert differing(run) == {
-        "tokenizer.type": ('"bigram"', '"char"'),
+        "tokenizer": ('"bigram"', '"char"'),
         "tokenizer.max_pairs": ("12", differing(run)["tokenizer.max_pairs"][1]),
         "model.n_layer": ("2", "4"),
         "training.minutes": ("2.5", "not set"),
-        "optimizer.type": ('"adamw"', '"muon"'),
+        "optimizer": ('"adamw"', '"muon"'),
         "optimizer.beta1": ("0.8", "0.9"),  # AdamW's own default
     }
     page = Page(run_page(run)).words
@@ -294,9 +292,9 @@ def test_settings_that_differ_from_their_defaults_are_marked(tmp_path: Path) -> 
 def test_a_plugin_that_is_not_here_leaves_its_options_unmarked(tmp_path: Path) -> None:
     run = make(tmp_path / "mine")
     run.experiment_file.write_text('[model]\nposition = { type = "t5", buckets = 32 }\n')
-    settings_of, said = read_settings(run)
+    settings_of, said = described_settings(run)
     assert {one.key: one.differs for one in settings_of} == {
-        "model.position.type": True,
+        "model.position": True,
         "model.position.buckets": False,
     }
     assert "'t5' is not installed, so its defaults are not known" in said
@@ -404,7 +402,7 @@ def test_missing_and_odd_files_are_left_out_with_a_word(tmp_path: Path) -> None:
     page = Page(run_page(run)).words
     assert "run.json cannot be read: there is no such file" in page
     assert "there is no experiment file" in page
-    assert "Nothing was recorded that could be drawn" in page
+    assert "No curve was recorded" in page
     (path / "metrics.jsonl").write_text(
         '{"step": 1, "train_loss": 2}\n{"step": "x"}\n[]\n{"step": 2, "train_'
     )
@@ -412,7 +410,7 @@ def test_missing_and_odd_files_are_left_out_with_a_word(tmp_path: Path) -> None:
     (path / "samples").write_text("no folder")
     (path / "run.json").write_text('{"a": 1, "a": 2}')
     page = Page(run_page(run)).words
-    assert "3 lines or values of metrics.jsonl are no use" in page
+    assert "2 lines of metrics.jsonl are damaged" in page
     assert "not UTF-8" in page
     assert "a key occurs twice" in page
 
@@ -447,43 +445,16 @@ def test_a_long_run_gives_a_small_page_that_says_what_it_leaves_out(tmp_path: Pa
     page = Page(data)
     assert "Thinned out" in page.words
     assert "40 of 3,000 samples are shown" in page.words
-    assert "Cut off here" in page.words
+    assert "Shortened; the rest is in its file" in page.words
     shown = json.loads(page.inside["script"][0])["series"][0]
     points = dict(zip(shown["x"], shown["y"], strict=True))
     assert points[31_234] == 3.9
     assert points[41_234] == 2.1
-    assert len(points) <= 4 * COLUMNS
-    steps = [sample.step for sample in read_samples(run)[0]]
+    assert len(points) <= MAX_POINTS
+    steps = [sample.step for sample in chosen_samples(run)[0]]
     assert steps[:10] == list(range(2999, 2989, -1))
     assert steps[-1] == 0
     assert max(np.diff(steps[10:]) * -1) <= 110
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), st.integers(1, 20), st.randoms())
-@settings(max_examples=200, deadline=None)
-def test_thinning_keeps_the_ends_and_the_extremes_of_every_column(
-    values: list[float], columns: int, rng: Any
-) -> None:
-    x = np.cumsum([rng.randint(1, 50) for _ in values]).astype(float)
-    y = np.array(values)
-    kept = thin(x, y, columns)
-    assert list(kept) == sorted(set(kept))
-    assert len(kept) <= max(4 * columns, 1)
-    assert {kept[0], kept[-1]} == {0, len(x) - 1}
-    assert {y.min(), y.max()} <= set(y[kept])
-    if len(x) > 2 * columns:
-        edges = np.linspace(x[0], x[-1], columns + 1)
-        column = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, columns - 1)
-        for one in set(column):
-            mine, there = y[column == one], y[kept[column[kept] == one]]
-            assert (mine.min(), mine.max()) == (there.min(), there.max())
-
-
-def test_a_step_that_was_recorded_twice_counts_as_it_was_last(tmp_path: Path) -> None:
-    rows = [{"step": step, "train_loss": value} for step, value in ((1, 9), (2, 8), (3, 7), (2, 6), (3, 5))]
-    curve = read_metrics(make(tmp_path / "mine", rows=rows)).curves["train_loss"]
-    assert curve.step.tolist() == [1, 2, 3]
-    assert curve.value.tolist() == [9, 6, 5]
 
 
 # Charts
