@@ -29,7 +29,19 @@ for module in modules:
 """
 
 # What has to answer quickly imports no torch until it is used
-LIGHT = ("errors", "events", "files", "seeds", "plugins", "experiment", "runs", "report", "tracking", "cli")
+LIGHT = (
+    "errors",
+    "events",
+    "files",
+    "seeds",
+    "words",
+    "plugins",
+    "experiment",
+    "runs",
+    "report",
+    "tracking",
+    "cli",
+)
 # The modules of these parts that are torch code
 HEAVY = ("gptkit.plugins.position", "gptkit.runs.checkpoint")
 
