@@ -14,8 +14,8 @@ from gptkit.plugins import PluginOptions, registry
 from gptkit.plugins.registry import families_of
 from gptkit.runs import DEFAULT_RUNS_FOLDER, Run, find_run
 from gptkit.testing import CheckResult
-from gptkit.training.session import RunContext
-from gptkit.training.start import train_run
+from gptkit.training.session import train_run
+from gptkit.training.setup import RunContext
 
 
 def open_run(run: str | Path, *, runs_folder: Path | str = DEFAULT_RUNS_FOLDER) -> Run:
@@ -40,12 +40,12 @@ def train(
         experiment = load_experiment(experiment)
     elif isinstance(experiment, Mapping):
         experiment = experiment_from_dict(experiment)
-    around = RunContext(
+    context = RunContext(
         runs_folder=Path(runs_folder),
         folders=data_folders(Path(data_dir) if data_dir is not None else None),
         listener=listener,
     )
-    return train_run(experiment, around).run
+    return train_run(experiment, context).run
 
 
 def check_plugin(plugin: type | str, options: PluginOptions | None = None) -> list[CheckResult]:

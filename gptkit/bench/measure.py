@@ -24,7 +24,6 @@ from gptkit.experiment import Experiment, SamplingSettings
 from gptkit.generation import generate_tokens
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
-from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.setup import build_trainer, check_memory, training_flops
 from gptkit.training.trainer import Trainer
 
@@ -248,14 +247,13 @@ def alternate(works: list[Callable[[], None]], seconds: float, blocks: int) -> l
 
 def random_trainer(experiment: Experiment, backend: Backend, vocab_size: int) -> tuple[Trainer, GPT]:
     """A trainer on random tokens, and its model before compilation."""
-    model = build_new_model(experiment, vocab_size, seed=0).to(backend.device)
+    model = build_new_model(experiment, vocab_size, seed=0)
     ids = (
         np.random.default_rng(0)
         .integers(0, vocab_size, max(100_000, 4 * experiment.model.context_length))
         .astype(np.min_scalar_type(vocab_size - 1))
     )
-    budget = TrainingBudget.of(experiment.training)
-    trainer = build_trainer(experiment, backend, model, ids, TrainingProgress(), seed=0, budget=budget)
+    trainer = build_trainer(experiment, backend, model, ids, seed=0)
     if backend.compile:
         trainer.model = torch.compile(model)  # type: ignore[assignment]
     return trainer, model

@@ -14,17 +14,11 @@ from typing import TYPE_CHECKING
 
 from gptkit import events
 from gptkit.cli.streams import warn, write_path
-from gptkit.errors import RunInterruptedError, RunTerminatedError, StoppedError
-from gptkit.events import RunStatus
 
 if TYPE_CHECKING:
     from gptkit.cli.signals import StopFlag
-    from gptkit.training.session import RunContext, TrainingResult
-
-_STOPPED: dict[str, type[StoppedError]] = {
-    RunStatus.INTERRUPTED: RunInterruptedError,
-    RunStatus.TERMINATED: RunTerminatedError,
-}
+    from gptkit.training.session import TrainingResult
+    from gptkit.training.setup import RunContext
 
 
 @contextmanager
@@ -33,7 +27,7 @@ def training_context(
 ) -> Iterator[RunContext]:
     """Where runs and texts are, a view that shows the events of the run, and the flag that may stop it."""
     from gptkit.data.catalog import data_folders
-    from gptkit.training.session import RunContext
+    from gptkit.training.setup import RunContext
 
     with training_view(quiet=quiet, as_json=as_json, stop_requested=stop) as view:
         yield RunContext(
@@ -76,5 +70,4 @@ def finish(trained: TrainingResult, *, quiet: bool) -> None:
     """Prints the run's folder if `quiet`. Raises a StoppedError where a signal ended the training."""
     if quiet:
         write_path(trained.run.path)
-    if trained.status in _STOPPED:
-        raise _STOPPED[trained.status](f"{trained.status} at step {trained.progress.step}, saved")
+    trained.raise_if_stopped(", saved")

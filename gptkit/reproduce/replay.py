@@ -1,7 +1,8 @@
-"""The promise on the user's own machine: the last stretch of a run trained again, and compared bit for bit.
+"""Trains steps of a run again and compares the result bit for bit.
 
-In: a run. Out: what differs between the stretch as it was recorded and as it comes out now. It is trained in
-a folder beside the run, which is removed whatever happens; nothing in the run changes.
+In: a run. Out: a `Comparison`. `replay_run` trains the steps after the checkpoint before the last, in a
+temporary folder that is removed whatever happens; `rerun_run` trains the whole run, as a new run beside it.
+The run itself stays as it is.
 """
 
 from __future__ import annotations
@@ -14,76 +15,102 @@ from typing import Any
 
 from gptkit import events
 from gptkit.backend import computing
-from gptkit.errors import CheckpointError, RunInterruptedError, RunTerminatedError
+from gptkit.data.corpus import measure_text
+from gptkit.errors import CheckpointError, UsageError
 from gptkit.experiment import Experiment
 from gptkit.files import disk, disk_errors
-from gptkit.model.build import build_model_for, build_new_model
-from gptkit.reproduce.diff import compare_losses, different_tensors
-from gptkit.runs import Run, list_steps, lock_run
+from gptkit.model.build import build_new_model
+from gptkit.reproduce.diff import Comparison, compare_runs
+from gptkit.runs import Run, RunRecord, list_steps, lock_run, run_ids, tokenizer_hash
 from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
+from gptkit.runs.environment import check_text, environment_differences, trackers_again
 from gptkit.runs.folder import verification_prefix
 from gptkit.training.budget import MOST_STEPS, TrainingBudget
-from gptkit.training.origin import ResumedRun, take_up
-from gptkit.training.session import HERE, RunContext, Session, progress_of
-from gptkit.training.setup import check_memory, out_of_memory
-
-_STOPPED = {"interrupted": RunInterruptedError, "terminated": RunTerminatedError}
+from gptkit.training.session import Session, TrainingResult, train_new, trainer_from
+from gptkit.training.setup import (
+    NewRun,
+    ResumedRun,
+    RunContext,
+    WeightSource,
+    backend_again,
+    build_trainer,
+    check_memory,
+    load_text,
+    out_of_memory,
+    prepare_resumed,
+    read_progress,
+    tokenize,
+    weight_source,
+)
+from gptkit.training.trainer import StepPlan
 
 
 @dataclass(frozen=True)
-class Replay:
-    """A stretch trained again. It came out identical where nothing is in `tensors` and `steps`."""
+class Rerun:
+    """A run, the new run that repeats it, and how they compare; None where a signal stopped the new one."""
 
-    start: int  # the checkpoint that it was trained from; 0: the initial weights
-    end: int
-    tensors: tuple[str, ...]  # of the checkpoint of `end` that differ, as "model: name" or "optimizer: name"
-    compared: int  # losses that metrics.jsonl has of these steps
-    steps: tuple[int, ...]  # whose losses differ
-    differences: tuple[str, ...]  # of the environment, as in ResumeChecked
-
-    @property
-    def identical(self) -> bool:
-        return not self.tensors and not self.steps
+    run: Run
+    trained: TrainingResult
+    comparison: Comparison | None
 
 
-def replay_run(run: Run, around: RunContext = HERE) -> Replay:
-    """Trains again from the checkpoint before the last, or from the initial weights where there is one alone.
+def replay_run(run: Run, context: RunContext) -> Comparison:
+    """Trains again from the checkpoint before the last, or from the initial weights if there is only one.
 
-    Raises CheckpointError where no checkpoint verifies, or the initial weights were another run's; DataError,
-    PluginError; StoppedError where a signal asked to stop.
+    Raises CheckpointError where no checkpoint verifies, or the initial weights were those of another run;
+    DataError, PluginError; StoppedError where a signal asked to stop.
     """
     run.refuse_special_files()
     with lock_run(run):
-        taken = take_up(run, around.folders, around.listener)
-        before, last = _stretch(taken, around.listener)
-        run.check_tokenizer(last, taken.tokenizer)
-        if before is None and taken.record.loaded_from:
+        setup = prepare_resumed(run, context)
+        before, last = _newest_two(setup, context)
+        run.check_tokenizer(last, setup.corpus.tokenizer)
+        read_progress(last)
+        if before is None and setup.record.loaded_from:
             raise CheckpointError(
                 f"run {run.id} has one checkpoint that verifies, of step {last.step}, and began from the "
                 "weights of another run: there is nothing to train it again from."
             )
-        try:
-            progress_of(last)
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"step {last.step} of {run.id} does not fit the run: {error}") from error
         start = before.step if before else 0
-        around.listener(events.ReplayStarted(start, last.step))
-        with _place_beside(run) as place:
-            again = _train_again(taken, before, last, place, around)
-            compared, steps = compare_losses(run, place, start, last.step)
-        return Replay(start, last.step, different_tensors(last, again), compared, steps, taken.differences)
+        context.listener(events.ReplayStarted(start, last.step))
+        with _temporary_run(run) as again:
+            _train_again(setup, before, last.step, again, context)
+            return compare_runs(run, again, start, last.step, setup.differences)
 
 
-def _stretch(taken: ResumedRun, listener: events.Listener) -> tuple[Checkpoint | None, Checkpoint]:
-    """The two newest checkpoints that verify; the first of them is None where there is but one."""
-    run = taken.run
-    run.require_checkpoint(taken.experiment)
+def rerun_run(run: Run, context: RunContext) -> Rerun:
+    """Trains the run's experiment again, to the step that the run reached, as a new run beside it.
+
+    Raises UsageError for a run of minutes, which is not reproducible; CheckpointError where there is nothing
+    to compare with, or the run that it began from is missing; DataError, PluginError.
+    """
+    run.refuse_special_files()
+    with lock_run(run):
+        experiment, record = run.experiment(), run.read_record()
+        _require_reproducible(run, experiment)
+        reached = _reached_step(run, record)
+        setup, differences = _prepare_again(run, experiment, record, context)
+        plan = StepPlan(reached, max(experiment.training.max_steps, reached), _evaluated_steps(run))
+        beside = replace(context, runs_folder=run.path.parent)
+        trained = train_new(setup, beside, plan, rerun_of=run.recorded_id)
+        if trained.stopped_by_signal:
+            return Rerun(run, trained, None)
+        return Rerun(run, trained, compare_runs(run, trained.run, 0, reached, differences))
+
+
+# The last steps, in a temporary folder
+
+
+def _newest_two(setup: ResumedRun, context: RunContext) -> tuple[Checkpoint | None, Checkpoint]:
+    """The two newest checkpoints that verify, older first; the older is None where there is only one."""
+    run = setup.run
+    run.require_checkpoint(setup.experiment)
     found: list[Checkpoint] = []
     for step in reversed(list_steps(run.checkpoints)):
         try:
             found.append(load_checkpoint(run.checkpoints, step, run_id=run.recorded_id))
         except CheckpointError as error:
-            listener(events.Warned(f"{error}\nIt is left out; 'gptkit resume' sets it aside."))
+            context.warn(f"{error}\nIt is left out; 'gptkit resume' sets it aside.")
         if len(found) == 2:
             return found[1], found[0]
     if not found:
@@ -92,68 +119,55 @@ def _stretch(taken: ResumedRun, listener: events.Listener) -> tuple[Checkpoint |
 
 
 @contextmanager
-def _place_beside(run: Run) -> Iterator[Run]:
-    """An empty run folder on the same disk, under a name that no run has; what a kill has left is removed."""
-    runs = run.path.absolute().parent
-    name = verification_prefix(run.id)
-    for left in runs.glob(f"{name}*"):
+def _temporary_run(run: Run) -> Iterator[Run]:
+    """An empty run folder on the same disk, removed at the end, as are those that a kill has left."""
+    runs, prefix = run.path.absolute().parent, verification_prefix(run.id)
+    for left in runs.glob(f"{prefix}*"):
         if not left.is_symlink():
             disk.remove_folder(left)
-    place = runs / f"{name}{secrets.token_hex(4)}"
+    path = runs / f"{prefix}{secrets.token_hex(4)}"
     try:
-        with disk_errors(f"making a temporary folder in {runs}"):
-            disk.make_new_folder(place)
-        yield Run(place)
+        with disk_errors(f"creating a temporary folder in {runs}"):
+            disk.make_new_folder(path)
+        yield Run(path)
     finally:
-        disk.remove_folder(place)
+        disk.remove_folder(path)
 
 
 def _train_again(
-    taken: ResumedRun, before: Checkpoint | None, last: Checkpoint, place: Run, around: RunContext
-) -> Checkpoint:
-    """The checkpoint of the last step, as it comes out now."""
-    experiment, run = _quiet(taken.experiment, last.step), taken.run
-    made_as = run.recorded_id
-    record = taken.record.model_copy(update={"id": made_as})
-    place.write_record(record)
-    rows = {row["step"]: row for row in run.metrics()}
-    budget = TrainingBudget.of(experiment.training, _whole(rows, "expected_steps"))
+    setup: ResumedRun, before: Checkpoint | None, end: int, again: Run, context: RunContext
+) -> None:
+    """Trains from `before`, or the initial weights, to step `end` in the folder `again`."""
+    run, experiment = setup.run, _only_training(setup.experiment, end)
+    setup = replace(setup, experiment=experiment)
+    record = setup.record.model_copy(update={"id": setup.record.id or run.id})
+    again.write_record(record)
 
     def listen(event: events.Event) -> None:
-        """What happens there, told of the run; where it is kept and how it ended is nobody's concern."""
+        """Events carry the run's own id and folder; where the copy is kept and how it ended is left out."""
         if isinstance(event, events.RunStarted):
-            around.listener(replace(event, run_id=run.id, folder=run.path))
+            context.listener(replace(event, run_id=run.id, folder=run.path))
         elif not isinstance(event, events.RunFinished | events.CheckpointSaved):
-            around.listener(event)
+            context.listener(event)
 
-    vocab_size = taken.tokenizer.vocab_size
-    with computing(taken.backend), out_of_memory(experiment):
+    quiet = replace(context, listener=listen, writes_report=False)
+    budget = TrainingBudget.of(experiment.training, _recorded_estimates(run))
+    with computing(setup.backend), out_of_memory(experiment):
         if before:
-            model = build_model_for(experiment, vocab_size, before.model, f"run {run.id}")
+            trainer = trainer_from(before, setup, budget)
         else:
-            check_memory(experiment, vocab_size)
-            model = build_new_model(experiment, vocab_size, int(experiment.seed))
-        session = Session(
-            place,
-            experiment,
-            taken.corpus,
-            taken.backend,
-            model,
-            record,
-            replace(around, listener=listen, writes_report=False),
-            resumed=before,
-            budget=budget,
-        )
-        evaluated = [step for step, row in rows.items() if "val_loss" in row]
-        trained = session.run_to(last.step, None, evaluate_at=frozenset(evaluated))
-    if trained.progress.step < last.step:
-        stop = _STOPPED.get(trained.status, RunInterruptedError)
-        raise stop(f"{trained.status} at step {trained.progress.step}; run {run.id} is as it was")
-    return load_checkpoint(place.checkpoints, last.step, run_id=made_as)
+            check_memory(experiment, setup.vocab_size)
+            seed, ids = int(experiment.seed), setup.corpus.train
+            model = build_new_model(experiment, setup.vocab_size, seed)
+            trainer = build_trainer(experiment, setup.backend, model, ids, seed=seed, budget=budget)
+        session = Session(again, record, setup, trainer, quiet)
+        trained = session.train(StepPlan(end, None, _evaluated_steps(run)))
+    if trained.progress.step < end:
+        trained.raise_if_stopped(f"; run {run.id} is as it was")
 
 
-def _quiet(experiment: Experiment, end: int) -> Experiment:
-    """The experiment without what costs time or space and changes no weight, and without ends of its own."""
+def _only_training(experiment: Experiment, end: int) -> Experiment:
+    """The experiment without samples and intermediate checkpoints, and without an early end."""
     return experiment.model_copy(
         update={
             "checkpoints": experiment.checkpoints.model_copy(
@@ -165,9 +179,73 @@ def _quiet(experiment: Experiment, end: int) -> Experiment:
     )
 
 
-def _whole(rows: dict[int, dict[str, Any]], key: str) -> dict[int, int]:
-    return {
-        step: row[key]
-        for step, row in rows.items()
-        if isinstance(row.get(key), int) and 0 < row[key] <= MOST_STEPS
-    }
+def _recorded_estimates(run: Run) -> dict[int, int]:
+    """The expected steps of a run of minutes, by the step at which they were logged."""
+    found: dict[int, int] = {}
+    for row in run.metrics():
+        expected: Any = row.get("expected_steps")
+        if isinstance(expected, int) and 0 < expected <= MOST_STEPS:
+            found[row["step"]] = expected
+    return found
+
+
+# The whole run, as a new one
+
+
+def _require_reproducible(run: Run, experiment: Experiment) -> None:
+    minutes = experiment.training.minutes
+    if minutes is not None:
+        raise UsageError(
+            f"run {run.id} trained for {minutes:g} minutes: how many steps that is depends on the moment, so "
+            "it cannot come out the same.\nTo train it for as many steps as it made: "
+            f"{run.train_again_command()} --steps N"
+        )
+    if experiment.seed == "random":
+        raise CheckpointError(f"{run.experiment_file} has no seed, so the run cannot come out the same.")
+
+
+def _reached_step(run: Run, record: RunRecord) -> int:
+    """The step that the run reached; for one that crashed, the last that its files have."""
+    reached = record.step
+    if reached is None or (record.status and record.status.is_active):
+        reached = max([0, *list_steps(run.checkpoints), *(row["step"] for row in run.metrics())])
+    if not 0 < reached <= MOST_STEPS:
+        raise CheckpointError(
+            f"run {run.id} made no step, so there is nothing to compare with.\n"
+            f"To train it from the start: {run.train_again_command()}"
+        )
+    return reached
+
+
+def _prepare_again(
+    run: Run, experiment: Experiment, record: RunRecord, context: RunContext
+) -> tuple[NewRun, tuple[str, ...]]:
+    """What the run started with, as it is now, and what differs."""
+    source = _recorded_source(run, experiment, record)
+    text = load_text(experiment.data, context)
+    check_text(record, run.id, measure_text(text.text)[1])
+    corpus = tokenize(experiment, text, source, context)
+    backend = backend_again(experiment, record, corpus.tokenizer.vocab_size)
+    differences = environment_differences(record, experiment, backend)
+    if record.tokenizer.sha256 != tokenizer_hash(corpus.tokenizer):
+        differences += ("the tokenizer that the text gives",)
+    trackers = trackers_again(experiment, record, context.warn)
+    return NewRun(experiment, corpus, backend, trackers, text, source), differences
+
+
+def _recorded_source(run: Run, experiment: Experiment, record: RunRecord) -> WeightSource | None:
+    """The checkpoint of another run that the run began from. Raises CheckpointError where it is missing."""
+    loaded = record.loaded_from
+    if loaded is None:
+        return None
+    runs = run.path.parent
+    if loaded.run not in run_ids(runs):
+        raise CheckpointError(
+            f"run {run.id} began from the weights of run {loaded.run}, which is not in {runs}; "
+            "put it there to train this one again."
+        )
+    return weight_source(Run(runs / str(loaded.run)), experiment, str(loaded.step))
+
+
+def _evaluated_steps(run: Run) -> frozenset[int]:
+    return frozenset(row["step"] for row in run.metrics() if "val_loss" in row)

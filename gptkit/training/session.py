@@ -1,182 +1,405 @@
-"""One sitting of a run: the loop, with what is done between its steps.
+"""One training session: the loop plus evaluation, sampling, checkpoints, and what is recorded of it.
 
-In: a run folder that is locked, a corpus, a model with its initial weights or a checkpoint. Out: events, to
-the recorder and to the listener it was given. Both train and resume end here.
+In: an experiment to train a new run with, or a run to resume. Out: the run's folder, and events to the
+listener. Knows nothing of command lines or terminals.
 """
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptkit import events
-from gptkit.backend import Backend, fingerprint
-from gptkit.data.corpus import Corpus
-from gptkit.errors import CheckpointError, DiskError, DivergedError, GptkitError, PluginError
+from gptkit.backend import computing, fingerprint
+from gptkit.errors import (
+    CheckpointError,
+    DiskError,
+    DivergedError,
+    GptkitError,
+    PluginError,
+    RunInterruptedError,
+    RunTerminatedError,
+    StoppedError,
+    UsageError,
+)
 from gptkit.events import RunStatus
-from gptkit.experiment import Experiment
+from gptkit.experiment import Experiment, to_toml
+from gptkit.files import disk_errors
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
-from gptkit.model.build import build_model
-from gptkit.plugins import DataFolders
-from gptkit.runs import DEFAULT_RUNS_FOLDER, Recorder, Run, RunRecord, tokenizer_hash
-from gptkit.runs.checkpoint import Checkpoint, prune, save_checkpoint
+from gptkit.model.build import build_model, build_model_for
+from gptkit.plugins import Tokenizer
+from gptkit.runs import Process, Recorder, Run, RunRecord, create_run, lock_run, tokenizer_hash
+from gptkit.runs.checkpoint import (
+    Checkpoint,
+    clear_temporaries,
+    newest_checkpoint,
+    prune,
+    save_checkpoint,
+    set_aside,
+)
+from gptkit.runs.environment import trackers_again
 from gptkit.runs.record import Environment
-from gptkit.tracking import ChosenTracker, Tracking
+from gptkit.tracking import Tracking
 from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.compile import CompilationError, compile_model
 from gptkit.training.loss import bits_per_byte, evaluate
-from gptkit.training.setup import build_trainer
-from gptkit.training.text import telling, title_of
-from gptkit.training.trainer import Evaluation, StopReason, Trainer
+from gptkit.training.setup import (
+    NewRun,
+    ResumedRun,
+    RunContext,
+    RunSetup,
+    build_trainer,
+    dataset_title,
+    new_record,
+    out_of_memory,
+    prepare_new,
+    prepare_resumed,
+    target_step,
+)
+from gptkit.training.trainer import Evaluation, StepPlan, StopReason, Trainer
 
-_LONG_EVALUATION = 0.5  # seconds after which it is told how far it is
-
-StopRequested = Callable[[], RunStatus | None]
-"""Called between steps: None to go on, or the status to stop with (INTERRUPTED, TERMINATED)."""
-
-
-def never() -> None:
-    return None
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What a run depends on beside its experiment: where things are, who listens, who may stop it."""
-
-    runs_folder: Path = DEFAULT_RUNS_FOLDER
-    folders: DataFolders = field(default_factory=DataFolders)
-    listener: events.Listener = events.ignore
-    stop_requested: StopRequested = never
-    command: Sequence[str] = ()
-    writes_report: bool = True  # report.html, when the session ends
-
-
-HERE = RunContext()
+_LONG_EVALUATION = 0.5  # seconds after which its progress is reported
+_STOPPED_ERRORS: dict[RunStatus, type[StoppedError]] = {
+    RunStatus.INTERRUPTED: RunInterruptedError,
+    RunStatus.TERMINATED: RunTerminatedError,
+}
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a session came to. `status` is that of RunFinished."""
+    """What a session leaves: the run, its status, and its model in fp32, in eval mode."""
 
     run: Run
     status: RunStatus
     progress: TrainingProgress
-    write: Callable[[int], str]  # the experiment's prompt and N tokens after it, by the model as it is now
+    experiment: Experiment
+    model: GPT
+    tokenizer: Tokenizer
+
+    def generate(self, max_new_tokens: int) -> str:
+        """The experiment's prompt and the text that the model generates after it; stored as a sample."""
+        text = _generate(self.experiment, self.model, self.tokenizer, max_new_tokens)
+        self.run.write_sample(self.progress.step, text)
+        return text
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        return self.status in _STOPPED_ERRORS
+
+    def raise_if_stopped(self, consequence: str) -> None:
+        """Raises the StoppedError of the signal that ended the session, if one did."""
+        if self.stopped_by_signal:
+            raise _STOPPED_ERRORS[self.status](f"{self.status} at step {self.progress.step}{consequence}")
+
+
+def train_run(
+    experiment: Experiment,
+    context: RunContext,
+    *,
+    stop_at: int | None = None,
+    load_from: Run | None = None,
+) -> TrainingResult:
+    """Trains a new run to the end of its schedule, or to `stop_at`; with `load_from` from that run's weights.
+
+    Raises a GptkitError that fits. Nothing is written before text, tokenizer and model are known to be
+    usable.
+    """
+    setup = prepare_new(experiment, context, load_from)
+    return train_new(setup, context, StepPlan(stop_at, target_step(setup.experiment)))
+
+
+def train_new(
+    setup: NewRun, context: RunContext, plan: StepPlan, *, rerun_of: str | None = None
+) -> TrainingResult:
+    """Creates the run's folder and trains. `rerun_of` is the id of the run that it repeats, for run.json."""
+    experiment = setup.experiment
+    with computing(setup.backend), out_of_memory(experiment):
+        model = setup.build_model()
+        run = create_run(context.runs_folder, stem=run_stem(experiment), experiment_toml=to_toml(experiment))
+        with lock_run(run):
+            run.write_tokenizer(setup.corpus.tokenizer)
+            record = new_record(run, setup, context.command, rerun_of)
+            run.write_record(record)
+            trainer = build_trainer(
+                experiment, setup.backend, model, setup.corpus.train, seed=int(experiment.seed)
+            )
+            return Session(run, record, setup, trainer, context).train(plan)
+
+
+def resume_run(
+    run: Run,
+    context: RunContext,
+    *,
+    steps: int | None = None,
+    stop_at: int | None = None,
+    require_exact: bool = False,
+) -> TrainingResult:
+    """Continues a run to its end, to the `steps` given now or earlier, or to `stop_at`.
+
+    Raises CheckpointError where no checkpoint verifies, DataError where the text has changed, PluginError
+    where the result would not be bit-identical and `require_exact` asks for that.
+    """
+    run.refuse_special_files()
+    with lock_run(run):
+        setup = prepare_resumed(run, context)
+        inexact = setup.differences
+        if setup.experiment.training.minutes is not None:
+            inexact += ("the schedule follows the clock",)
+        if inexact and require_exact:
+            raise PluginError(
+                f"run {run.id} would not come out the same, bit for bit: {', '.join(inexact)}. "
+                "Without --require-exact it goes on all the same."
+            )
+        checkpoint = _recover(run, setup, context)
+        final_step = _final_step(setup, checkpoint.step, steps)
+        if stop_at is not None and stop_at < checkpoint.step:
+            raise UsageError(
+                f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}; give more."
+            )
+        replayed = max(0, run.metrics_log.last_step() - checkpoint.step)
+        context.listener(events.ResumeChecked(checkpoint.step, inexact, replayed))
+        record = setup.record
+        record.target_step, record.process = final_step, Process.current()
+        setup = replace(setup, trackers=trackers_again(setup.experiment, record, context.warn))
+        with computing(setup.backend), out_of_memory(setup.experiment):
+            trainer = trainer_from(checkpoint, setup)
+            if steps is not None:  # --steps continues a run that was stopped early
+                trainer.progress.bad_evals = 0
+            return Session(run, record, setup, trainer, context).train(StepPlan(stop_at, final_step))
+
+
+def trainer_from(checkpoint: Checkpoint, setup: ResumedRun, budget: TrainingBudget | None = None) -> Trainer:
+    """A trainer that continues from a checkpoint. Raises CheckpointError where that does not fit the run."""
+    experiment, backend = setup.experiment, setup.backend
+    model = build_model_for(experiment, setup.vocab_size, checkpoint.model, f"run {setup.run.id}")
+    seed, ids = int(experiment.seed), setup.corpus.train
+    return build_trainer(experiment, backend, model, ids, seed=seed, checkpoint=checkpoint, budget=budget)
+
+
+def run_stem(experiment: Experiment) -> str:
+    """A run's id without its time: name, context, width, heads, layers."""
+    model = experiment.model
+    return f"{experiment.name}.c{model.context_length}.e{model.n_embd}.h{model.n_head}.b{model.n_layer}"
+
+
+def _recover(run: Run, setup: ResumedRun, context: RunContext) -> Checkpoint:
+    """The newest checkpoint that verifies; removes what a crash left, and sets damaged checkpoints aside.
+
+    Raises CheckpointError where none verifies.
+    """
+    for folder in (run.path, run.checkpoints, run.samples):
+        clear_temporaries(folder)
+    run.metrics_log.drop_torn_line()
+    run.require_checkpoint(setup.experiment)
+
+    def on_bad(step: int, error: CheckpointError) -> None:
+        with disk_errors(f"setting aside step {step}"):
+            path = set_aside(run.checkpoints, step)
+        context.warn(f"{error}\nIt was set aside as {path.name}; the one before it is used.")
+
+    checkpoint = newest_checkpoint(run.checkpoints, run_id=run.recorded_id, on_bad=on_bad)
+    run.check_tokenizer(checkpoint, setup.corpus.tokenizer)
+    return checkpoint
+
+
+def _final_step(setup: ResumedRun, step: int, steps: int | None) -> int | None:
+    """The last step of a run that is resumed at `step`; None where the clock decides.
+
+    Raises UsageError for `steps` that it is past, or that are before the end of its schedule.
+    """
+    run, training = setup.run, setup.experiment.training
+    scheduled = target_step(setup.experiment)
+    if steps is None:
+        return None if scheduled is None else max(scheduled, setup.record.target_step or 0)
+    if scheduled is None:
+        raise UsageError(
+            f"run {run.id} trains for {training.minutes:g} minutes, and its schedule ends with them.\n"
+            f"To train its model further, start a new run: gptkit train EXPERIMENT --load {run.id}"
+        )
+    if steps < step:
+        raise UsageError(
+            f"run {run.id} is at step {step} already, past --steps {steps}; give more than {step}."
+        )
+    if steps < scheduled:
+        raise UsageError(
+            f"--steps {steps} is before step {scheduled}, where the schedule of run {run.id} ends. "
+            f"To stop there: --stop-at {steps}"
+        )
+    return steps
 
 
 class Session:
-    """One sitting of a run: everything a step needs, and what is done between steps."""
+    """The hooks of the training loop for a run, whose lock the caller holds."""
 
     def __init__(
-        self,
-        run: Run,
-        experiment: Experiment,
-        corpus: Corpus,
-        backend: Backend,
-        model: GPT,
-        record: RunRecord,
-        around: RunContext,
-        resumed: Checkpoint | None = None,
-        budget: TrainingBudget | None = None,
-        trackers: Sequence[ChosenTracker] = (),
+        self, run: Run, record: RunRecord, setup: RunSetup, trainer: Trainer, context: RunContext
     ) -> None:
-        self.run, self.experiment, self.corpus, self.backend = run, experiment, corpus, backend
-        self.around, self.model, self.resumed = around, model, resumed
-        self.budget = budget or TrainingBudget.of(experiment.training)
-        self.record = record
-        self.recorder = Recorder(run, record)
-        self.tracking = Tracking(trackers, experiment, lambda message: self.emit(events.Warned(message)))
-        self.trainer = self._trainer(model.to(backend.device))
-        self.reader = self._reader()
+        self.run, self.setup, self.trainer, self.context = run, setup, trainer, context
+        self._experiment, self._corpus = setup.experiment, setup.corpus
+        self._run_id = record.id or run.id
+        self._start_step = trainer.progress.step
+        self._tokenizer_sha256 = tokenizer_hash(setup.corpus.tokenizer)
+        self._recorder = Recorder(run, record)
+        self._tracking = Tracking(setup.trackers, setup.experiment, context.warn)
+        self.model = trainer.model  # as it trains, never compiled
+        self._fp32_model = _fp32_model(setup, trainer)
+
+    def train(self, plan: StepPlan) -> TrainingResult:
+        """Trains, and records how it ends, whatever is raised."""
+        progress = self.trainer.progress
+        with self._tracking:
+            self._start(plan)
+            try:
+                self._compile()
+                reason = self.trainer.fit(self, plan)
+            except BaseException as error:
+                with suppress(DiskError):  # the first error is the one to report
+                    self._finish(_failure_status(error), plan, error=error)
+                raise
+            at_end = plan.final_step is not None and progress.step >= plan.final_step
+            if at_end or reason.ends_run:
+                status = RunStatus.FINISHED
+            else:
+                status = self.context.stop_requested() or RunStatus.STOPPED
+            self._finish(status, plan, "" if at_end else self._describe(reason))
+        tokenizer = self._corpus.tokenizer
+        return TrainingResult(self.run, status, progress, self._experiment, self._fp32_model, tokenizer)
+
+    # Hooks of the loop
+
+    def evaluate(self) -> Evaluation:
+        loss = evaluate(
+            self.model,  # not compiled: another shape would be compiled anew, and the last batch once more
+            self._corpus.val,
+            context_length=self._experiment.model.context_length,
+            eval_tokens=self._experiment.evaluation.eval_tokens,
+            progress=self.context.progress("evaluating", after=_LONG_EVALUATION),
+        )
+        return Evaluation(loss, self._bits_per_byte(loss))
+
+    def sample(self, step: int) -> None:
+        count = self._experiment.sampling.max_new_tokens
+        text = _generate(self._experiment, self._fp32_model, self._corpus.tokenizer, count)
+        self.emit(events.SampleDrawn(step, text))
+
+    def save(self, progress: TrainingProgress) -> None:
+        settings = self._experiment.checkpoints
+        if not settings.save:
+            return
+        started = time.monotonic()
+        folder = save_checkpoint(
+            self.run.checkpoints,
+            run_id=self._run_id,
+            step=progress.step,
+            model=self.trainer.parameters.state_dict(),
+            optimizer=self.trainer.optimizer.state_dict(),
+            state={
+                "step": progress.step,
+                "progress": progress.to_json(),
+                "tokenizer_sha256": self._tokenizer_sha256,
+                "text_sha256": self._corpus.text_sha256,
+            },
+        )
+        keep = [step for step in (progress.best_step, self._start_step) if step]
+        prune(self.run.checkpoints, keep=keep, keep_last=settings.keep_last, keep_every=settings.keep_every)
+        self.emit(events.CheckpointSaved(progress.step, folder, time.monotonic() - started))
+
+    def stop_requested(self) -> bool:
+        return self.context.stop_requested() is not None
 
     def emit(self, event: events.Event) -> None:
-        self.recorder(event)
-        self.tracking(event)
-        self.around.listener(event)
+        self._recorder(event)
+        self._tracking(event)
+        self.context.listener(event)
 
-    def _trainer(self, model: GPT) -> Trainer:
-        resumed = self.resumed
-        with self._fitting():
-            progress = progress_of(resumed) if resumed else TrainingProgress()
-        trainer = build_trainer(
-            self.experiment,
-            self.backend,
-            model,
-            self.corpus.train,
-            progress,
-            seed=int(self.experiment.seed),
-            budget=self.budget,
-        )
-        if resumed:
-            with self._fitting():
-                trainer.parameters.load_state_dict(resumed.model)
-                trainer.optimizer.load_state_dict(resumed.optimizer)
-        return trainer
+    # Start and end
 
-    @contextmanager
-    def _fitting(self) -> Iterator[None]:
-        """Raises CheckpointError where what is read of the checkpoint is not this run's."""
-        try:
-            yield
-        except (ValueError, KeyError, AttributeError) as error:
-            assert self.resumed is not None
-            raise CheckpointError(
-                f"step {self.resumed.step} of {self.run.id} does not fit the run: {error}"
-            ) from error
-
-    def _reader(self) -> GPT:
-        """A model in fp32 whose parameters are the master weights themselves: what `generate` will load."""
-        reader = build_model(self.experiment, self.corpus.tokenizer.vocab_size).to(self.backend.device)
-        master = self.trainer.parameters.named()
-        for name, parameter in reader.named_parameters():
-            parameter.data = master[name]
-        return reader.eval()
-
-    def run_to(
-        self, stop_step: int | None, final_step: int | None, evaluate_at: Collection[int] = ()
-    ) -> TrainingResult:
-        """Trains to `stop_step`, or to the end of the run; at `final_step` the run is finished.
-
-        None stands for no such step: then the clock decides.
-        """
-        with self.tracking:
-            return self._run_to(stop_step, final_step, evaluate_at)
-
-    def _run_to(
-        self, stop_step: int | None, final_step: int | None, evaluate_at: Collection[int]
-    ) -> TrainingResult:
-        if final_step is not None:
-            stop_step = min(stop_step or final_step, final_step)
-        progress = self.trainer.progress
-        self._announce(stop_step)
-        self._warn_of_standstill(stop_step)
-        try:
-            self._compile()
-            reason = self.trainer.fit(
-                self, stop_step=stop_step, final_step=final_step, evaluate_at=evaluate_at
+    def _start(self, plan: StepPlan) -> None:
+        experiment, corpus, backend = self._experiment, self._corpus, self.setup.backend
+        last_step, schedule_end = plan.last_step, self.trainer.budget.max_steps
+        self.emit(
+            events.RunStarted(
+                run_id=self.run.id,
+                folder=self.run.path,
+                dataset=dataset_title(experiment.data.dataset),
+                tokenizer=experiment.tokenizer.type,
+                vocab_size=self.setup.vocab_size,
+                train_tokens=len(corpus.train),
+                val_tokens=len(corpus.val),
+                parameters=self._fp32_model.parameter_count,
+                device=backend.device,
+                precision=backend.precision,
+                compiled=backend.compile,
+                start_step=self._start_step,
+                stop_step=last_step or 0,
+                max_steps=schedule_end or 0,
+                tokens_per_step=experiment.tokens_per_step,
+                minutes=experiment.training.minutes,
             )
-        except BaseException as error:
-            with suppress(DiskError):  # the first error is the one to report
-                hopeless = isinstance(error, KeyboardInterrupt | DiskError)  # at once; on a disk that refuses
-                self._conclude(_how_it_ended(error), final_step, writes_report=not hopeless)
-            raise
-        at_end = final_step is not None and progress.step >= final_step
-        if at_end or reason.ends_run:
-            status = RunStatus.FINISHED
-        else:
-            status = self.around.stop_requested() or RunStatus.STOPPED
-        self._conclude(status, final_step, "" if at_end else self._describe(reason))
-        return TrainingResult(self.run, status, progress, self.write)
+        )
+        if schedule_end is None or last_step is None or last_step <= schedule_end:
+            return
+        if self.trainer.learning_rate_factor(last_step) == 0:
+            self.context.warn(
+                f"the schedule of this run ends at step {schedule_end} with a learning rate of 0, so later "
+                "steps change nothing.\nTo train its model further, start a new run: "
+                f"gptkit train EXPERIMENT --load {self.run.path}"
+            )
+
+    def _compile(self) -> None:
+        """Compiles the trainer's model. With compile = "auto" a failure is only a warning."""
+        backend = self.setup.backend
+        if not backend.compile:
+            return
+        self.context.listener(events.Working("compiling the model", 0, 0))
+        try:
+            self.trainer.model = compile_model(self.model, *self.trainer.batches.batch(0))
+        except CompilationError as error:
+            if self._experiment.training.compile is True:
+                raise PluginError(
+                    f"torch.compile failed here: {error}\nSet training.compile = false to train without it."
+                ) from error
+            if self._start_step == 0:
+                eager = fingerprint(replace(backend, compile=False))
+                self._recorder.record.environment = Environment.model_validate(eager)
+                self.run.write_record(self._recorder.record)
+            self.context.warn(f"torch.compile failed here: {error}\nTraining goes on without it.")
+
+    def _finish(
+        self, status: RunStatus, plan: StepPlan, reason: str = "", *, error: BaseException | None = None
+    ) -> None:
+        """Records the end of the session; writes the report, unless it must end at once or the disk fails."""
+        progress = self.trainer.progress
+        best = progress.best_val_loss
+        saved = self._experiment.checkpoints.save
+        ended = events.RunFinished(
+            status=status,
+            step=progress.step,
+            max_steps=plan.final_step or progress.expected_steps or progress.step,
+            train_loss=progress.train_loss,
+            val_loss=progress.val_loss,
+            best_val_loss=best,
+            best_bits_per_byte=None if best is None else self._bits_per_byte(best),
+            best_step=progress.best_step,
+            tokens=progress.tokens,
+            seconds=progress.seconds,
+            saved=saved and status not in (RunStatus.DIVERGED, RunStatus.FAILED),
+            reason=reason,
+        )
+        self._recorder(ended)
+        self._tracking(ended)
+        report = None
+        if self.context.writes_report and not isinstance(error, KeyboardInterrupt | DiskError):
+            report = _write_report(self.run, self.context)
+        self.context.listener(replace(ended, report=report))
 
     def _describe(self, reason: StopReason) -> str:
-        """A sentence on why a run is finished short of its last step, for a person; "" where it is not."""
-        progress, most = self.trainer.progress, self.experiment.evaluation.stop_after_bad_evals
+        """A sentence on why the run is finished before its last step; "" where it is not finished."""
+        progress, most = self.trainer.progress, self._experiment.evaluation.stop_after_bad_evals
         match reason:
             case StopReason.TIME_IS_UP:
                 minutes = progress.seconds / 60
@@ -187,172 +410,43 @@ class Session:
                 return f"stopped at step {progress.step} after {evaluations} without a better val loss"
         return ""
 
-    def stop_requested(self) -> bool:
-        return self.around.stop_requested() is not None
-
-    def _announce(self, stop_step: int | None) -> None:
-        experiment, corpus, backend = self.experiment, self.corpus, self.backend
-        self.emit(
-            events.RunStarted(
-                run_id=self.run.id,
-                folder=self.run.path,
-                dataset=title_of(experiment.data.dataset),
-                tokenizer=experiment.tokenizer.type,
-                vocab_size=corpus.tokenizer.vocab_size,
-                train_tokens=len(corpus.train),
-                val_tokens=len(corpus.val),
-                parameters=self.model.parameter_count,
-                device=backend.device,
-                precision=backend.precision,
-                compiled=backend.compile,
-                start_step=self.trainer.progress.step,
-                stop_step=stop_step or 0,
-                max_steps=self.budget.max_steps or 0,
-                tokens_per_step=experiment.tokens_per_step,
-                minutes=experiment.training.minutes,
-            )
-        )
-
-    def _compile(self) -> None:
-        """Has the trainer use the model compiled. Where only "auto" would and it fails, it warns instead."""
-        if not self.backend.compile:
-            return
-        self.around.listener(events.Working("compiling the model", 0, 0))
-        try:
-            self.trainer.model = compile_model(self.model, *self.trainer.batches.batch(0))
-        except CompilationError as error:
-            if self.experiment.training.compile is True:
-                raise PluginError(
-                    f"torch.compile failed here: {error}\nSet training.compile = false to train without it."
-                ) from error
-            self.backend = replace(self.backend, compile=False)
-            if not self.resumed:
-                self.record.environment = Environment.model_validate(fingerprint(self.backend))
-                self.run.write_record(self.record)
-            self.emit(events.Warned(f"torch.compile failed here: {error}\nTraining goes on without it."))
-
-    def _warn_of_standstill(self, stop_step: int | None) -> None:
-        end = self.budget.max_steps
-        if (
-            end is not None
-            and stop_step is not None
-            and stop_step > end
-            and self.trainer.learning_rate_factor(end + 1) == 0
-        ):
-            self.emit(
-                events.Warned(
-                    f"the schedule of this run ends at step {end} with a learning rate of 0, so later steps "
-                    "change nothing.\nTo train its model further, start a new run: "
-                    f"gptkit train EXPERIMENT --load {self.run.path}"
-                )
-            )
-
-    def _conclude(
-        self, status: RunStatus, final_step: int | None, reason: str = "", *, writes_report: bool = True
-    ) -> None:
-        progress = self.trainer.progress
-        best = progress.best_val_loss
-        ended = events.RunFinished(
-            status=status,
-            step=progress.step,
-            max_steps=final_step or progress.expected_steps or progress.step,
-            train_loss=progress.train_loss,
-            val_loss=progress.val_loss,
-            best_val_loss=best,
-            best_bits_per_byte=None if best is None else self._bits_per_byte(best),
-            best_step=progress.best_step,
-            tokens=progress.tokens,
-            seconds=progress.seconds,
-            saved=self.experiment.checkpoints.save and status not in (RunStatus.DIVERGED, RunStatus.FAILED),
-            reason=reason,
-        )
-        self.recorder(ended)
-        self.tracking(ended)
-        written = self._write_report() if writes_report and self.around.writes_report else None
-        self.around.listener(replace(ended, report=written))
-
-    def _write_report(self) -> Path | None:
-        """The run's report.html, or None: for want of it nothing else fails."""
-        try:
-            from gptkit.report.page import write_report  # jinja2, which nothing needs until now
-
-            return write_report(self.run)
-        except Exception as error:
-            said = error if isinstance(error, GptkitError) else f"{type(error).__name__}: {error}"
-            self.around.listener(
-                events.Warned(
-                    f"the report of the run is not written: {said}\nAll else of it is. To write it: "
-                    f"gptkit runs report {shlex.quote(str(self.run.path))}"
-                )
-            )
-            return None
-
-    def evaluate(self) -> Evaluation:
-        loss = evaluate(
-            self.model,  # not compiled: another shape would be compiled anew, and the last batch once more
-            self.corpus.val,
-            context_length=self.experiment.model.context_length,
-            eval_tokens=self.experiment.evaluation.eval_tokens,
-            progress=telling(self.around.listener, "evaluating", if_longer_than=_LONG_EVALUATION),
-        )
-        return Evaluation(loss, self._bits_per_byte(loss))
-
     def _bits_per_byte(self, loss: float) -> float:
-        return bits_per_byte(loss, tokens=len(self.corpus.val), text_bytes=self.corpus.val_bytes)
-
-    def write(self, tokens: int) -> str:
-        """The experiment's prompt and `tokens` tokens after it, by the model as it is now."""
-        tokenizer = self.corpus.tokenizer
-        sampling = self.experiment.sampling.model_copy(update={"max_new_tokens": tokens})
-        prompt, ids = encode_prompt(tokenizer, sampling.prompt)
-        pieces = generate(self.reader, tokenizer, ids, sampling, seed=int(self.experiment.seed))
-        return prompt + "".join(piece for _, piece in pieces)
-
-    def sample(self, step: int) -> None:
-        self.emit(events.SampleDrawn(step, self.write(self.experiment.sampling.max_new_tokens)))
-
-    @cached_property
-    def _tokenizer_sha256(self) -> str:
-        """Once a session: a large vocabulary takes a while to hash."""
-        return tokenizer_hash(self.corpus.tokenizer)
-
-    def save(self, progress: TrainingProgress) -> None:
-        settings = self.experiment.checkpoints
-        if not settings.save:
-            return
-        started = time.monotonic()
-        folder = save_checkpoint(
-            self.run.checkpoints,
-            run_id=self.run.recorded_id,
-            step=progress.step,
-            model=self.trainer.parameters.state_dict(),
-            optimizer=self.trainer.optimizer.state_dict(),
-            state={
-                "step": progress.step,
-                "progress": progress.to_json(),
-                "tokenizer_sha256": self._tokenizer_sha256,
-                "text_sha256": self.corpus.text_sha256,
-            },
-        )
-        keep = [
-            step
-            for step in (progress.best_step, self.resumed.step if self.resumed else None)
-            if step is not None
-        ]
-        prune(self.run.checkpoints, keep=keep, keep_last=settings.keep_last, keep_every=settings.keep_every)
-        self.emit(events.CheckpointSaved(progress.step, folder, time.monotonic() - started))
+        return bits_per_byte(loss, tokens=len(self._corpus.val), text_bytes=self._corpus.val_bytes)
 
 
-def progress_of(checkpoint: Checkpoint) -> TrainingProgress:
-    """Where the run stood. Raises ValueError, or KeyError, where the checkpoint does not say."""
-    progress = TrainingProgress.from_json(checkpoint.state["progress"])
-    if progress.step != checkpoint.step:
-        raise ValueError(f"its progress is that of step {progress.step}")
-    return progress
+def _fp32_model(setup: RunSetup, trainer: Trainer) -> GPT:
+    """A model whose parameters are the fp32 master values themselves, as `gptkit generate` loads them."""
+    model = build_model(setup.experiment, setup.vocab_size).to(setup.backend.device)
+    master = trainer.parameters.named()
+    for name, parameter in model.named_parameters():
+        parameter.data = master[name]
+    return model.eval()
 
 
-def _how_it_ended(error: BaseException) -> RunStatus:
+def _generate(experiment: Experiment, model: GPT, tokenizer: Tokenizer, max_new_tokens: int) -> str:
+    sampling = experiment.sampling.model_copy(update={"max_new_tokens": max_new_tokens})
+    prompt, ids = encode_prompt(tokenizer, sampling.prompt)
+    pieces = generate(model, tokenizer, ids, sampling, seed=int(experiment.seed))
+    return prompt + "".join(piece for _, piece in pieces)
+
+
+def _failure_status(error: BaseException) -> RunStatus:
     """The status of a run whose training raised."""
     if isinstance(error, DivergedError):
         return RunStatus.DIVERGED
     return RunStatus.INTERRUPTED if isinstance(error, KeyboardInterrupt) else RunStatus.FAILED
+
+
+def _write_report(run: Run, context: RunContext) -> Path | None:
+    """The run's report.html; None, with a warning, where it cannot be written."""
+    try:
+        from gptkit.report.page import write_report  # imports jinja2
+
+        return write_report(run)
+    except Exception as error:
+        shown = error if isinstance(error, GptkitError) else f"{type(error).__name__}: {error}"
+        context.warn(
+            f"the report of the run is not written: {shown}\nAll else of it is. To write it: "
+            f"gptkit runs report {shlex.quote(str(run.path))}"
+        )
+        return None

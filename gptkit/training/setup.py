@@ -1,32 +1,338 @@
-"""From a model to all that its training steps need, checked against the memory of this machine."""
+"""From an experiment, or from a run, to everything that its training needs.
+
+In: a checked experiment, or a run's folder. Out: a `NewRun` or a `ResumedRun` (text, tokenizer, backend,
+trackers), and a `Trainer` once there is a model. Writes nothing. Knows nothing of the training loop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import random
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from math import ceil
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from gptkit.backend import SUPPOSED_SPEED, Backend
+from gptkit import events
+from gptkit.backend import SUPPOSED_SPEED, Backend, choose_backend, fingerprint
+from gptkit.data.catalog import read_dataset, resolve_dataset
+from gptkit.data.corpus import Corpus, build_corpus, measure_text
 from gptkit.data.readers import physical_memory
 from gptkit.data.sampler import BatchSampler
-from gptkit.errors import OutOfMemoryError
-from gptkit.experiment import Experiment
+from gptkit.errors import (
+    CheckpointError,
+    DataError,
+    ExperimentError,
+    GptkitError,
+    NetworkError,
+    OutOfMemoryError,
+    UsageError,
+)
+from gptkit.events import RunStatus
+from gptkit.experiment import DataSettings, Experiment, ModelSettings, PluginTable
 from gptkit.model import GPT
-from gptkit.model.build import matrix_weights, model_shapes
+from gptkit.model.build import build_new_model, load_weights, matrix_weights, model_shapes
+from gptkit.plugins import DataFolders, Dataset, Tokenizer, registry
+from gptkit.plugins.options import ProgressCallback
 from gptkit.plugins.tokenizer import Ids
+from gptkit.runs import DEFAULT_RUNS_FOLDER, Process, Run, RunRecord, tokenizer_hash
+from gptkit.runs.checkpoint import Checkpoint
+from gptkit.runs.environment import (
+    check_text,
+    environment_differences,
+    new_trackers,
+    plugin_origins,
+    recorded_backend,
+)
+from gptkit.runs.record import DatasetRecord, Environment, Hyperparameters, LoadedFrom, TokenizerRecord
+from gptkit.tracking import ChosenTracker
 from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.optim import Optimizer, flatten_parameters
+from gptkit.training.parameters import FlatParameters
 from gptkit.training.trainer import Trainer
+from gptkit.words import quote_characters
 
-# Bytes for each parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
+# Bytes per parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
 _TRAINING_BYTES = 4 + 4 + 8 + 2 + 2
+
+StopRequested = Callable[[], RunStatus | None]
+"""Called between steps: None to go on, or the status to stop with (INTERRUPTED, TERMINATED)."""
+
+
+def never() -> None:
+    """The default `StopRequested`."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where runs and texts are, who listens, and who may stop the training."""
+
+    runs_folder: Path = DEFAULT_RUNS_FOLDER
+    folders: DataFolders = field(default_factory=DataFolders)
+    listener: events.Listener = events.ignore
+    stop_requested: StopRequested = never
+    command: Sequence[str] = ()  # as recorded in run.json
+    writes_report: bool = True  # report.html, when the session ends
+
+    def warn(self, message: str) -> None:
+        self.listener(events.Warned(message))
+
+    def progress(self, what: str, *, after: float = 0.0) -> ProgressCallback:
+        """A callback that reports long work to the listener, once it has taken `after` seconds."""
+        start = time.monotonic() + after
+
+        def report(done: int, total: int) -> None:
+            if not after or time.monotonic() >= start:
+                self.listener(events.Working(what, done, total))
+
+        return report
+
+
+@dataclass(frozen=True)
+class LoadedText:
+    """A text and its dataset; `used` differs from `requested` where it is the fallback."""
+
+    text: str
+    requested: PluginTable
+    used: PluginTable
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """A checkpoint of another run, whose weights and tokenizer a new run starts with."""
+
+    run: Run
+    experiment: Experiment
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What a run trains with. In the experiment every "auto" and "random" is resolved."""
+
+    experiment: Experiment
+    corpus: Corpus
+    backend: Backend
+    trackers: Sequence[ChosenTracker]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.corpus.tokenizer.vocab_size
+
+
+@dataclass(frozen=True)
+class NewRun(RunSetup):
+    """What a run starts with; it has no folder yet."""
+
+    text: LoadedText
+    source: WeightSource | None  # None: initial weights
+
+    def build_model(self) -> GPT:
+        """Raises OutOfMemoryError before memory is allocated that the machine does not have."""
+        check_memory(self.experiment, self.vocab_size)
+        model = build_new_model(self.experiment, self.vocab_size, int(self.experiment.seed))
+        if self.source:
+            load_weights(model, self.source.checkpoint.model, f"run {self.source.run.id}")
+        return model
+
+
+@dataclass(frozen=True)
+class ResumedRun(RunSetup):
+    """What an existing run goes on with; nothing in its folder has changed yet."""
+
+    run: Run
+    record: RunRecord
+    differences: tuple[str, ...]  # from the environment that it was trained in; empty: exact
+
+
+def prepare_new(experiment: Experiment, context: RunContext, load_from: Run | None) -> NewRun:
+    """Reads and tokenizes the text, and resolves the experiment. Raises a GptkitError that fits."""
+    source = weight_source(load_from, experiment) if load_from else None
+    trackers = new_trackers(experiment)
+    text = load_text(experiment.data, context)
+    corpus = tokenize(experiment, text, source, context)
+    experiment = _resolve(experiment, text, corpus, source)
+    backend = choose_backend(experiment.training, training_flops(experiment, corpus.tokenizer.vocab_size))
+    return NewRun(experiment, corpus, backend, trackers, text, source)
+
+
+def prepare_resumed(run: Run, context: RunContext) -> ResumedRun:
+    """Reads a run and its text; the caller holds the lock. Its trackers are left out.
+
+    Raises DataError where the text has changed, CheckpointError where a file of the run is damaged,
+    PluginError.
+    """
+    experiment = run.experiment()
+    tokenizer = run.tokenizer(experiment)
+    record = run.read_record()
+    text = _recorded_text(experiment.data, context)
+    check_text(record, run.id, measure_text(text)[1])
+    corpus = build_corpus(
+        text,
+        tokenizer,
+        tokenizing=context.progress("tokenizing the text"),
+        val_fraction=experiment.data.val_fraction,
+        context_length=experiment.model.context_length,
+    )
+    backend = backend_again(experiment, record, tokenizer.vocab_size)
+    differences = environment_differences(record, experiment, backend)
+    return ResumedRun(experiment, corpus, backend, (), run, record, differences)
+
+
+# Text and tokenizer
+
+
+def load_text(data: DataSettings, context: RunContext) -> LoadedText:
+    """The text to train on. Raises DataError or NetworkError where there is none and no fallback."""
+    folders = replace(context.folders, progress=context.progress("downloading the text"))
+    try:
+        dataset, used = _fetch(data.dataset, folders, "data.dataset")
+    except (DataError, NetworkError) as error:
+        if data.fallback is None:
+            raise
+        dataset, used = _fetch(data.fallback, folders, "data.fallback")
+        context.warn(f"{error}\nTraining on the fallback {used.type!r} instead, until the text is here.")
+    return LoadedText(_read(used, dataset, context), data.dataset, used, dataset.facts())
+
+
+def _recorded_text(data: DataSettings, context: RunContext) -> str:
+    """The text of a recorded experiment; never a fallback."""
+    folders = replace(context.folders, progress=context.progress("downloading the text"))
+    dataset, used = _fetch(data.dataset, folders, "data.dataset")
+    return _read(used, dataset, context)
+
+
+def _fetch(table: PluginTable, folders: DataFolders, field: str) -> tuple[Dataset, PluginTable]:
+    """The dataset, downloaded if need be. Raises DataError or NetworkError."""
+    try:
+        dataset, used = resolve_dataset(table, folders)
+    except GptkitError as error:
+        error.field = field
+        raise
+    if not dataset.is_here(folders):
+        dataset.fetch(folders)
+    return dataset, used
+
+
+def _read(table: PluginTable, dataset: Dataset, context: RunContext) -> str:
+    folders = replace(context.folders, progress=context.progress("reading the text"))
+    return read_dataset(table.type, dataset, folders)
+
+
+def dataset_title(table: PluginTable) -> str:
+    """The name of a dataset, or the path of its text; of several paths the first, and their number."""
+    path = table.options.get("path", table.type)
+    paths = path if isinstance(path, list) and path else [path]
+    return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0])
+
+
+def tokenize(
+    experiment: Experiment, text: LoadedText, source: WeightSource | None, context: RunContext
+) -> Corpus:
+    """The text tokenized with the tokenizer of `source`, or with a new one that is trained on it."""
+    tokenizer: Any
+    options = None
+    if source:
+        tokenizer = source.tokenizer
+    else:
+        tokenizer = registry.load(registry.TOKENIZERS, experiment.tokenizer.type)
+        options = tokenizer.Options.model_validate(experiment.tokenizer.options)
+    return build_corpus(
+        text.text,
+        tokenizer,
+        options=options,
+        progress=context.progress("training the tokenizer"),
+        tokenizing=context.progress("tokenizing the text"),
+        val_fraction=experiment.data.val_fraction,
+        context_length=experiment.model.context_length,
+    )
+
+
+# The experiment
+
+
+def _resolve(
+    experiment: Experiment, text: LoadedText, corpus: Corpus, source: WeightSource | None
+) -> Experiment:
+    """The experiment as it is recorded: steps for epochs, a number for a random seed, the dataset in use."""
+    training = experiment.training
+    if training.epochs is not None:
+        steps = ceil(training.epochs * len(corpus.train) / experiment.tokens_per_step)
+        training = training.model_copy(update={"max_steps": max(1, steps), "epochs": None})
+    sampling = experiment.sampling
+    if unknown := corpus.tokenizer.unknown_characters(sampling.prompt):
+        if "prompt" in sampling.model_fields_set:
+            unknown = quote_characters(unknown)
+            problem = f"sampling.prompt has characters that are not in the text: {unknown}; leave them out"
+            raise ExperimentError(problem, field="sampling.prompt")
+        sampling = sampling.model_copy(update={"prompt": text.text[0]})
+    random_seed = experiment.seed == "random"
+    return experiment.model_copy(
+        update={
+            "seed": random.SystemRandom().randrange(2**31) if random_seed else experiment.seed,
+            "data": experiment.data.model_copy(update={"dataset": text.used, "fallback": None}),
+            "tokenizer": source.experiment.tokenizer if source else experiment.tokenizer,
+            "training": training,
+            "sampling": sampling,
+        }
+    )
+
+
+def target_step(experiment: Experiment) -> int | None:
+    """The last step of the schedule, as recorded; None where the clock decides."""
+    return experiment.training.max_steps if experiment.training.minutes is None else None
+
+
+# Weights of another run
+
+_MAY_DIFFER = ("dropout", "attention_dropout", "init")
+
+
+def weight_source(run: Run, experiment: Experiment, which: str = "best") -> WeightSource:
+    """A checkpoint of `run` to start from. Raises UsageError where it does not fit the experiment's model."""
+    theirs = run.experiment()
+    fields = [name for name in ModelSettings.model_fields if name not in _MAY_DIFFER]
+    values = [(name, _as_flag(theirs.model, name), _as_flag(experiment.model, name)) for name in fields]
+    if different := [(name, there, here) for name, there, here in values if there != here]:
+        differences = "; ".join(
+            f"model.{name} is {there} there, {here} here" for name, there, here in different
+        )
+        flags = " ".join("--set " + shlex.quote(f"model.{name}={there}") for name, there, _ in different)
+        raise UsageError(f"the weights of {run.id} do not fit: {differences}.\nTo set the same here: {flags}")
+    return WeightSource(run, theirs, run.tokenizer(theirs), run.checkpoint(which))
+
+
+def _as_flag(settings: ModelSettings, name: str) -> str:
+    """The value of a field as --set takes it."""
+    value = getattr(settings, name)
+    if not isinstance(value, PluginTable):
+        return value if isinstance(value, str) else json.dumps(value)
+    options = [f"{key} = {json.dumps(option)}" for key, option in value.options.items()]
+    return f"{{ {', '.join([f'type = {json.dumps(value.type)}', *options])} }}" if options else value.type
+
+
+# Backend and memory
+
+
+def backend_again(experiment: Experiment, record: RunRecord, vocab_size: int) -> Backend:
+    """The backend that the run was trained with, where this machine has it; otherwise a new choice."""
+    chosen = choose_backend(experiment.training, training_flops(experiment, vocab_size))
+    return recorded_backend(record, chosen)
 
 
 def training_flops(experiment: Experiment, vocab_size: int) -> float:
-    """What all steps of a run compute, nearly: 6 FLOP a weight and token, and 12 L C T a token for attention.
+    """FLOP of all steps of a run, approximately: per token 6 per weight, and 12 L C T for attention.
 
-    Chowdhery et al. 2022 (PaLM), appendix B. Of a run that the clock ends: what a GPU does in that time.
+    Chowdhery et al. 2022 (PaLM), appendix B. For a run of minutes, what a GPU computes in that time.
     """
     if experiment.training.minutes is not None:
         return 60 * experiment.training.minutes * SUPPOSED_SPEED
@@ -41,58 +347,24 @@ def check_memory(experiment: Experiment, vocab_size: int) -> None:
     parameters = model_shapes(experiment, vocab_size).parameter_count
     model, training = experiment.model, experiment.training
     weights = parameters * _TRAINING_BYTES
-    # Of a token: logits and their gradient, and in each block about sixteen numbers a channel, in bf16
+    # Per token: logits and their gradient, and in each block about sixteen bf16 numbers per channel
     token = 8 * vocab_size + 32 * model.n_embd * model.n_layer
     activations = training.batch_size * model.context_length * token
-    there = _memory()
-    if weights > there:
+    available = physical_memory()
+    if torch.cuda.is_available():
+        available = max(available, torch.cuda.get_device_properties(0).total_memory)
+    if weights > available:
         raise OutOfMemoryError(
             f"a model of {parameters:,} parameters needs {weights / 1e9:.1f} GB to train; this machine has "
-            f"{there / 1e9:.1f} GB. Lower model.n_embd or model.n_layer."
+            f"{available / 1e9:.1f} GB. Lower model.n_embd or model.n_layer."
         )
-    if weights + activations > there:
+    if weights + activations > available:
         raise OutOfMemoryError(
             f"a batch of {training.batch_size} x {model.context_length} tokens needs at least "
-            f"{activations / 1e9:.1f} GB; this machine has {there / 1e9:.1f} GB. Lower training.batch_size "
-            "and raise training.gradient_accumulation_steps, or lower model.context_length."
+            f"{activations / 1e9:.1f} GB; this machine has {available / 1e9:.1f} GB. Lower "
+            "training.batch_size and raise training.gradient_accumulation_steps, or lower "
+            "model.context_length."
         )
-
-
-def _memory() -> int:
-    """Bytes of the largest memory that a model could be in."""
-    sizes = [physical_memory()]
-    if torch.cuda.is_available():
-        sizes.append(torch.cuda.get_device_properties(0).total_memory)
-    return max(sizes)
-
-
-def build_trainer(
-    experiment: Experiment,
-    backend: Backend,
-    model: GPT,
-    ids: Ids,
-    progress: TrainingProgress,
-    *,
-    seed: int,
-    budget: TrainingBudget,
-) -> Trainer:
-    """All that training steps need for a model on its device, whose weights it takes over, and a split."""
-    parameters = flatten_parameters(model, backend.dtype, experiment.optimizer)
-    return Trainer(
-        experiment=experiment,
-        model=model,
-        parameters=parameters,
-        optimizer=Optimizer(parameters, experiment.optimizer),
-        sampler=BatchSampler(
-            ids,
-            context_length=experiment.model.context_length,
-            batch_size=experiment.training.batch_size,
-            seed=seed,
-        ),
-        seed=seed,
-        progress=progress,
-        budget=budget,
-    )
 
 
 @contextmanager
@@ -113,3 +385,119 @@ def out_of_memory(experiment: Experiment) -> Iterator[None]:
             f"{model.n_layer} layers of width {model.n_embd}. Lower training.batch_size and raise "
             "training.gradient_accumulation_steps, or lower model.context_length."
         ) from error
+
+
+# Trainer
+
+
+def build_trainer(
+    experiment: Experiment,
+    backend: Backend,
+    model: GPT,
+    ids: Ids,
+    *,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+    budget: TrainingBudget | None = None,
+) -> Trainer:
+    """A trainer of `model`, moved to the backend's device, on the ids of a split.
+
+    It takes over the model's parameters. With a checkpoint it continues from there; raises CheckpointError
+    where that is not of this model. Without a budget it trains as long as the experiment has it.
+    """
+    model.to(backend.device)
+    parameters = flatten_parameters(model, backend.dtype, experiment.optimizer)
+    optimizer = Optimizer(parameters, experiment.optimizer)
+    progress = TrainingProgress()
+    if checkpoint:
+        progress = restore_checkpoint(checkpoint, parameters, optimizer)
+    sampler = BatchSampler(
+        ids,
+        context_length=experiment.model.context_length,
+        batch_size=experiment.training.batch_size,
+        seed=seed,
+    )
+    budget = budget or TrainingBudget.of(experiment.training)
+    return Trainer(experiment, model, parameters, optimizer, sampler, seed, progress, budget)
+
+
+def restore_checkpoint(
+    checkpoint: Checkpoint, parameters: FlatParameters, optimizer: Optimizer
+) -> TrainingProgress:
+    """Loads weights and optimizer state; returns the progress. Raises CheckpointError if they do not fit."""
+    progress = read_progress(checkpoint)
+    try:
+        parameters.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict(checkpoint.optimizer)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"step {checkpoint.step} does not fit the run: {error}") from error
+    return progress
+
+
+def read_progress(checkpoint: Checkpoint) -> TrainingProgress:
+    """Raises CheckpointError where the checkpoint has none, or that of another step."""
+    try:
+        progress = TrainingProgress.from_json(checkpoint.state.get("progress"))
+        if progress.step != checkpoint.step:
+            raise ValueError(f"its progress is that of step {progress.step}")
+    except ValueError as error:
+        raise CheckpointError(f"step {checkpoint.step} does not fit the run: {error}") from error
+    return progress
+
+
+# run.json
+
+
+def new_record(run: Run, setup: NewRun, command: Sequence[str], rerun_of: str | None = None) -> RunRecord:
+    """run.json before the first step."""
+    experiment, corpus, text = setup.experiment, setup.corpus, setup.text
+    model = experiment.model
+    record = RunRecord(
+        format=1,
+        id=run.id,
+        name=experiment.name,
+        status=RunStatus.STARTING,
+        started=datetime.now().astimezone().isoformat(timespec="microseconds"),
+        command=shlex.join(command),
+        process=Process.current(),
+        target_step=target_step(experiment),
+        dataset=DatasetRecord(
+            title=dataset_title(text.used),
+            requested=_as_table(text.requested),
+            used=_as_table(text.used),
+            characters=corpus.characters,
+            sha256=corpus.text_sha256,
+            facts=text.facts,
+        ),
+        tokenizer=TokenizerRecord(
+            type=experiment.tokenizer.type,
+            vocab_size=corpus.tokenizer.vocab_size,
+            sha256=tokenizer_hash(corpus.tokenizer),
+            train_tokens=len(corpus.train),
+            val_tokens=len(corpus.val),
+        ),
+        hyperparameters=Hyperparameters(
+            context_length=model.context_length,
+            n_embd=model.n_embd,
+            n_head=model.n_head,
+            n_layer=model.n_layer,
+            dropout=model.dropout,
+            position=model.position.type,
+            batch_size=experiment.training.batch_size,
+            optimizer=experiment.optimizer.type,
+            learning_rate=experiment.optimizer.learning_rate,
+        ),
+        plugins=plugin_origins(experiment, setup.trackers),
+        environment=Environment.model_validate(fingerprint(setup.backend)),
+    )
+    if setup.source:
+        record.loaded_from = LoadedFrom(run=setup.source.run.id, step=setup.source.checkpoint.step)
+    if rerun_of is not None:
+        record.rerun_of = rerun_of
+    return record
+
+
+def _as_table(table: PluginTable) -> dict[str, Any]:
+    return {"type": table.type, **table.options}

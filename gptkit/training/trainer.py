@@ -52,6 +52,20 @@ class StopReason(StrEnum):
         return self in (StopReason.TIME_IS_UP, StopReason.NO_IMPROVEMENT)
 
 
+@dataclass(frozen=True)
+class StepPlan:
+    """The steps to train."""
+
+    stop_at: int | None  # stop after this step; None: not before the end
+    final_step: int | None  # the run is finished after this step; None: when the time is up
+    evaluate_at: Container[int] = ()  # beside every eval_interval
+
+    @property
+    def last_step(self) -> int | None:
+        """Where the loop stops at the latest; None where only the clock ends it."""
+        return min([step for step in (self.stop_at, self.final_step) if step is not None], default=None)
+
+
 class Hooks(Protocol):
     """What the loop calls between steps."""
 
@@ -122,33 +136,26 @@ class Trainer:
             max_steps=self.budget.schedule_end(self.progress),
         )
 
-    def fit(
-        self,
-        hooks: Hooks,
-        *,
-        stop_step: int | None,
-        final_step: int | None,
-        evaluate_at: Container[int] = (),
-    ) -> StopReason:
-        """Trains from the step after `progress.step` to `stop_step` (None: to the end that the clock sets).
+    def fit(self, hooks: Hooks, plan: StepPlan) -> StopReason:
+        """Trains from the step after `progress.step` to the end of the plan or of the run.
 
-        Evaluates at every eval_interval, at `final_step` or an earlier end of the run, and at the steps of
-        `evaluate_at`. Saves when the step is recorded: at every checkpoint_interval, at a new best, and
-        whenever the loop ends. On a CPU every step is checked at once; on a GPU, where that would wait for
-        the device, only where a step is logged and before anything uses the parameters.
+        Evaluates at every eval_interval, at the end of the run, and where the plan asks for it. Saves after
+        the step is recorded: at every checkpoint_interval, at a new best, and whenever the loop ends. On a
+        CPU every step is checked at once; on a GPU, where that would wait for the device, only where a step
+        is logged and before anything uses the parameters.
         Raises DivergedError; parameters and progress are then those of the step before.
         """
-        progress, guard = self.progress, self.guard
+        progress, guard, last_step = self.progress, self.guard, plan.last_step
         clock = _Clock(progress)
         self.model.train()
         if (reason := self.end_reached()) is not None:
             return reason
-        while stop_step is None or progress.step < stop_step:
+        while last_step is None or progress.step < last_step:
             clock.start()
             self.step()
             step = progress.step
-            last = step == stop_step or hooks.stop_requested()
-            due = _due(self.experiment, step, at_end=step == final_step or step in evaluate_at)
+            last = step == last_step or hooks.stop_requested()
+            due = _due(self.experiment, step, at_end=step == plan.final_step or step in plan.evaluate_at)
             if last or due.anything or guard.immediate:
                 norm = guard.synchronize()
                 clock.stop()
@@ -172,7 +179,7 @@ class Trainer:
             if reason:
                 return reason
             if last:
-                return StopReason.LAST_STEP if step == stop_step else StopReason.REQUESTED
+                return StopReason.LAST_STEP if step == last_step else StopReason.REQUESTED
         return StopReason.LAST_STEP
 
     def end_reached(self) -> StopReason | None:

@@ -20,7 +20,7 @@ from gptkit.runs import Run, find_run, lock_run
 from gptkit.runs.folder import step_folder
 from gptkit.training import session
 from gptkit.training import trainer as loop
-from gptkit.training.session import RunContext
+from gptkit.training.setup import RunContext
 from tests.support import Command, write_record
 
 SETTINGS = (
@@ -132,9 +132,9 @@ DAMAGE = {
     "other weights": (forged_shape, "bad   checkpoint 20: the weights of step 20 are not of this model"),
     "another optimizer state": (
         forged_optimizer,
-        "bad   checkpoint 20: it does not fit the run: .*; its files are as saved",
+        "bad   checkpoint 20: step 20 does not fit the run: .*; its files are as saved",
     ),
-    "another step": (forged_progress, "bad   checkpoint 20: it does not fit the run: .*that of step 19"),
+    "another step": (forged_progress, "bad   checkpoint 20: step 20 does not fit the run: .*that of step 19"),
     "another text": (other_text, "bad   checkpoint 18: it was trained on another text"),
     "the experiment": (no_experiment, "bad   experiment.toml: .*did you mean 'n_layer'"),
     "the record": (

@@ -16,11 +16,9 @@ from gptkit import backend, events
 from gptkit.errors import PluginError
 from gptkit.experiment import TrainingSettings
 from gptkit.model.build import build_new_model
-from gptkit.training import session
-from gptkit.training import start as training
-from gptkit.training.session import RunContext
-from gptkit.training.setup import training_flops
-from gptkit.training.start import resume_run, train_run
+from gptkit.training import session, setup
+from gptkit.training.session import resume_run, train_run
+from gptkit.training.setup import RunContext, training_flops
 from tests.support import write_record
 
 
@@ -115,10 +113,8 @@ def test_auto_that_fails_warns_and_trains_without(
     around: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken_compiler(monkeypatch)
-    chosen = training.choose_backend
-    monkeypatch.setattr(
-        training, "choose_backend", lambda *arguments: replace(chosen(*arguments), compile=True)
-    )
+    chosen = setup.choose_backend
+    monkeypatch.setattr(setup, "choose_backend", lambda *arguments: replace(chosen(*arguments), compile=True))
     seen: list[events.Event] = []
     run = train_run(experiment("auto"), RunContext(around.runs_folder, around.folders, seen.append)).run
     warned = [event.message for event in seen if isinstance(event, events.Warned)]
@@ -135,7 +131,7 @@ def test_a_compiled_run_goes_on_where_there_is_no_compiler_and_says_so(
 ) -> None:
     run = train_run(experiment("auto"), around, stop_at=3).run
     write_record(run, {**run.record(), "environment": {**run.record()["environment"], "compile": True}})
-    monkeypatch.setattr("gptkit.backend.no_compiler", lambda device: "there is none")
+    monkeypatch.setattr(backend, "no_compiler", lambda device: "there is none")
     seen: list[events.Event] = []
     resume_run(run, RunContext(around.runs_folder, around.folders, seen.append))
     checked = next(event for event in seen if isinstance(event, events.ResumeChecked))

@@ -16,8 +16,8 @@ from gptkit.experiment import experiment_from_dict
 from gptkit.runs import Run
 from gptkit.training import session
 from gptkit.training import trainer as loop
-from gptkit.training.session import RunContext
-from gptkit.training.start import resume_run, train_run
+from gptkit.training.session import resume_run, train_run
+from gptkit.training.setup import RunContext
 from tests.support import Command, sums
 from tests.support.sums import hashes, losses
 
@@ -215,7 +215,7 @@ def test_the_real_clock_ends_a_run_in_about_the_time_that_was_given(
 
 
 def test_minutes_and_epochs_exclude_one_another_and_the_last_override_counts() -> None:
-    with pytest.raises(ExperimentError, match="epochs and minutes both say how long it trains"):
+    with pytest.raises(ExperimentError, match="epochs and minutes both set the length of training"):
         experiment(training={"epochs": 1.0, "minutes": 1.0})
     said = experiment_from_dict({"training": {"epochs": 2.0}}, [("training.minutes", 3.0)])
     assert (said.training.epochs, said.training.minutes) == (None, 3.0)

@@ -14,8 +14,8 @@ from gptkit.runs import Run
 from gptkit.training import nonfinite as watch
 from gptkit.training import optim
 from gptkit.training import trainer as loop
-from gptkit.training.session import RunContext, Session
-from gptkit.training.start import resume_run, train_run
+from gptkit.training.session import Session, resume_run, train_run
+from gptkit.training.setup import RunContext
 from tests.support import sums
 
 BOTH = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -45,13 +45,13 @@ def bad_from(step: int, monkeypatch: pytest.MonkeyPatch, *, until: int = 10**9) 
 
 def keep_sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     made: list[Session] = []
-    run_to = Session.run_to
+    train = Session.train
 
     def kept(self: Session, *arguments: Any) -> Any:
         made.append(self)
-        return run_to(self, *arguments)
+        return train(self, *arguments)
 
-    monkeypatch.setattr(Session, "run_to", kept)
+    monkeypatch.setattr(Session, "train", kept)
     return made
 
 

@@ -19,8 +19,8 @@ from gptkit import events
 from gptkit.errors import DataError, DivergedError, ExperimentError
 from gptkit.native import build_key, usable
 from gptkit.runs import Run
-from gptkit.training.session import RunContext
-from gptkit.training.start import resume_run, train_run
+from gptkit.training.session import resume_run, train_run
+from gptkit.training.setup import RunContext
 from tests.support import write_record
 from tests.support.sums import TEXT, experiment, hashes, losses
 

@@ -110,7 +110,9 @@ def generate(
     from gptkit.runs import find_run
 
     folder = find_run(run, runs_dir)
-    from gptkit.training.writing import open_writer
+    from gptkit.backend import choose_device
+    from gptkit.generation import encode_prompt
+    from gptkit.generation import generate as generate_text
 
     flags = {
         "max_new_tokens": ("--tokens", tokens),
@@ -125,26 +127,27 @@ def generate(
         for field, (flag, value) in flags.items()
         if value is not None
     ]
-    writer = open_writer(
-        folder,
-        checkpoint=checkpoint,
-        backend=backend or "auto",
-        prompt=text,
-        sampling=sampling,
-        skip_unknown=unknown == "skip",
-        warn=warn,
-    )
+    settings = folder.sampling(sampling)
+    loaded = folder.load_model(checkpoint, warn=warn)
+    tokenizer = loaded.tokenizer
+    text = settings.prompt if text is None else text
+    text, ids = encode_prompt(tokenizer, text, skip_unknown=unknown == "skip")
+    model = loaded.model.to(choose_device(backend or "auto"))
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
-    log(f"{writer.title}; seed {seed}")
+    progress = loaded.checkpoint.state.get("progress")
+    loss = progress.get("val_loss") if isinstance(progress, dict) else None
+    shown_loss = f", val loss {loss:.4f}" if isinstance(loss, float) else ""
+    log(f"{folder.id}, step {loaded.checkpoint.step}{shown_loss}; seed {seed}")
     started = time.monotonic()
-    begin = writer.prompt if echo else ""
+    begin = text if echo else ""
+    pieces = generate_text(model, tokenizer, ids, settings, seed=seed, num_samples=num_samples)
     if num_samples == 1:
         write_text(begin)
-        for _, piece in writer.write(seed=seed, num_samples=1):
+        for _, piece in pieces:
             write_text(piece)
     else:
         texts = [begin] * num_samples
-        for number, piece in writer.write(seed=seed, num_samples=num_samples):
+        for number, piece in pieces:
             texts[number] += piece
         for number, text in enumerate(texts):
             log(f"sample {number + 1} of {num_samples}")
@@ -152,8 +155,9 @@ def generate(
     if sys.stdout.isatty():
         log("")
     seconds = time.monotonic() - started
-    speed = writer.tokens_written / max(seconds, 1e-9)
-    log(f"{writer.tokens_written} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
+    count = settings.max_new_tokens * num_samples
+    speed = count / max(seconds, 1e-9)
+    log(f"{count} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
 
 
 def _as_typed(flag: str, value: Any) -> str:

@@ -30,12 +30,12 @@ def rerun(
 
         folder = find_run(run, runs_dir)
         from gptkit.cli.display.runs import describe_rerun
-        from gptkit.reproduce.rerun import rerun_run
+        from gptkit.reproduce.replay import rerun_run
 
         with training_context(stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet) as context:
             done = rerun_run(folder, context)
         finish(done.trained, quiet=quiet)
-        if done.sameness and not done.sameness.identical:
+        if done.comparison and not done.comparison.identical:
             raise CheckpointError(describe_rerun(done))
         if not quiet:
             print(describe_rerun(done))

@@ -60,7 +60,7 @@ def resume(
         from gptkit.runs import find_run
 
         folder = find_run(run, runs_dir)
-        from gptkit.training.start import resume_run
+        from gptkit.training.session import resume_run
 
         with training_context(
             stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet, as_json=json

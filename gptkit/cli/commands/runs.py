@@ -271,12 +271,12 @@ def verify_command(context: typer.Context, run: options.RunArgument, runs_dir: _
 
     folder, bad, things = find_run(run, runs_dir or context.obj), 0, 0
     from gptkit.cli.display import runs as display
-    from gptkit.reproduce.verify import verify_run
+    from gptkit.reproduce.verify import Verdict, verify_run
 
     for finding in verify_run(folder):
         display.show_finding(finding)
-        bad += finding.verdict == "bad"
-        things += finding.verdict != "note"
+        bad += finding.verdict is Verdict.BAD
+        things += finding.verdict is not Verdict.NOTE
     if bad:
         raise CheckpointError(
             f"of {things} things in run {folder.id}, {bad} {'is' if bad == 1 else 'are'} bad."

@@ -55,8 +55,7 @@ def train(
         from gptkit.experiment.load import read_experiment
         from gptkit.experiment.messages import add_place
         from gptkit.runs import find_run
-        from gptkit.training.start import train_run
-        from gptkit.training.writing import write_after
+        from gptkit.training.session import train_run
 
         loaded = read_experiment(experiment, overrides)
         source = find_run(load, runs_dir) if load else None
@@ -69,7 +68,7 @@ def train(
             add_place(error, loaded.source)
             raise
         if generate is not None and not stop():
-            text = write_after(trained, generate)
+            text = trained.generate(generate)
             if not quiet:
                 write_text(text + "\n")
         finish(trained, quiet=quiet)

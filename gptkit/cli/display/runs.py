@@ -16,8 +16,8 @@ from gptkit.runs.summary import Value
 from gptkit.words import printable
 
 if TYPE_CHECKING:
-    from gptkit.reproduce.replay import Replay
-    from gptkit.reproduce.rerun import Rerun
+    from gptkit.reproduce.diff import Comparison
+    from gptkit.reproduce.replay import Rerun
     from gptkit.reproduce.verify import Finding
     from gptkit.runs.cleanup import Removable
     from gptkit.runs.summary import PluginDetails, RunDetails
@@ -215,11 +215,11 @@ def show_freed(freed: int) -> None:
 
 def show_finding(finding: Finding) -> None:
     """One line, whatever a stranger's file says."""
-    said = f"{finding.what}: {finding.said}" if finding.said else finding.what
-    print(f"{finding.verdict:<5} {printable(said.replace(chr(10), ' '))}", flush=True)
+    line = f"{finding.name}: {finding.message}" if finding.message else finding.name
+    print(f"{finding.verdict:<5} {printable(line.replace(chr(10), ' '))}", flush=True)
 
 
-def describe_replay(replay: Replay) -> str:
+def describe_replay(replay: Comparison) -> str:
     """The verdict, and what may be behind it where it is bad."""
     stretch = f"steps {replay.start + 1} to {replay.end}"
     environment = ", ".join(map(printable, replay.differences))
@@ -235,7 +235,7 @@ def describe_replay(replay: Replay) -> str:
 
 def describe_rerun(rerun: Rerun) -> str:
     """The same of a whole run, trained again."""
-    same, again = rerun.sameness, rerun.trained.run.id
+    same, again = rerun.comparison, rerun.trained.run.id
     if same is None:
         return ""
     environment = ", ".join(map(printable, same.differences))
