@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 from gptkit.cli.signals import interrupts_end
-from gptkit.cli.streams import prepare
+from gptkit.cli.streams import prepare, show_warning
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     interrupts_end()
     prepare()
+    warnings.showwarning = show_warning
     try:
         from gptkit.cli.app import run_command
     except Exception as error:  # a package that gptkit needs is not as it should be

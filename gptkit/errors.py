@@ -25,6 +25,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+class GptkitWarning(UserWarning):
+    """A warning that is meant for a person to read; the command line prints it as one line."""
+
+
 class GptkitError(Exception):
     """An error that is meant for a person to read.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 
 def prepare() -> None:
@@ -44,6 +45,23 @@ def log(text: str) -> None:
 
 def warn(message: str) -> None:
     log(f"gptkit: warning: {message}")
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """For `warnings.showwarning`: a warning of gptkit as one line, others as Python prints them."""
+    from gptkit.errors import GptkitWarning
+
+    if issubclass(category, GptkitWarning):
+        warn(str(message))
+    else:
+        log(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
 def write_line(text: str) -> None:

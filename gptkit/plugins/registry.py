@@ -24,7 +24,7 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from gptkit.errors import PluginError
+from gptkit.errors import GptkitWarning, PluginError
 from gptkit.plugins.options import API_VERSION
 from gptkit.words import nearest
 
@@ -143,8 +143,7 @@ def installed(family: str) -> dict[str, tuple[Plugin, ...]]:
 def is_allowed(distribution_name: str) -> bool:
     """Whether GPTKIT_PLUGINS allows the plugins of a distribution; where it is not set, all are allowed."""
     value = os.environ.get(ALLOWED)
-    canonical = canonicalize_name(distribution_name)
-    return value is None or canonical == OWN or canonical in _listed(value)
+    return value is None or canonicalize_name(distribution_name) in _listed(value) | {OWN}
 
 
 @cache
@@ -156,7 +155,7 @@ def _listed(value: str) -> frozenset[str]:
             distribution(word)
         except (PackageNotFoundError, ValueError):
             message = f"{ALLOWED} lists {word!r}, but no distribution of that name is installed."
-            warnings.warn(message, UserWarning, stacklevel=2)
+            warnings.warn(message, GptkitWarning, stacklevel=2)
     return frozenset(canonicalize_name(word) for word in words)
 
 

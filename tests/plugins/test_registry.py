@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gptkit.errors import PluginError
+from gptkit.errors import GptkitWarning, PluginError
 from gptkit.experiment import experiment_from_dict
 from gptkit.plugins import registry
 from gptkit.runs import find_run
@@ -149,10 +149,21 @@ def test_a_listed_distribution_that_is_not_installed_is_warned_of_once(
 ) -> None:
     install("fancy", "[gptkit.tokenizers]\nupper = fancy_code:UpperTokenizer\n")
     monkeypatch.setenv("GPTKIT_PLUGINS", "fancy ???,no-such-package")
-    with pytest.warns(UserWarning, match="GPTKIT_PLUGINS lists") as caught:
+    with pytest.warns(GptkitWarning, match="GPTKIT_PLUGINS lists") as caught:
         known = registry.names(registry.TOKENIZERS) + registry.names(registry.DATASETS)
     assert {"upper", "char", "markov"} <= set(known)
     assert [str(warning.message).split()[2] for warning in caught] == ["'???',", "'no-such-package',"]
+
+
+def test_the_command_prints_a_warning_of_gptkit_as_one_line(
+    run_process: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTKIT_PLUGINS", "gptkit-wrd")
+    done = run_process("datasets", "list")
+    assert done.err == (
+        "gptkit: warning: GPTKIT_PLUGINS lists 'gptkit-wrd', but no distribution of that name is installed.\n"
+    )
+    assert done.code == 0
 
 
 def test_a_module_that_is_missing_is_answered_with_the_extra_that_brings_it(install: Install) -> None:
