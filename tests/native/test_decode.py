@@ -1,4 +1,4 @@
-"""Decoding in C says what the model says: every encoding, norm and MLP, at every place of the context."""
+"""Decoding in C gives the model's logits: every encoding, norm and MLP, at every position of the context."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ OPTIONS = list(
 
 @pytest.mark.parametrize("position", registry.names(registry.POSITIONS))
 def test_every_kind_of_model_decodes_as_it_is(position: str) -> None:
-    for number, (norm, mlp, qk_norm, bias, tied) in enumerate(OPTIONS):
+    every_fifth = OPTIONS[registry.names(registry.POSITIONS).index(position) :: 5]  # so each once
+    for number, (norm, mlp, qk_norm, bias, tied) in enumerate(every_fifth):
         gpt = tiny(position, norm=norm, mlp=mlp, qk_norm=qk_norm, bias=bias, tie_embeddings=tied)
         check(gpt, samples=(1, 3, 7)[number % 3])
 
@@ -116,9 +117,9 @@ def test_contexts_and_heads_of_any_size(shape: dict[str, Any]) -> None:
     check(tiny(**shape), samples=2, prompts=(max(1, shape.get("context_length", 7) - 70),))
 
 
-@pytest.mark.parametrize("position", registry.names(registry.POSITIONS))
+@pytest.mark.parametrize("position", ["rope", "alibi"])
 def test_a_sequence_has_the_same_bits_beside_others_and_with_more_threads(position: str) -> None:
-    """From an empty context, since what is read at once is torch's to multiply."""
+    """From an empty context, as torch multiplies what is read at once."""
     gpt, tokens = tiny(position, mlp="swiglu", norm="layernorm"), some_tokens(13, 7)
 
     @torch.inference_mode()
@@ -128,7 +129,7 @@ def test_a_sequence_has_the_same_bits_beside_others_and_with_more_threads(positi
         return torch.stack([decoder.step(tokens[:samples, place]).clone() for place in range(7)])
 
     wanted = decoded(1, 1)
-    for samples, count in ((2, 1), (5, 2), (6, 2), (7, 2), (13, 2), (13, 2), (13, 1), (4, 5)):
+    for samples, count in ((2, 1), (5, 2), (6, 2), (7, 2), (13, 2), (13, 1), (4, 3)):
         assert torch.equal(decoded(samples, count)[:, :1], wanted), (samples, count)
 
 
