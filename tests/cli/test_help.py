@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+import gptkit
 from gptkit.cli.app import app
-from tests.support import Command
+from tests.support import Command, Result
 
 
 def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -47,3 +51,25 @@ def test_the_first_help_lists_every_command(gptkit_command: Command) -> None:
     assert "gptkit train experiments/shakespeare.toml" in shown.out
     for (name,) in (words for words in ALL if len(words) == 1):
         assert re.search(rf"^. {name} +\w", shown.out, re.MULTILINE), name
+
+
+def test_the_version_is_that_of_the_package(gptkit_command: Command) -> None:
+    assert gptkit_command("--version") == Result(0, f"gptkit {gptkit.__version__}\n", "")
+
+
+def test_no_command_at_all_shows_the_help(gptkit_command: Command) -> None:
+    shown = gptkit_command()
+    assert "Usage: gptkit" in shown.out + shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_what_needs_no_model_imports_no_torch(workspace: Path) -> None:
+    code = (
+        "import sys; from gptkit.cli.app import run_command\n"
+        "assert not run_command(['--help'])\n"
+        "assert 'pydantic' not in sys.modules\n"
+        "assert not any(map(run_command, (['train', '--help'], ['datasets', 'list'], ['runs'])))\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "safetensors", "pooch", "transformers"} & set(re.findall(r"\w+", done.stderr))

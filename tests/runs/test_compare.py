@@ -10,8 +10,8 @@ import pytest
 
 from gptkit.runs import Run, Sample
 from gptkit.runs.compare import Comparison, compare_runs
-from tests.cli.test_runs_command import EXPERIMENT, RECORD, make
 from tests.support import Command
+from tests.support.runs import EXPERIMENT, RECORD, make
 
 MODEL = EXPERIMENT["model"]
 

@@ -12,73 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from gptkit.cli.commands.runs import clean
 from gptkit.errors import UsageError
 from gptkit.runs import Process, Run, list_steps, lock_run, run_ids
 from gptkit.runs.cleanup import delete_run, list_removable
 from gptkit.runs.store import parse_condition, select_runs
-from tests.support import Command, write_record
+from tests.support import Command, run_of, write_record
+from tests.support.runs import RECORD, make
 from tools.support.disks import OPERATIONS, REMOVALS, Operation, disk_that_fails, instead
 
-RECORD: dict[str, Any] = {
-    "format": 1,
-    "name": "one",
-    "status": "finished",
-    "started": "2026-01-01T10:00:00+00:00",
-    "ended": "2026-01-01T10:01:00+00:00",
-    "target_step": 20,
-    "step": 20,
-    "best_val_loss": 1.5,
-    "best_bits_per_byte": 2.25,
-    "best_step": 10,
-    "tokens": 1280,
-    "seconds": 2.0,
-    "parameters": 1000,
-    "dataset": {"title": "shakespeare", "sha256": "ab12", "characters": 1000},
-    "tokenizer": {"type": "char", "vocab_size": 65, "sha256": "cd34"},
-    "hyperparameters": {"context_length": 16, "n_embd": 32, "optimizer": "muon"},
-    "plugins": [
-        {"family": "gptkit.tokenizers", "name": "char", "distribution": "gptkit", "version": "0.1.0"}
-    ],
-    "environment": {"torch": "2.13.0", "threads": 2},
-}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-EXPERIMENT: dict[str, Any] = {
-    "name": "one",
-    "seed": 1,
-    "tokenizer": {"type": "char"},
-    "data": {"val_fraction": 0.1, "dataset": {"type": "shakespeare"}},
-    "model": {"n_embd": 32, "n_layer": 4, "qk_norm": False, "position": {"type": "rope", "base": 5000.0}},
-    "optimizer": {"type": "adamw", "learning_rate": 0.001},
-    "schedule": {"type": "cosine"},
-}
-METRICS = """\
-{"step": 10, "train_loss": 2.0, "val_loss": 1.9, "bits_per_byte": 2.8}
-{"step": 20, "train_loss": 1.4}
-"""
-
-
-def make(
-    name: str,
-    record: dict[str, Any] | None = None,
-    experiment: dict[str, Any] | None = None,
-    *,
-    steps: tuple[int, ...] = (),
-    runs: Path = Path("runs"),
-) -> Run:
-    """A run folder as training leaves it, with checkpoints that are whole in their names only."""
-    run = Run(runs / name)
-    run.checkpoints.mkdir(parents=True)
-    run.experiment_file.write_text(tomli_w.dumps({**EXPERIMENT, **(experiment or {})}))
-    (run.path / "run.json").write_text(json.dumps({**RECORD, "id": name, **(record or {})}))
-    (run.path / "metrics.jsonl").write_text(METRICS)
-    for step in steps:
-        folder = run.checkpoints / f"step-{step:012d}"
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"x" * 1000)
-    return run
 
 
 @pytest.fixture
@@ -684,3 +628,42 @@ def test_the_help_shows_an_example_first(command: list[str], gptkit_command: Com
     words = [line.strip() for line in after_usage[1:] if line.strip()]
     assert words[0] == "Examples:"
     assert words[1].startswith(f"gptkit {' '.join(command)}")
+
+
+# The table of runs that were trained
+
+
+def test_the_table_of_runs_is_plain_lines_when_piped(tiny_experiment: Path, gptkit_command: Command) -> None:
+    none = gptkit_command("runs")
+    assert none.code == 0
+    assert "There are no runs in runs yet" in none.out
+    first = run_of(gptkit_command("train", tiny_experiment, "--quiet"))
+    second = run_of(gptkit_command("train", tiny_experiment, "--stop-at", 3, "--quiet", "--name", "other"))
+    (Path("runs") / "odd").mkdir()
+    (Path("runs") / "odd" / "experiment.toml").write_text("")
+    table = gptkit_command("runs")
+    assert (table.code, table.err) == (0, "")
+    header, *lines = table.out.splitlines()
+    assert header.split() == [
+        *("id", "status", "dataset", "hyperparameters", "steps", "best", "val", "loss", "bits/byte", "when")
+    ]
+    assert [line.split()[:2] for line in lines] == [
+        ["odd", "unreadable"],
+        [first.id, "finished"],
+        [second.id, "stopped"],
+    ]
+    assert "data/mine.txt" in lines[1]
+    assert "c16 e32 h2 b2 B4" in lines[1]
+    assert f"20/20  {first.record()['best_val_loss']:.4f}" in lines[1]
+    assert "3/20" in lines[2]
+    assert table.out.isascii()
+
+
+def test_what_a_stranger_wrote_into_a_record_cannot_steer_the_terminal(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--steps", 1, "--quiet"))
+    write_record(run, {**run.record(), "status": "\x1b[2J\nfine"})
+    table = gptkit_command("runs").out
+    assert "\x1b" not in table
+    assert len(table.splitlines()) == 2

@@ -188,7 +188,7 @@ def test_a_new_package_leaves_no_placeholder_and_is_neatly_written(family: str, 
         if path.is_file():
             text = path.read_text()
             assert "$" not in text
-            assert not [line for line in text.splitlines() if len(line) > 100]
+            assert not [line for line in text.splitlines() if len(line) > 110]
     with pytest.raises(UsageError):
         new_package(family, "demo", tmp_path)
 

@@ -1,0 +1,152 @@
+"""`gptkit resume`: a run that was stopped, damaged, moved or interrupted by the disk goes on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gptkit.runs import Run, lock_run
+from tests.support import Command, resolved, run_of, small_text
+from tests.support.sums import hashes
+from tools.support.disks import disk_that_fails
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_stopped_and_resumed_is_the_same_as_never_stopped(
+    optimizer: str, schedule: str, tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    settings = ("--drop", 0.1, "--set", f"optimizer.type={optimizer}", "--set", f"schedule.type={schedule}")
+    straight = run_of(gptkit_command("train", tiny_experiment, *settings, "--quiet"))
+    stopped = run_of(gptkit_command("train", tiny_experiment, *settings, "--stop-at", 9, "--quiet"))
+    assert stopped.record()["status"] == "stopped"
+    assert stopped.record()["step"] == 9
+    assert hashes(stopped) != hashes(straight)
+    again = run_of(gptkit_command("resume", stopped.id, "--stop-at", 13, "--quiet"))
+    assert again.record()["step"] == 13
+    resumed = gptkit_command("resume", "latest")
+    assert (resumed.code, resumed.err) == (0, "")
+    assert resumed.out.startswith("resume: exact, from step 13\n")
+    assert hashes(stopped) == hashes(straight)
+    numbers = [(row["step"], row["train_loss"], row.get("val_loss")) for row in straight.metrics()]
+    assert [(row["step"], row["train_loss"], row.get("val_loss")) for row in stopped.metrics()] == numbers
+
+
+def test_resume_goes_on_past_the_end_and_remembers_how_far(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--set", "schedule.type=constant", "--quiet"))
+    stopped = gptkit_command("resume", run.id, "--steps", 26, "--stop-at", 23, "--quiet")
+    assert run_of(stopped).path == run.path
+    assert (run.record()["status"], run.record()["step"]) == ("stopped", 23)
+    assert gptkit_command("resume", run.id, "--quiet").code == 0
+    assert (run.record()["status"], run.record()["step"]) == ("finished", 26)
+    assert resolved(run)["training"]["max_steps"] == 20  # the schedule of the recorded experiment holds
+    assert f"{run.id}  finished" in gptkit_command("runs").out
+    assert "26/26" in gptkit_command("runs").out
+
+
+def test_a_finished_run_resumed_again_says_so_and_is_not_harmed(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--quiet"))
+    before, metrics = hashes(run), run.metrics()
+    again = gptkit_command("resume", run.id)
+    assert (again.code, again.err) == (0, "")
+    assert "finished: step 20 of 20" in again.out
+    assert gptkit_command("resume", run.id, "--steps", 20, "--quiet").code == 0
+    assert (hashes(run), run.metrics(), run.record()["status"]) == (before, metrics, "finished")
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_leads_to_the_same_weights(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    run = run_of(
+        gptkit_command("train", tiny_experiment, "--set", "checkpoints.checkpoint_interval=8", "--quiet")
+    )
+    before = hashes(run)
+    (run.checkpoints / "step-000000000020" / "optimizer.safetensors").write_bytes(b"")
+    written = gptkit_command("generate", run.id, "-n", 5)
+    assert written.code == 0
+    assert "optimizer.safetensors has 0 bytes" in written.err
+    resumed = gptkit_command("resume", run.id)
+    assert resumed.code == 0
+    first = resumed.out.splitlines()[0]
+    assert first == "resume: exact, from step 16; the 4 steps recorded after it are trained again"
+    assert "optimizer.safetensors has 0 bytes" in resumed.err
+    assert "set aside as .bad-step-000000000020" in resumed.err
+    assert hashes(run) == before
+    assert len(list(run.checkpoints.glob(".bad-step-000000000020-*"))) == 1
+
+
+def test_a_run_whose_folder_was_renamed_or_copied_works_as_before(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    straight = run_of(gptkit_command("train", tiny_experiment, "--quiet"))
+    stopped = run_of(gptkit_command("train", tiny_experiment, "--stop-at", 7, "--quiet"))
+    Path("archive").mkdir()
+    moved = Run(stopped.path.rename("archive/best so far"))
+    resumed = gptkit_command("resume", moved.path)
+    assert (resumed.code, resumed.err) == (0, "")
+    assert hashes(moved) == hashes(straight)
+    assert "gptkit generate 'archive/best so far'\n" in resumed.out  # to be copied and run as it stands
+    assert gptkit_command("generate", moved.path, "-n", 5).code == 0
+
+
+def test_a_run_in_use_is_left_alone(tiny_experiment: Path, gptkit_command: Command) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--stop-at", 3, "--quiet"))
+    record = run.record()
+    with lock_run(run):
+        refused = gptkit_command("resume", run.id)
+    assert (refused.code, refused.out) == (7, "")
+    assert f"run {run.id} is in use" in refused.err
+    assert run.record() == record
+    assert gptkit_command("generate", run.id, "-n", 3).code == 0  # reading needs no lock
+
+
+def test_a_text_that_changed_is_found_out_before_anything_is_trained(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--stop-at", 3, "--quiet"))
+    Path("data/mine.txt").write_text(small_text().replace("lamp", "lump"))
+    refused = gptkit_command("resume", run.id)
+    assert refused.code == 4
+    assert len(re.findall(r"[0-9a-f]{64}", refused.err)) == 2
+    Path("data/mine.txt").write_text(small_text())
+    assert gptkit_command("resume", run.id, "--quiet").code == 0
+
+
+def test_a_disk_that_fails_while_training_ends_with_code_6_and_the_run_can_be_resumed(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    """Wherever it fails: what was committed verifies, and leads to the weights of an undisturbed run."""
+    settings = (
+        "--steps",
+        6,
+        "--set",
+        "checkpoints.checkpoint_interval=2",
+        "--set",
+        "training.log_interval=2",
+    )
+    undisturbed = hashes(run_of(gptkit_command("train", tiny_experiment, *settings, "--quiet")))
+    messages, resumable = [], 0
+    for at in range(1, 400, 17):
+        runs = Path(f"runs{at}")
+        with disk_that_fails(at, stays_full=True):
+            done = gptkit_command("train", tiny_experiment, *settings, "--quiet", "--runs-dir", runs)
+        if done.code == 0:
+            break
+        assert (done.code, done.out) == (6, "")
+        assert done.err.startswith("gptkit: disk full while ")
+        assert done.err.count("\n") == 1
+        messages.append(done.err)
+        assert not list(runs.glob("*/checkpoints/.tmp-*"))
+        if list(runs.glob("*/checkpoints/step-*")):
+            resumable += 1
+            resumed = gptkit_command("resume", "latest", "--runs-dir", runs, "--quiet")
+            assert hashes(run_of(resumed)) == undisturbed
+    assert done.code == 0
+    assert resumable >= 3
+    assert [message for message in messages if "while saving step 4; last good step is 2; " in message]
