@@ -84,10 +84,10 @@ LoadFrom = Annotated[
 
 
 def check_json(as_json: bool, others: dict[str, bool]) -> None:
-    """Raises UsageError where --json is given with a flag that wants standard output for itself."""
+    """Raises UsageError if --json is given with a flag that also writes to standard output."""
     for flag, given in others.items():
         if as_json and given:
-            raise UsageError(f"--json and {flag} both say what goes to standard output; give one of them.")
+            raise UsageError(f"--json and {flag} both write to standard output; use one of them.")
 
 
 Flags = Mapping[str, Any] | None

@@ -29,13 +29,13 @@ class ExperimentField:
     """A field that an experiment file may set."""
 
     key: str  # dotted
-    type: str  # in words: "integer, at least 1", '"layernorm" or "rmsnorm"'
+    type: str  # in words: "integer, >= 1", '"layernorm" or "rmsnorm"'
     default: Any  # as a file has it, a plugin by its name; None: not set
     description: str
     required: bool = False
     choices: tuple[str, ...] = ()  # the words that it may be set to
     unit: str = ""  # of a number: "steps", "tokens", ...
-    family: str = ""  # where it names a plugin: the group of entry points
+    family: str = ""  # of a field that names a plugin: its group of entry points
     optimizer: str = ""  # the only optimizer that has this field, with this default
     flag: Flag | None = None
 
@@ -59,7 +59,7 @@ class ExperimentField:
 def fields() -> tuple[ExperimentField, ...]:
     """Every field of an experiment in the order of the schema.
 
-    A field that both optimizers have comes twice, since its default differs.
+    A field that both optimizers have is there for each of them, as its default differs.
     """
     return tuple(_walk(Experiment.model_json_schema(), "", ""))
 
@@ -92,7 +92,7 @@ def _walk(schema: dict[str, Any], prefix: str, optimizer: str) -> Iterator[Exper
     required = schema.get("required", ())
     for name, described in schema.get("properties", {}).items():
         key = f"{prefix}{name}"
-        if "discriminator" in described:
+        if "discriminator" in described and "default" in described:
             members = described["discriminator"]["mapping"]
             yield ExperimentField(
                 key=f"{key}.type",

@@ -74,10 +74,11 @@ def render(source: Source, problems: Sequence[Problem]) -> str:
             blocks.append((sys.maxsize, f"{dotted([origin])}: {problem}" if origin else problem.message))
     texts = [text for _, text in sorted(blocks, key=lambda block: block[0])]
     if len(problems) == 1:
-        if entry:
-            return f"{source.name} has a problem:\n{texts[0]}"
-        return f"{source.name}: {texts[0]}" if in_file else texts[0]
-    lines = [text if text.startswith("  ") else f"  {text}" for text in texts]
+        (text,) = texts
+        if text.startswith("  line "):
+            return f"{source.name} has a problem:\n{text}"
+        return f"{source.name}: {text}" if in_file else text
+    lines = [text if text.startswith("  line ") else f"  {text}" for text in texts]
     if len(problems) > SHOWN:
         lines.append(f"  and {len(problems) - SHOWN} more")
     name = source.name if in_file else "the command line"

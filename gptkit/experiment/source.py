@@ -76,7 +76,7 @@ class Source:
 
 
 def find(text: str, wanted: Collection[Path]) -> dict[Path, Entry]:
-    """The first entry of each of these paths; one with a value comes before one without."""
+    """The first entry of each of these paths that the text has."""
     scanner = _Scanner(text, wanted)
     with suppress(_LostError, RecursionError):  # then the rest is not found
         scanner.scan()
@@ -167,9 +167,8 @@ class _Scanner:
         return parts
 
     def _keep(self, path: Path, entry: Entry) -> None:
-        before = self.found.get(path)
-        if path in self._wanted and (before is None or (entry.value and not before.value)):
-            self.found[path] = entry
+        if path in self._wanted:
+            self.found.setdefault(path, entry)
 
     def _skip(self, blank: re.Pattern[str]) -> bool:
         """Skips what may be skipped; whether there is more."""
