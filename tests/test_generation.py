@@ -29,6 +29,7 @@ from gptkit.plugins import Tokenizer, registry
 from gptkit.tokenizers.bigram import BigramTokenizer
 from gptkit.tokenizers.byte import ByteTokenizer
 from gptkit.tokenizers.char import CharTokenizer
+from tests.support.models import perturb
 
 LETTERS = "abcdefghijk"
 CHAR = CharTokenizer(LETTERS)
@@ -42,10 +43,7 @@ def build(position: str, **model: Any) -> Experiment:
 def tiny(position: str = "rope", **model: Any) -> GPT:
     """A model of the eleven letters with strong and changing opinions."""
     gpt = build_new_model(build(position, **model), len(LETTERS), seed=1)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(0, 0.3, generator=generator))
+    perturb(gpt)
     return gpt
 
 

@@ -20,8 +20,8 @@ from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.loss import cross_entropy
 from gptkit.training.optim import Optimizer, flatten_parameters
 from gptkit.training.trainer import Trainer
+from tests.support.models import model_experiment, perturb, tiny_gpt
 
-TINY = {"context_length": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
 # What GPT-2 is, in the words of an experiment file
 GPT2 = {
     "position": "learned",
@@ -32,24 +32,6 @@ GPT2 = {
     "qk_norm": False,
     "init": "gpt2",
 }
-
-
-def experiment(model: dict[str, Any] | None = None, **sections: Any) -> Experiment:
-    return Experiment.model_validate({"model": {**TINY, **(model or {})}, **sections})
-
-
-def tiny(vocab_size: int = 11, **model: Any) -> GPT:
-    """A model none of whose weights is zero: the modern initial ones give the same logits for every token."""
-    gpt = build_new_model(experiment(model), vocab_size, seed=1)
-    shake(gpt)
-    return gpt.eval()
-
-
-def shake(module: nn.Module, std: float = 0.3) -> None:
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(0, std, generator=generator))
 
 
 def random_tokens(*shape: int, vocab_size: int = 11, seed: int = 0) -> torch.Tensor:
@@ -101,9 +83,9 @@ def test_it_is_gpt2_given_the_weights_of_gpt2(
         attn_pdrop=0.0,
     )
     theirs = transformers.GPT2LMHeadModel(config).eval()
-    shake(theirs, std=0.15)  # biases and gains too, which start as 0 and 1
+    perturb(theirs, std=0.15)  # biases and gains too, which start as 0 and 1
     shape = {"context_length": context_length, "n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
-    ours = build_model(experiment({**GPT2, **shape}), vocab_size).eval()
+    ours = build_model(model_experiment({**GPT2, **shape}), vocab_size).eval()
     copy_from_gpt2(ours, theirs)
 
     tokens = random_tokens(rows, context_length, vocab_size=vocab_size)
@@ -126,17 +108,17 @@ def test_it_counts_the_parameters_of_gpt2() -> None:
     """124,439,808 in the smallest that was published; the projection that is tied counts once."""
     shape = {"context_length": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
     with torch.device("meta"):
-        tied = build_model(experiment({**GPT2, **shape}), 50257)
-        untied = build_model(experiment({**GPT2, **shape, "tie_embeddings": False}), 50257)
+        tied = build_model(model_experiment({**GPT2, **shape}), 50257)
+        untied = build_model(model_experiment({**GPT2, **shape, "tie_embeddings": False}), 50257)
     assert tied.parameter_count == 124_439_808
     assert untied.parameter_count == 124_439_808 + 50257 * 768
 
 
 def test_tied_embeddings_are_one_parameter() -> None:
-    model = tiny(tie_embeddings=True)
+    model = tiny_gpt(tie_embeddings=True)
     assert model.lm_head.weight is model.token_embedding.weight
     assert "lm_head.weight" not in dict(model.named_parameters())
-    apart = tiny(tie_embeddings=False)
+    apart = tiny_gpt(tie_embeddings=False)
     assert apart.lm_head.weight is not apart.token_embedding.weight
 
 
@@ -161,7 +143,7 @@ def sigmoid(x: torch.Tensor) -> torch.Tensor:
 def test_each_mlp_is_its_formula(
     kind: str, hidden: int, function: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    mlp = tiny(mlp=kind, bias=True).blocks[0].mlp
+    mlp = tiny_gpt(mlp=kind, bias=True).blocks[0].mlp
     x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
     up = x @ mlp.up.weight.T + mlp.up.bias
     wanted = function(up) @ mlp.projection.weight.T + mlp.projection.bias
@@ -171,7 +153,7 @@ def test_each_mlp_is_its_formula(
 
 @pytest.mark.parametrize("qk_norm", [True, False])
 def test_with_qk_norm_the_lengths_of_queries_and_keys_do_not_matter(qk_norm: bool) -> None:
-    model, tokens = tiny(qk_norm=qk_norm), random_tokens(1, 12)
+    model, tokens = tiny_gpt(qk_norm=qk_norm), random_tokens(1, 12)
     with torch.no_grad():
         before = model(tokens)
         for block in model.blocks:
@@ -192,7 +174,7 @@ def test_with_qk_norm_the_lengths_of_queries_and_keys_do_not_matter(qk_norm: boo
 @pytest.mark.parametrize("position", ["sinusoidal", "learned", "rope", "alibi", "none"])
 def test_the_future_cannot_change_the_past(position: str, mlp: str, norm: str, qk_norm: bool) -> None:
     """Another token at any place changes the logits there, and none before it, trained or not."""
-    model = tiny(position=position, mlp=mlp, norm=norm, qk_norm=qk_norm)
+    model = tiny_gpt(position=position, mlp=mlp, norm=norm, qk_norm=qk_norm)
     tokens = random_tokens(1, 12)
     changed = tokens.repeat(12, 1)
     places = torch.arange(12)
@@ -226,7 +208,7 @@ def test_initial_weights_are_those_of_the_table(
         "init": init,
         "tie_embeddings": tied,
     }
-    model = build_model(experiment(settings), 200)
+    model = build_model(model_experiment(settings), 200)
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.ones_(module.bias)
@@ -250,7 +232,7 @@ def test_initial_weights_are_those_of_the_table(
 
 
 def test_initial_weights_come_from_the_seed_alone() -> None:
-    settings = experiment({"position": "learned", "init": "gpt2"})
+    settings = model_experiment({"position": "learned", "init": "gpt2"})
     torch.manual_seed(1)
     first = build_new_model(settings, 11, seed=1).state_dict()
     torch.manual_seed(2)
@@ -261,12 +243,12 @@ def test_initial_weights_come_from_the_seed_alone() -> None:
 
 
 def test_a_new_modern_model_finds_every_token_as_likely() -> None:
-    model = build_new_model(experiment({"init": "modern"}), 11, seed=1)
+    model = build_new_model(model_experiment({"init": "modern"}), 11, seed=1)
     assert torch.equal(model(random_tokens(2, 5)), torch.zeros(2, 5, 11))
 
 
 def test_more_tokens_than_the_context_are_refused() -> None:
-    model = tiny()
+    model = tiny_gpt(context_length=12)
     assert model(random_tokens(1, 12)).shape == (1, 12, 11)
     with pytest.raises(ValueError, match="13 tokens, but the context holds 12"):
         model(random_tokens(1, 13))
@@ -282,7 +264,7 @@ def test_more_tokens_than_the_context_are_refused() -> None:
 )
 @pytest.mark.parametrize("grad", [True, False])
 def test_logits_are_as_wide_as_the_vocabulary_in_either_precision(model: dict[str, Any], grad: bool) -> None:
-    gpt = tiny(vocab_size=13, **model)
+    gpt = tiny_gpt(vocab_size=13, **model)
     tokens = random_tokens(3, 7, vocab_size=13)
     with torch.set_grad_enabled(grad):
         exact = gpt(tokens)
@@ -297,7 +279,7 @@ def test_logits_are_as_wide_as_the_vocabulary_in_either_precision(model: dict[st
 
 
 def test_dropout_drops_in_training_only() -> None:
-    model = tiny(dropout=0.5)
+    model = tiny_gpt(dropout=0.5)
     tokens = random_tokens(1, 12)
     assert torch.equal(model(tokens), model(tokens))
     model.train()
@@ -322,7 +304,7 @@ class OneBatch(BatchSampler):
 )
 def test_it_learns_one_batch_by_heart(optimizer: dict[str, Any], precision: torch.dtype) -> None:
     """Four windows of random tokens, through the loop's own update: below 0.05 nats a token."""
-    settings = experiment(
+    settings = model_experiment(
         {"context_length": 16, "n_embd": 32},
         optimizer=optimizer,
         training={"max_steps": 100, "batch_size": 4},

@@ -10,24 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptkit.experiment import Experiment
-from gptkit.model import GPT
-from gptkit.model.build import build_new_model
 from gptkit.model.positions import AlibiPosition, LearnedPosition, RotaryPosition, SinusoidalPosition
 from gptkit.plugins import ModelShape, PluginOptions, registry
+from tests.support.models import tiny_gpt
 
 POSITIONS = registry.names(registry.POSITIONS)
-
-
-def tiny(position: str, vocab_size: int = 11, **model: Any) -> GPT:
-    """A model with weights that matter everywhere; new modern ones give the same logits for every token."""
-    settings = {"context_length": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "position": position, **model}
-    gpt = build_new_model(Experiment.model_validate({"model": settings}), vocab_size, seed=1).eval()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(0, 0.3, generator=generator))
-    return gpt
 
 
 def rope(context_length: int = 16, head_size: int = 8, **options: float) -> RotaryPosition:
@@ -131,7 +118,7 @@ def test_alibi_has_the_slopes_of_press(n_head: int, slopes: list[float]) -> None
 
 def test_alibi_penalises_the_far_in_attention_and_never_lets_the_future_in() -> None:
     """With nothing else to go by, attention falls by exp(-slope) a step back, and is 0 ahead."""
-    gpt = tiny("alibi", vocab_size=16, n_layer=1, n_head=1, qk_norm=False)
+    gpt = tiny_gpt(position="alibi", vocab_size=16, n_layer=1, n_head=1, qk_norm=False)
     attention, seen = gpt.blocks[0].attention, []
     attention.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
     with torch.no_grad():
@@ -150,7 +137,7 @@ def test_alibi_penalises_the_far_in_attention_and_never_lets_the_future_in() -> 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("pieces", [[16], [3, 4, 2] + [1] * 7, [1] * 16, [9, 7]])
 def test_cached_logits_equal_uncached_ones(position: str, pieces: list[int]) -> None:
-    model = tiny(position)
+    model = tiny_gpt(position=position)
     tokens = torch.randint(11, (3, 16), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         wanted = model(tokens)
@@ -162,7 +149,7 @@ def test_cached_logits_equal_uncached_ones(position: str, pieces: list[int]) -> 
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_a_cache_can_be_cleared_and_used_again(position: str) -> None:
-    model = tiny(position)
+    model = tiny_gpt(position=position)
     first, second = torch.randint(11, (2, 1, 9), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         cache = model.new_cache(1)
@@ -174,7 +161,7 @@ def test_a_cache_can_be_cleared_and_used_again(position: str) -> None:
 @pytest.mark.parametrize("position", POSITIONS)
 def test_every_encoding_but_none_tells_the_order_of_what_was_read(position: str) -> None:
     """In one layer; a second one sees the order through the causal mask."""
-    model = tiny(position, n_layer=1)
+    model = tiny_gpt(position=position, n_layer=1)
     tokens = torch.tensor([[1, 2, 3, 4, 5], [3, 1, 2, 4, 5]])
     with torch.no_grad():
         logits = model(tokens)[:, -1]
