@@ -206,11 +206,11 @@ def test_json_has_settings_curves_and_groups(seeds: None, gptkit_command: Comman
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "here is none"),
-        (("a1",), "here is only a1"),
-        (("a1", "a1"), "here is only a1"),
+        ((), "found none"),
+        (("a1",), "found only a1"),
+        (("a1", "a1"), "found only a1"),
         (("a1", "nope"), "no run 'nope'"),
-        (("--where", "seed=99"), "here is none"),
+        (("--where", "seed=99"), "found none"),
     ],
 )
 def test_fewer_than_two_runs_are_refused(
