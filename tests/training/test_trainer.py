@@ -1,0 +1,134 @@
+"""The loop: which hook is called after which step, and why it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptkit.backend import Backend
+from gptkit.events import Event
+from gptkit.experiment import Experiment
+from gptkit.model.build import build_new_model
+from gptkit.training.budget import TrainingProgress
+from gptkit.training.setup import build_trainer
+from gptkit.training.trainer import Evaluation, StepPlan, StopReason, Trainer
+
+
+@dataclass
+class Recorded:
+    """Hooks that note each call, with the val losses that the evaluations are to have."""
+
+    trainer: Trainer
+    val_losses: list[float] = field(default_factory=list)
+    stop_after: int = 10**9
+    calls: list[str] = field(default_factory=list)
+
+    def evaluate(self) -> Evaluation:
+        self._note("evaluate")
+        return Evaluation(self.val_losses.pop(0) if self.val_losses else 1.0, 1.0)
+
+    def sample(self, step: int) -> None:
+        self._note("sample")
+
+    def save(self, progress: TrainingProgress) -> None:
+        assert progress is self.trainer.progress
+        self._note("save")
+
+    def stop_requested(self) -> bool:
+        return self.trainer.progress.step >= self.stop_after
+
+    def emit(self, event: Event) -> None:
+        self._note(type(event).__name__)
+
+    def _note(self, what: str) -> None:
+        self.calls.append(f"{self.trainer.progress.step} {what}")
+
+    def steps_of(self, what: str) -> list[int]:
+        return [int(call.split()[0]) for call in self.calls if call.endswith(f" {what}")]
+
+
+def trainer_of(**tables: Any) -> Trainer:
+    tables.setdefault("training", {})
+    experiment = Experiment.model_validate(
+        {
+            "model": {"context_length": 4, "n_embd": 8, "n_layer": 1, "n_head": 1},
+            "sampling": {"sample_interval": 0},
+            **tables,
+            "training": {"batch_size": 2, "max_steps": 8, "log_interval": 3, **tables["training"]},
+        }
+    )
+    ids = np.random.default_rng(1).integers(0, 5, 200).astype(np.uint8)
+    backend = Backend("cpu", "fp32", threads=1, compile=False)
+    return build_trainer(experiment, backend, build_new_model(experiment, 5, seed=1), ids, seed=1)
+
+
+def test_hooks_are_called_at_their_intervals_and_at_the_end() -> None:
+    trainer = trainer_of(
+        evaluation={"eval_interval": 4},
+        checkpoints={"checkpoint_interval": 5},
+        sampling={"sample_interval": 6},
+    )
+    hooks = Recorded(trainer, val_losses=[2.0, 3.0])
+    assert trainer.fit(hooks, StepPlan(None, 8)) is StopReason.LAST_STEP
+    assert trainer.progress.step == 8
+    assert hooks.steps_of("StepDone") == list(range(1, 9))
+    assert hooks.steps_of("StepFinished") == [3, 4, 6, 8]
+    assert hooks.steps_of("evaluate") == hooks.steps_of("EvaluationFinished") == [4, 8]
+    assert hooks.steps_of("sample") == [6, 8]
+    assert hooks.steps_of("save") == [4, 5, 8]  # a new best, the interval, the end
+
+
+def test_a_step_is_logged_and_evaluated_before_it_is_sampled_and_saved() -> None:
+    trainer = trainer_of(evaluation={"eval_interval": 2}, sampling={"sample_interval": 2})
+    hooks = Recorded(trainer)
+    trainer.fit(hooks, StepPlan(2, 8))
+    order = ["StepFinished", "evaluate", "EvaluationFinished", "StepDone", "sample", "save"]
+    assert [call.removeprefix("2 ") for call in hooks.calls if call.startswith("2 ")] == order
+
+
+def test_a_plan_can_ask_for_evaluations() -> None:
+    trainer = trainer_of(evaluation={"eval_interval": 100})
+    hooks = Recorded(trainer)
+    trainer.fit(hooks, StepPlan(7, None, evaluate_at={2, 5}))
+    assert hooks.steps_of("evaluate") == [2, 5]
+
+
+def test_a_request_to_stop_saves_the_step_that_was_made() -> None:
+    trainer = trainer_of(evaluation={"eval_interval": 100})
+    hooks = Recorded(trainer, stop_after=4)
+    assert trainer.fit(hooks, StepPlan(None, 8)) is StopReason.REQUESTED
+    assert hooks.calls[-2:] == ["4 StepDone", "4 save"]
+    assert trainer.fit(Recorded(trainer), StepPlan(None, 8)) is StopReason.LAST_STEP
+    assert trainer.progress.step == 8
+
+
+def test_evaluations_without_improvement_end_the_run() -> None:
+    trainer = trainer_of(evaluation={"eval_interval": 1, "stop_after_bad_evals": 2})
+    hooks = Recorded(trainer, val_losses=[1.0, 2.0, 0.5, 0.5, 0.6])
+    reason = trainer.fit(hooks, StepPlan(None, 8))
+    assert reason is StopReason.NO_IMPROVEMENT
+    assert reason.ends_run
+    assert (trainer.progress.step, trainer.progress.best_step) == (5, 3)
+    assert hooks.calls[-1] == "5 save"
+    again = Recorded(trainer)
+    assert trainer.fit(again, StepPlan(None, 8)) is StopReason.NO_IMPROVEMENT
+    assert again.calls == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "last"),
+    [
+        (StepPlan(None, None), None),
+        (StepPlan(3, None), 3),
+        (StepPlan(None, 8), 8),
+        (StepPlan(3, 8), 3),
+        (StepPlan(9, 8), 8),
+        (StepPlan(0, 8), 0),
+    ],
+    ids=str,
+)
+def test_a_plan_ends_with_the_earlier_of_its_steps(plan: StepPlan, last: int | None) -> None:
+    assert plan.last_step == last
