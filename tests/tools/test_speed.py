@@ -28,17 +28,17 @@ def test_what_needs_nobody_else_is_measured_and_the_rest_says_why_not(tmp_path: 
     only = "streams,tokenizer,light,whole"
     done = speed("--only", only, "--seconds", "0.01", "--blocks", "1", "--json")
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert "torch" in said["machine"]
-    rows = {row["what"]: row for row in said["rows"]}
-    assert [row["row"] for row in said["rows"]] == ["streams", "tokenizer", "light", "light", "whole"]
+    printed = json.loads(done.stdout)
+    assert "torch" in printed["machine"]
+    rows = {row["what"]: row for row in printed["rows"]}
+    assert [row["row"] for row in printed["rows"]] == ["streams", "tokenizer", "light", "light", "whole"]
     for row in rows.values():
         assert set(row) == {"row", "what", "target", "measured", "how", "met", "numbers"}
         assert (row["met"] is None) == row["measured"].startswith("skipped: ")
     assert rows["char tokenizer, ASCII text"]["numbers"]["encode"] > 0
     assert "no torch imported" in rows["`gptkit --help`"]["measured"]
-    assert "--nanogpt FOLDER" in said["rows"][0]["measured"]
-    assert "gptkit alone" in said["rows"][0]["measured"]
+    assert "--nanogpt FOLDER" in printed["rows"][0]["measured"]
+    assert "gptkit alone" in printed["rows"][0]["measured"]
 
 
 def test_the_table_is_markdown_where_it_is_wanted_and_a_row_that_is_unknown_is_named() -> None:

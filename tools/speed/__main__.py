@@ -1,4 +1,4 @@
-"""python -m tools.speed: measures the rows, prints the table."""
+"""python -m tools.speed: measures the rows and prints the table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import commands, sampling, text, training
 from .contest import Options
 from .report import Finding, SkippedError, as_json, machine, table
 
-# Name on the command line -> what measures it, and what it is called where it is skipped
+# Name on the command line -> the function that measures it, and its title if it is skipped
 ROWS: dict[str, tuple[Callable[[Options], list[Finding]], str]] = {
     "train": (training.nanogpt_shape, "training, nanoGPT's CPU shape"),
     "baseline": (training.baseline, "training, baseline.toml"),
@@ -31,13 +31,13 @@ ROWS: dict[str, tuple[Callable[[Options], list[Finding]], str]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0, whether targets are met or not; 1 where a row failed, 2 for a row that does not exist."""
-    said = _parser().parse_args(arguments)
-    rows = said.only.split(",") if said.only else list(ROWS)
+    """Exit code: 0, whether targets are met or not; 1 if a row failed, 2 for a row that does not exist."""
+    parsed = _parser().parse_args(arguments)
+    rows = parsed.only.split(",") if parsed.only else list(ROWS)
     if unknown := [row for row in rows if row not in ROWS]:
-        print(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}", file=sys.stderr)
+        print(f"no row {', '.join(unknown)}; the rows are {', '.join(ROWS)}", file=sys.stderr)
         return 2
-    options = Options(said.nanogpt, said.seconds, said.blocks, said.seeds, said.gpu_batch)
+    options = Options(parsed.nanogpt, parsed.seconds, parsed.blocks, parsed.seeds, parsed.gpu_batch)
     found: dict[str, Sequence[Finding]] = {}
     failed = False
     for row in rows:
@@ -51,29 +51,33 @@ def main(arguments: Sequence[str]) -> int:
             traceback.print_exc()
             found[row] = [Finding(what, "-", "failed: see the traceback")]
             failed = True
-    if said.json:
+    if parsed.json:
         print(as_json(found))
     else:
         print(machine(), end="\n\n")
-        print(table([finding for findings in found.values() for finding in findings], markdown=said.markdown))
+        print(
+            table([finding for findings in found.values() for finding in findings], markdown=parsed.markdown)
+        )
     return int(failed)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.speed",
-        description="Measures gptkit's targets of speed on this machine. Leave it alone meanwhile.",
+        description="Measures gptkit's speed against its targets. The machine should be idle.",
         epilog=f"Rows: {', '.join(ROWS)}.",
     )
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a checkout of nanoGPT")
-    parser.add_argument("--only", default="", metavar="ROW,ROW", help="these rows")
-    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of each block (4)")
-    parser.add_argument("--blocks", type=int, default=5, metavar="N", help="of each contestant (5)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="of rows that train to the end (1)")
+    parser.add_argument("--only", default="", metavar="ROW,ROW", help="measure only these rows")
+    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="seconds per block (4)")
+    parser.add_argument("--blocks", type=int, default=5, metavar="N", help="blocks per contestant (5)")
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="seeds of the rows that train to the end (1)"
+    )
     parser.add_argument("--gpu-batch", type=int, default=32, metavar="N", help="sequences on the GPU (32)")
-    looks = parser.add_mutually_exclusive_group()
-    looks.add_argument("--markdown", action="store_true", help="the table for a README")
-    looks.add_argument("--json", action="store_true", help="for programs")
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    formats.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The classic small script that many people start from, as it is usually written: fp32, attention by hand."""
+"""The classic small training script that many people start from: fp32, attention written out."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from .contest import Options, environment, timed
 from .report import Finding, SkippedError
-from .runs import record, text_is_here, train, train_command
+from .runs import find_text, record, train, train_command
 
 # The CPU recipe of nanoGPT's README
 _RECIPE = [
@@ -31,7 +31,7 @@ _VAL = 0.1  # the last tenth of the text
 
 def whole_command(options: Options) -> list[Finding]:
     """shakespeare_quick.toml and nanoGPT's command: one run before it, one after it."""
-    text, source = text_is_here(), options.nanogpt_folder()
+    text, source = find_text(), options.nanogpt_folder()
     ours: list[tuple[float, float]] = []  # seconds, loss
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -46,8 +46,8 @@ def whole_command(options: Options) -> list[Finding]:
             "≤ 1/10 of nanoGPT's, at no higher loss",
             f"1/{seconds / mean:.1f}: {' and '.join(f'{wall:.1f}' for wall, _ in ours)} s, loss "
             f"{' and '.join(f'{found:.4f}' for _, found in ours)}; nanoGPT {seconds:.1f} s, loss {loss:.4f}",
-            "wall seconds of both processes, two seeds of gptkit around nanoGPT's CPU recipe; losses of what "
-            f"each saved, context {_CONTEXT}, windows side by side over the last tenth of the text",
+            "wall seconds of both processes, two seeds of gptkit around nanoGPT's CPU recipe; losses of the "
+            f"saved models, context {_CONTEXT}, consecutive windows over the last tenth of the text",
             mean <= seconds / 10 and worst <= loss,
             {"gptkit_seconds": mean, "gptkit_loss": worst, "nanogpt_seconds": seconds, "nanogpt_loss": loss},
         )
@@ -66,7 +66,7 @@ def _ours(folder: Path, *, seed: int, text: Path) -> tuple[float, float]:
 
 
 def _nanogpt(folder: Path, source: Path, text: Path) -> tuple[float, float]:
-    """Its whole command in a copy of its folder: wall seconds, and the loss of what it saved."""
+    """nanoGPT's whole command in a copy of its folder: wall seconds, and the loss of the saved model."""
     import torch
 
     from gptkit.experiment import experiment_from_dict
@@ -74,9 +74,9 @@ def _nanogpt(folder: Path, source: Path, text: Path) -> tuple[float, float]:
     from .contestants import nanogpt_model
 
     if not (source / "train.py").is_file():
-        raise SkippedError(f"{source} is no nanoGPT: it has no train.py")
-    kept_out = shutil.ignore_patterns(".git", "out-*", "*.bin", "*.pkl")
-    shutil.copytree(source, folder, ignore=kept_out)
+        raise SkippedError(f"{source} is not a checkout of nanoGPT: it has no train.py")
+    ignored = shutil.ignore_patterns(".git", "out-*", "*.bin", "*.pkl")
+    shutil.copytree(source, folder, ignore=ignored)
     val = _prepare(folder / "data" / "shakespeare_char", text.read_text(encoding="utf-8"))
     seconds = timed([sys.executable, *_RECIPE], folder)
     kept = torch.load(folder / "out-shakespeare-char" / "ckpt.pt", map_location="cpu", weights_only=True)
@@ -95,7 +95,7 @@ def _nanogpt(folder: Path, source: Path, text: Path) -> tuple[float, float]:
 
 
 def _prepare(folder: Path, text: str) -> np.ndarray[Any, Any]:
-    """Leaves the files that its prepare.py would make of this text; returns the ids of the val split."""
+    """Writes the files of nanoGPT's prepare.py for this text; returns the ids of the val split."""
     characters = sorted(set(text))
     numbers = {character: number for number, character in enumerate(characters)}
     ids = np.array([numbers[character] for character in text], dtype=np.uint16)
@@ -108,7 +108,7 @@ def _prepare(folder: Path, text: str) -> np.ndarray[Any, Any]:
 
 
 def full_loss(logits_of: Callable[[Any, Any], Any], ids: np.ndarray[Any, Any]) -> float:
-    """Mean nats a token over all whole windows of the context, side by side."""
+    """Mean nats per token over all whole windows of the context, without overlap."""
     import torch
     import torch.nn.functional as F
 
@@ -157,8 +157,8 @@ def _range(numbers: list[float], digits: int) -> str:
 
 
 def first_update(options: Options) -> list[Finding]:
-    """From the start of the process to the line that records step 1, beside the import of torch."""
-    text_is_here()
+    """From the start of the process to the line that records step 1, compared with the import of torch."""
+    find_text()
     command, torch = [], []
     for _ in range(options.blocks):
         with tempfile.TemporaryDirectory() as place:
@@ -191,7 +191,7 @@ def _import_torch() -> float:
 
 
 def light_commands(options: Options) -> list[Finding]:
-    """The commands that answer at once."""
+    """The commands that need no torch."""
     return [_light(words, options) for words in (["--help"], ["datasets", "list"])]
 
 

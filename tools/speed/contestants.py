@@ -1,7 +1,7 @@
-"""Those who are measured: each is a context in which a piece of work can be done again and again.
+"""The programs that are measured: each is a context that returns a function to call repeatedly.
 
-A piece of work says how many tokens it came to. Tokens are random, which changes no speed; batches are
-gathered as each program does it.
+A call returns the number of tokens that it processed. Tokens are random, which does not change the speed;
+each program collects its batches in its own way.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def experiment_of(name: str, batch_size: int | None = None) -> Experiment:
 def gptkit_training(
     experiment: str, vocab_size: int = VOCABULARY, batch_size: int | None = None, peak: bool = False
 ) -> Iterator[Work]:
-    """The trainer's own update, as `gptkit train` calls it; beside it, if wanted, what its peak would be."""
+    """The trainer's step, as in `gptkit train`; with `peak`, also the FLOP per token and the peak FLOP/s."""
     settings = experiment_of(experiment, batch_size)
     backend = choose_backend(settings.training)
     with computing(backend):
@@ -86,7 +86,7 @@ def gptkit_training(
 
 @contextmanager
 def nanogpt_training(folder: str, experiment: str, vocab_size: int = VOCABULARY) -> Iterator[Work]:
-    """A step as nanoGPT's train.py does it on a CPU: fp32, the next batch before the backward pass."""
+    """A step of nanoGPT's train.py on a CPU: fp32, the next batch before the backward pass."""
     settings = experiment_of(experiment)
     model = nanogpt_model(folder, settings, vocab_size)
     adam = _nanogpt_optimizer(model, settings, "cpu")
@@ -112,7 +112,7 @@ def nanogpt_training(folder: str, experiment: str, vocab_size: int = VOCABULARY)
 
 @contextmanager
 def nanogpt_gpu_training(folder: str, batch_size: int) -> Iterator[Work]:
-    """A step as nanoGPT's train.py does it on a GPU: compiled, bf16 autocast, TF32, a pinned batch ahead."""
+    """A step of nanoGPT's train.py on a GPU: compiled, bf16 autocast, TF32, a pinned batch ahead."""
     settings = experiment_of("gpt2", batch_size)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     model = nanogpt_model(folder, settings, 50304).to("cuda")
@@ -143,10 +143,10 @@ def nanogpt_gpu_training(folder: str, batch_size: int) -> Iterator[Work]:
 
 @contextmanager
 def transformers_training(experiment: str, precision: str) -> Iterator[Work]:
-    with _transformers(experiment, precision) as (rival, settings):
+    with _transformers(experiment, precision) as (baseline, settings):
 
         def work() -> Done:
-            rival.step()
+            baseline.step()
             return Done(settings.tokens_per_step)
 
         yield work
@@ -177,7 +177,7 @@ def classic_training(experiment: str) -> Iterator[Work]:
 
 @contextmanager
 def gptkit_sampling(experiment: str, streams: int, count: int, text: bool = False) -> Iterator[Work]:
-    """As `gptkit generate` writes: tokens alone, or with the tokenizer, as pieces of text."""
+    """As `gptkit generate`: tokens alone, or with `text` the tokenizer too, as pieces of text."""
     settings = experiment_of(experiment)
     sampling = SAMPLING.model_copy(update={"max_new_tokens": count})
     tokenizer = CharTokenizer([chr(48 + number) for number in range(VOCABULARY)])
@@ -204,7 +204,7 @@ LONG = {
 
 @contextmanager
 def gptkit_long() -> Iterator[Work]:
-    """2000 tokens after a prompt that fills the context of 256; the rates of two stretches of them."""
+    """2000 tokens after a prompt that fills the context of 256; the rates of two parts of them."""
     model = build_new_model(experiment_from_dict(LONG), VOCABULARY, seed=0)
     prompt = torch.zeros(1, 256, dtype=torch.int64)
     sampling = SAMPLING.model_copy(update={"max_new_tokens": 2000})
@@ -235,10 +235,10 @@ def nanogpt_sampling(folder: str, experiment: str, prompt: int, count: int) -> I
 
 @contextmanager
 def transformers_sampling(experiment: str, precision: str, count: int) -> Iterator[Work]:
-    with _transformers(experiment, precision) as (rival, _):
+    with _transformers(experiment, precision) as (baseline, _):
 
         def work() -> Done:
-            rival.sample(1, count, SAMPLING)
+            baseline.sample(1, count, SAMPLING)
             return Done(count)
 
         yield work
@@ -248,7 +248,7 @@ def transformers_sampling(experiment: str, precision: str, count: int) -> Iterat
 def _transformers(experiment: str, precision: str) -> Iterator[tuple[Transformers, Experiment]]:
     settings = experiment_of(experiment)
     if importlib.util.find_spec("transformers") is None:
-        raise SkippedError("transformers is not installed here")
+        raise SkippedError("transformers is not installed")
     with quiet_transformers():
         yield Transformers(settings, choose_backend(settings.training), VOCABULARY, precision), settings
 
@@ -258,7 +258,7 @@ def nanogpt_model(folder: str, experiment: Experiment, vocab_size: int) -> Any:
     file = Path(folder) / "model.py"
     spec = importlib.util.spec_from_file_location("nanogpt_model", file)
     if not file.is_file() or spec is None or spec.loader is None:
-        raise SkippedError(f"{folder} is no nanoGPT: it has no model.py")
+        raise SkippedError(f"{folder} is not a checkout of nanoGPT: it has no model.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -290,7 +290,7 @@ def _token_file(vocab_size: int) -> Iterator[Path]:
 
 
 def nanogpt_batch(path: Path, batch_size: int, context: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What its get_batch does: the file mapped anew, windows at random, converted one by one."""
+    """As its get_batch: maps the file anew, takes random windows, converts them one by one."""
     tokens = np.memmap(path, dtype=np.uint16, mode="r")
     starts = [int(start) for start in torch.randint(len(tokens) - context, (batch_size,))]
     inputs, targets = (

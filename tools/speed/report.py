@@ -1,4 +1,4 @@
-"""What a row found, and the table of all rows: for a terminal, for a README, for programs."""
+"""The findings of a row, and the table of all rows: for a terminal, in Markdown, in JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field
 
 
 class SkippedError(Exception):
-    """A row that cannot be measured here; the message says why."""
+    """A row that cannot be measured on this machine; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table. `met` is None where nothing was measured."""
+    """One line of the table. `met` is None if nothing was measured."""
 
     what: str
     target: str
@@ -30,7 +30,7 @@ _MET = {True: "yes", False: "no", None: "-"}
 
 
 def machine() -> str:
-    """What the numbers were measured on."""
+    """The machine and versions of the measurement."""
     import torch
 
     from gptkit.backend import choose_backend, fingerprint
@@ -70,5 +70,5 @@ def as_json(findings: dict[str, Sequence[Finding]]) -> str:
 
 
 def count(number: float) -> str:
-    """A rate for people: three digits, with separators."""
+    """A rate with three digits and separators."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

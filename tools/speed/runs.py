@@ -1,4 +1,4 @@
-"""`gptkit train` as a process, as the rows about whole runs use it."""
+"""Runs `gptkit train` as a process, for the rows about whole runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .contest import ROOT, timed
 from .report import SkippedError
 
 
-def text_is_here() -> Path:
+def find_text() -> Path:
     """Tiny Shakespeare, in a data folder. Raises SkippedError; nothing is downloaded."""
     folders = [Path(os.environ["GPTKIT_DATA_DIR"])] if "GPTKIT_DATA_DIR" in os.environ else []
     for folder in (*folders, ROOT / "data"):
@@ -21,8 +21,8 @@ def text_is_here() -> Path:
         if path.is_file():
             return path.resolve()
     raise SkippedError(
-        "Tiny Shakespeare is not here; `gptkit datasets fetch shakespeare` brings it, or GPTKIT_DATA_DIR "
-        "names the folder that has it"
+        "Tiny Shakespeare is missing: run `gptkit datasets fetch shakespeare`, or set GPTKIT_DATA_DIR to the "
+        "folder that contains it"
     )
 
 
@@ -38,7 +38,7 @@ def train_command(
     words = [*("train", str(ROOT / "experiments" / f"{experiment}.toml"), "--seed", str(seed))]
     words += [
         "--data-dir",
-        str(text_is_here().parent),
+        str(find_text().parent),
         "--runs-dir",
         str(folder / "runs"),
         "--backend",

@@ -1,21 +1,20 @@
-"""Rows about writing: one stream, many streams, texts longer than the context."""
+"""Rows about generation: one stream, many streams, texts longer than the context."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from .contest import Contestant, Options, compete
+from .contest import Contestant, Options, compare, compete, nanogpt, transformers
 from .report import Finding, count
-from .versus import compare, nanogpt, transformers
 
-_WITHIN = 63  # tokens after one: all that nanoGPT's CPU model has context for
-_DEFAULT = 500  # what nanoGPT's sample.py writes
+_WITHIN = 63  # tokens after the first: they fill the context of nanoGPT's CPU model
+_DEFAULT = 500  # the default of nanoGPT's sample.py
 _PAST = 40  # tokens of nanoGPT past the context
 _NANO = {"experiment": "nanogpt"}
 
 
 def one_stream(options: Options) -> list[Finding]:
-    """Within the context, where transformers can follow; then as many as nanoGPT's sample.py writes."""
+    """Within the context, the limit of transformers; then the default of nanoGPT's sample.py."""
     what = "sampling one stream, nanoGPT's CPU model"
     _, lines = compare(
         f"{what}, {_WITHIN} tokens",
@@ -33,7 +32,7 @@ def one_stream(options: Options) -> list[Finding]:
         options,
     )
     ((_, text),) = compete([_gptkit(streams=1, count=_DEFAULT, text=True)], options)
-    note = f"; with the tokenizer, as pieces of text, gptkit writes {count(text.tokens)} tokens/s"
+    note = f"; with the tokenizer, as pieces of text, gptkit generates {count(text.tokens)} tokens/s"
     return [*lines, *(replace(line, how=line.how + note) if line.how else line for line in longer)]
 
 
@@ -46,22 +45,22 @@ def many_streams(options: Options) -> list[Finding]:
 
 
 def past_the_context(options: Options) -> list[Finding]:
-    """2000 tokens after a prompt that fills the context: every one of them is past it."""
+    """2000 tokens after a prompt that fills the context, so that all are past it."""
     what = "sampling past the context: 2000 tokens at context 256, 6 layers, width 384"
     note = f"nanoGPT over {_PAST} tokens past the context, where each costs the same"
-    rival = nanogpt(
+    other = nanogpt(
         *(options, "nanogpt_sampling", 10.0), note=note, experiment="long", prompt=256, count=_PAST
     )
-    ours, lines = compare(what, Contestant("gptkit_long"), [rival], options)
+    ours, lines = compare(what, Contestant("gptkit_long"), [other], options)
     early, late = ours.details["early"], ours.details["late"]
     growth = early / late - 1
     return [
         *lines,
         Finding(
-            "cost of a token as that text grows",
+            "cost per token as that text grows",
             "does not grow",
             f"{growth:+.1%} ({count(early)} tokens/s from 300 to 1100, {count(late)} from 1200 to 2000)",
-            "medians; up to 5 % is taken for noise",
+            "medians; up to 5 % counts as noise",
             growth <= 0.05,
             {"early": early, "late": late},
         ),

@@ -1,4 +1,4 @@
-"""The row about the tokenizer."""
+"""The row about the char tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .report import Finding
 
 _MEGABYTES = 64
 
-# Runs in a process of its own, so that its peak of memory is that of this work alone
+# Runs in its own process, so that its peak memory is that of this work alone
 _PROGRAM = """
 import json, resource, sys, time
 import numpy as np
@@ -20,7 +20,7 @@ from gptkit.plugins import Splits
 from gptkit.tokenizers.char import CharTokenizer
 
 def peak():
-    try:  # of this program alone: what getrusage tells on Linux begins with the process that started it
+    try:  # of this program alone: on Linux, getrusage includes the process that started it
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     except OSError:
@@ -67,8 +67,8 @@ def tokenizer(options: Options) -> list[Finding]:
             "char tokenizer, ASCII text",
             "≥ 200 MB/s, memory ≤ 4x the text",
             f"{encode:,.0f} MB/s, memory {memory:.1f}x ({both:,.0f} MB/s with learning the characters)",
-            f"{_MEGABYTES} MB in a process of its own, median of {options.blocks}; memory: growth of its "
-            "peak, the text itself included",
+            f"{_MEGABYTES} MB in a process of its own, median of {options.blocks}; memory: growth of the "
+            "peak, including the text",
             encode >= 200 and memory <= 4,
             medians,
         )

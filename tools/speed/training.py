@@ -1,4 +1,4 @@
-"""Rows about training: tokens a second beside others, equal losses, the GPU."""
+"""Rows about training: tokens per second against baselines, equal losses, the GPU."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import json
 import tempfile
 from pathlib import Path
 
-from .contest import Contestant, Options
+from .contest import Baseline, Contestant, Options, compare, nanogpt, transformers
 from .report import Finding, SkippedError, count
-from .runs import text_is_here, train
-from .versus import Rival, compare, nanogpt, transformers
+from .runs import find_text, train
 
 
 def nanogpt_shape(options: Options) -> list[Finding]:
     """The same architecture, batch and optimizer as nanoGPT's CPU recipe."""
     shape = {"experiment": "nanogpt"}
-    rivals = [
+    others = [
         nanogpt(options, "nanogpt_training", 3.0, **shape),
         transformers("transformers_training", 2.5, **shape),
     ]
-    return compare("training, nanoGPT's CPU shape", Contestant("gptkit_training", shape), rivals, options)[1]
+    return compare("training, nanoGPT's CPU shape", Contestant("gptkit_training", shape), others, options)[1]
 
 
 def baseline(options: Options) -> list[Finding]:
     """The classic small script, at its own defaults."""
     shape = {"experiment": "baseline"}
-    classic = Rival("the classic script", 5.0, lambda: [Contestant("classic_training", shape)])
+    classic = Baseline("the classic script", 5.0, lambda: [Contestant("classic_training", shape)])
     return compare("training, baseline.toml", Contestant("gptkit_training", shape), [classic], options)[1]
 
 
@@ -35,8 +34,8 @@ def precision(options: Options) -> list[Finding]:
     from gptkit.experiment.schema import TrainingSettings
 
     if choose_backend(TrainingSettings(backend="cpu")).precision != "bf16":
-        raise SkippedError("this processor computes in fp32")
-    text_is_here()
+        raise SkippedError("this processor has no fast bf16")
+    find_text()
     steps = (200, 400, 600)
     differences: dict[int, list[float]] = {step: [] for step in steps}
     for seed in range(1, options.seeds + 1):
@@ -62,12 +61,12 @@ def gpu(options: Options) -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        raise SkippedError("no CUDA device here")
+        raise SkippedError("no CUDA device")
     batch = options.gpu_batch
     what = f"training, GPT-2 124M, context 1024, batch {batch}, {torch.cuda.get_device_name()}"
     shape = {"experiment": "gpt2", "vocab_size": 50304, "batch_size": batch, "peak": True}
-    rival = nanogpt(options, "nanogpt_gpu_training", 1.2, note="compiled, bf16 autocast", batch_size=batch)
-    ours, lines = compare(what, Contestant("gptkit_training", shape), [rival], options)
+    other = nanogpt(options, "nanogpt_gpu_training", 1.2, note="compiled, bf16 autocast", batch_size=batch)
+    ours, lines = compare(what, Contestant("gptkit_training", shape), [other], options)
     share = ours.tokens * ours.details["flops_per_token"] / ours.details["peak"]
     return [
         Finding(

@@ -1,6 +1,6 @@
-"""One contestant in a process: python -m tools.speed.worker NAME ARGUMENTS
+"""Runs one contestant in a process: python -m tools.speed.worker NAME ARGUMENTS
 
-Reads a number of seconds from each line of standard input, works that long, and answers with a line of JSON.
+Reads a number of seconds from each line of standard input, works that long, and prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .report import SkippedError
 
 
 def main(name: str, arguments: str) -> None:
-    # What a contestant prints goes to standard error: standard output is for the answers
+    # Output of the contestant goes to standard error: standard output is for the answers
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     try:
