@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from pydantic import Field
 
 from gptkit.errors import GptkitWarning, PluginError
 from gptkit.experiment import experiment_from_dict
-from gptkit.plugins import registry
+from gptkit.plugins import PluginOptions, registry
+from gptkit.plugins.registry import PluginOption, options_of
 from gptkit.runs import find_run
 from tests.support import Command, Install, write_record
 from tests.support.third_party import TOKENIZER
@@ -319,3 +322,22 @@ def test_a_run_that_does_not_say_what_packages_it_had_writes_all_the_same(
     written = gptkit_command("generate", run.id, "-n", 3)
     assert written.code == 0
     assert ("an unrecorded package in training" in written.err) == isinstance(plugins, list)
+
+
+def test_the_kinds_of_options_are_described_in_words() -> None:
+    class Options(PluginOptions):
+        count: int = Field(default=3, ge=1, le=1_000_000)
+        name: str | None = None
+        way: Literal["up", "down"] = Field(default="up", description="Which way.")
+        words: list[str] = Field(min_length=1)
+
+    class Plugin:
+        pass
+
+    Plugin.Options = Options  # type: ignore[attr-defined]
+    assert list(options_of(Plugin)) == [
+        PluginOption("count", "integer, >= 1, <= 1,000,000", 3, False, ""),
+        PluginOption("name", "string", None, False, ""),
+        PluginOption("way", '"up" or "down"', "up", False, "Which way."),
+        PluginOption("words", "list of strings", None, True, ""),
+    ]
