@@ -102,11 +102,21 @@ class Metrics:
         return [rows[step] for step in sorted(rows)]
 
     def last_step(self) -> int:
-        """The step of the last line; 0 where it is no row. Raises OSError."""
-        for line in self._lines_from_the_end():
-            row = parse_row(line)
-            return row["step"] if row else 0
-        return 0
+        """The step of the last row; 0 where there is none near the end of the file. Raises OSError."""
+        rows = (parse_row(line) for line in self._lines_from_the_end())
+        return next((int(row["step"]) for row in rows if row), 0)
+
+    def best(self) -> tuple[float, float | None] | None:
+        """The lowest val loss and its bits per byte, in one pass. Raises OSError."""
+        best = None
+        for line in self.lines():
+            if b'"val_loss"' not in line:  # most lines; parsing them takes far longer than reading them
+                continue
+            row = parse_row(line) or {}
+            loss = _number(row.get("val_loss"))
+            if loss is not None and (best is None or loss < best[0]):
+                best = loss, _number(row.get("bits_per_byte"))
+        return best
 
     def last_values(self, names: Iterable[str]) -> dict[str, float]:
         """The last value of each name, of those near the end of the file. Raises OSError."""

@@ -250,11 +250,8 @@ def _under(flat: Settings, table: str) -> dict[str, Value]:
 def _reached(run: Run) -> tuple[int, float | None, float | None]:
     """The last step, best val loss and its bits per byte, which run.json has only when a run has ended."""
     with suppress(OSError):
-        curves = run.metrics_log.curves(("val_loss",))
-        val = curves["val_loss"]
-        if val:
-            return curves.last_step, val.values[val.best], val.bits_per_byte[val.best]
-        return curves.last_step, None, None
+        best, bits = run.metrics_log.best() or (None, None)
+        return run.metrics_log.last_step(), best, bits
     return 0, None, None
 
 

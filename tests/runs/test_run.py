@@ -245,8 +245,8 @@ def test_lines_of_one_step_are_merged_and_the_later_value_counts(tmp_path: Path)
     [
         ('{"step": 9}\n{"step": 4}\n', 4),  # resumed from before, and cut off again
         ("", 0),
-        ('{"step": 9}\n{"loss": 1}\n', 0),
-        ('{"step": 9}\n[9]\n', 0),
+        ('{"step": 9}\n{"loss": 1}\n', 9),
+        ('{"step": 9}\n[9]\n', 9),
         ('{"step": "9"}\n', 0),
         ('{"step": %s}\n' % ("9" * 30), 0),
     ],
