@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 
 from gptkit.runs import Run, run_ids
-from tools.soak import EXPERIMENT, STEPS, outcome
+from tools.soak import EXPERIMENT, STEPS
 from tools.support import argument_parser, processes, small_text
+from tools.support.outcome import outcome
 
 BOTH = [0, 7]  # exit codes: one continues, for the other the run is in use
 

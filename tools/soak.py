@@ -10,7 +10,6 @@ all steps must equal those of an undisturbed run. Prints statistics; exit code 1
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -25,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.errors import GptkitError
-from gptkit.runs import Run, list_steps, run_ids, step_folder
-from gptkit.runs.checkpoint import MODEL, OPTIMIZER, load_checkpoint
+from gptkit.runs import Run, list_steps, run_ids
+from gptkit.runs.checkpoint import load_checkpoint
 from tools.support import argument_parser, processes, restore_sigint, small_text
+from tools.support.outcome import outcome
 from tools.support.processes import EVALUATING, PRUNING, SAVING, SIGNALS, STARTING, Child
 
 STEPS = 60
@@ -80,22 +80,6 @@ class Figures:
     lost: int = 0
     before_gptkit: int = 0  # signals that arrived before gptkit was imported
     violations: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a run, to the bit."""
-
-    model: str
-    optimizer: str
-    losses: tuple[tuple[int, float | None, float | None], ...]
-
-
-def outcome(run: Run) -> Outcome:
-    newest = step_folder(run.checkpoints, STEPS)
-    hashes = [hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in (MODEL, OPTIMIZER)]
-    rows = [(row["step"], row.get("train_loss"), row.get("val_loss")) for row in run.metrics()]
-    return Outcome(hashes[0], hashes[1], tuple(rows))
 
 
 class Soak:

@@ -32,11 +32,12 @@ from gptkit.data.datasets import shakespeare
 from gptkit.errors import GptkitError
 from gptkit.plugins import DataFolders
 from gptkit.report import page
-from gptkit.runs import Run, list_steps, run_ids, step_folder
-from gptkit.runs.checkpoint import MODEL, OPTIMIZER, load_checkpoint
+from gptkit.runs import Run, list_steps, run_ids
+from gptkit.runs.checkpoint import MODEL, load_checkpoint
 from gptkit.training import session
 from tools.support import argument_parser, small_text
 from tools.support.disks import ALL_LOST, DATA_LOST, SOME_LOST, ForgetfulDisk, Forgetting, disk_that_fails
+from tools.support.outcome import Outcome, outcome
 
 STEPS = 6
 EXPERIMENT = f"""\
@@ -114,13 +115,6 @@ def gptkit(*arguments: str) -> int:
 # Training
 
 
-def outcome(run: Run) -> tuple[object, ...]:
-    """Weights, optimizer and losses of a finished run, to the bit."""
-    newest = step_folder(run.checkpoints, STEPS)
-    hashes = [hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in (MODEL, OPTIMIZER)]
-    return (*hashes, [(row["step"], row.get("train_loss"), row.get("val_loss")) for row in run.metrics()])
-
-
 def the_run() -> Run | None:
     ids = run_ids(Path("runs"))
     return Run(Path("runs", ids[0])) if ids else None
@@ -147,7 +141,7 @@ def prepare_resume(workspace: Path) -> None:
             file.write(b'{"step": 4, "train_lo')
 
 
-def check_training(workspace: Path, committed: set[int], wanted: tuple[object, ...]) -> Iterator[str]:
+def check_training(workspace: Path, committed: set[int], wanted: Outcome) -> Iterator[str]:
     with working_in(workspace):
         run = the_run()
         steps = list_steps(run.checkpoints) if run else []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from gptkit.experiment import Experiment, experiment_from_dict
 from gptkit.runs import Run
+from tools.support.outcome import outcome
 
 TEXT = "".join(f"{n} times {n + 3} makes {n * (n + 3)}; so it goes.\n" for n in range(700))
 
@@ -28,11 +28,8 @@ def experiment(**changes: dict[str, Any]) -> Experiment:
 
 def hashes(run: Run) -> tuple[str, str]:
     """SHA-256 of the weights and of the optimizer of the newest checkpoint."""
-    newest = max(run.checkpoints.glob("step-*"))
-    return tuple(  # type: ignore[return-value]
-        hashlib.sha256((newest / f"{name}.safetensors").read_bytes()).hexdigest()
-        for name in ("model", "optimizer")
-    )
+    result = outcome(run)
+    return result.model, result.optimizer
 
 
 def losses(run: Run) -> list[tuple[int, float, float | None]]:
