@@ -7,7 +7,7 @@ signal that stopped it. Imports rich only for a terminal, and no torch until a t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def training_context(
     from gptkit.data.catalog import data_folders
     from gptkit.training.setup import RunContext
 
-    with training_view(quiet=quiet, as_json=as_json, stop_requested=stop) as view:
+    with _view(stop, quiet=quiet, as_json=as_json) as view:
         yield RunContext(
             runs_folder=runs_dir,
             folders=data_folders(data_dir),
@@ -40,12 +40,10 @@ def training_context(
 
 
 @contextmanager
-def training_view(
-    *, quiet: bool = False, as_json: bool = False, stop_requested: Callable[[], object] = str
-) -> Iterator[events.Listener]:
+def _view(stop: StopFlag, *, quiet: bool, as_json: bool) -> Iterator[events.Listener]:
     """Live on a terminal, plain lines elsewhere, JSON for programs, only warnings if `quiet`."""
     if quiet:
-        yield warnings_only
+        yield _warnings_only
     elif as_json:
         from gptkit.cli.display.json import JsonView
 
@@ -53,7 +51,7 @@ def training_view(
     elif sys.stdout.isatty():
         from gptkit.cli.display.live import live_view
 
-        with live_view(stop_requested) as view:
+        with live_view(stop) as view:
             yield view
     else:
         from gptkit.cli.display.plain import PlainView
@@ -61,7 +59,7 @@ def training_view(
         yield PlainView()
 
 
-def warnings_only(event: events.Event) -> None:
+def _warnings_only(event: events.Event) -> None:
     if isinstance(event, events.Warned):
         warn(event.message)
 

@@ -195,7 +195,7 @@ def _unknown(family: str, name: str, known: Iterable[str]) -> str:
         )
     return (
         f"no {KINDS[family]} is called {name!r}{nearest(name, known) or '.'} "
-        f"Installed: {', '.join(known)}. Another one comes with the package that brings it."
+        f"Installed: {', '.join(known)}. To use another one, install its package."
     )
 
 

@@ -305,7 +305,7 @@ def test_what_a_run_says_of_its_packages_is_shown_only_where_it_is_a_package(
         refused = gptkit_command("generate", run.id)
         assert refused.code == 3
         assert refused.err.count("\n") == 1
-        assert refused.err.endswith("Another one comes with the package that brings it.\n")
+        assert refused.err.endswith("To use another one, install its package.\n")
     plugin |= {"distribution": "Fancy_thing.2", "version": "1.2rc1.post2.dev3+local.1"}
     write_record(run, record)
     refused = gptkit_command("generate", run.id)

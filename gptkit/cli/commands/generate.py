@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,25 +140,29 @@ def generate(
     shown_loss = f", val loss {loss:.4f}" if isinstance(loss, float) else ""
     log(f"{folder.id}, step {loaded.checkpoint.step}{shown_loss}; seed {seed}")
     started = time.monotonic()
-    begin = text if echo else ""
     pieces = generate_text(model, tokenizer, ids, settings, seed=seed, num_samples=num_samples)
-    if num_samples == 1:
-        write_text(begin)
-        for _, piece in pieces:
-            write_text(piece)
-    else:
-        texts = [begin] * num_samples
-        for number, piece in pieces:
-            texts[number] += piece
-        for number, text in enumerate(texts):
-            log(f"sample {number + 1} of {num_samples}")
-            write_text(text if text.endswith("\n") else text + "\n")
+    _write_samples(pieces, text if echo else "", num_samples)
     if sys.stdout.isatty():
         log("")
     seconds = time.monotonic() - started
     count = settings.max_new_tokens * num_samples
     speed = count / max(seconds, 1e-9)
     log(f"{count} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
+
+
+def _write_samples(pieces: Iterable[tuple[int, str]], begin: str, num_samples: int) -> None:
+    """One sample as it is generated; several, whose pieces come in turn, one after another at the end."""
+    if num_samples == 1:
+        write_text(begin)
+        for _, piece in pieces:
+            write_text(piece)
+        return
+    texts = [begin] * num_samples
+    for number, piece in pieces:
+        texts[number] += piece
+    for number, text in enumerate(texts):
+        log(f"sample {number + 1} of {num_samples}")
+        write_text(text if text.endswith("\n") else text + "\n")
 
 
 def _as_typed(flag: str, value: Any) -> str:

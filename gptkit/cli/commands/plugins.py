@@ -127,9 +127,9 @@ def check_command(
         wanted = list(dict.fromkeys((row.plugin.family, row.plugin.name) for row in list_plugins()))
     bad = []
     for kind, name in wanted:
-        display.show_heading(kind, name)
         cls = registry.load(kind, name)
         given = _options(cls, set_, name)
+        display.show_heading(kind, name)
         for result in check_plugin(kind, cls, given, data_folders(data_dir)):
             display.show_result(result)
             bad += [name] if result.verdict is Verdict.BAD else []

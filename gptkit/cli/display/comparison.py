@@ -1,4 +1,4 @@
-"""How `gptkit runs compare` looks: what differs, the losses, and a chart of letters that any pipe takes."""
+"""How `gptkit runs compare` looks: what differs, the losses, and a chart of letters in plain ASCII."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_VALUE = 60
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """A column for each group, named by a letter; the letters draw the chart too."""
+    """A column for each group of runs, named by a letter, which also draws its curve."""
     for letter, group in zip(_letters(comparison), comparison.groups, strict=True):
         for member in group.members:
             shown = letter if member == group.members[0] else " " * len(letter)
@@ -53,7 +53,7 @@ def _settings(comparison: Comparison) -> Iterator[tuple[str, ...]]:
 
 
 def _results(comparison: Comparison) -> Iterator[tuple[str, ...]]:
-    """Numbers of a group are a mean, and the lowest and highest where there are several runs."""
+    """The mean of each group, with the lowest and the highest for several runs."""
 
     def row(title: str, of_run: Callable[[ComparedRun], float | None], form: str = ".4f") -> tuple[str, ...]:
         return title, *(_mean(comparison, group, of_run, form) for group in comparison.groups)
@@ -97,9 +97,9 @@ def _beginning(sample: str) -> str:
 
 
 def _chart(comparison: Comparison) -> Iterator[str]:
-    """Val losses by step, or train losses where nothing was evaluated twice; nothing for want of points.
+    """Val losses by step, in bits per byte if the tokenizers differ.
 
-    In bits per byte where the tokenizers differ.
+    Train losses if no run was evaluated twice; nothing if there are too few points.
     """
     members = [
         (letter[0], comparison.runs[member])
@@ -131,7 +131,7 @@ def _in_bits(curve: Curve) -> Curve:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """`gptkit runs compare --json`; these names stay."""
+    """`gptkit runs compare --json`; these names are frozen."""
     return {
         "runs": [
             {

@@ -1,4 +1,7 @@
-"""How `gptkit runs` looks, and what `gptkit resume --verify` found."""
+"""How `gptkit runs` looks, and the verdicts of `gptkit resume --verify` and `gptkit rerun`.
+
+In: frozen values of gptkit.runs and gptkit.reproduce. Out: standard output, with control characters escaped.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ HEADER = ("id", "status", "dataset", "hyperparameters", "steps", "best val loss"
 
 
 def show_runs(runs: Sequence[Selected], runs_dir: Path, *, chosen: bool = False) -> None:
-    """A table, with a column for each key that was asked about and has none; `chosen`: by conditions."""
+    """A table, with a column for each key that was asked for and is no column; `chosen`: by conditions."""
     if not runs and chosen:
         print(f"No run in {runs_dir} is like that.")
     elif not runs:
@@ -56,14 +59,14 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
 
 
 def cell(value: Value | None) -> str:
-    """A value as a file would say it."""
+    """A value as in a TOML file, or "-"."""
     if value is None:
         return "-"
     return str(value).lower() if isinstance(value, bool) else printable(str(value)) or '""'
 
 
 def listed(found: Selected, runs_dir: Path) -> dict[str, Any]:
-    """A run in `gptkit runs --json`; these names stay."""
+    """A run in `gptkit runs --json`; these names are frozen."""
     run = found.run
     return {
         **asdict(run),
@@ -76,15 +79,15 @@ def listed(found: Selected, runs_dir: Path) -> dict[str, Any]:
 
 
 def print_json(value: object) -> None:
-    """ASCII, so that any pipe takes it."""
+    """ASCII, so that any encoding of the output can express it."""
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def show_details(details: RunDetails) -> None:
-    """Lines of a word and what it is; lists below them."""
+    """Facts in two columns, then lists."""
     run = details.summary
     print(printable(f"{run.id}: {run.status}{f' ({details.reason})' if details.reason else ''}"))
-    _words(_story(details))
+    _columns(_facts(details))
     _list("settings that differ from the defaults", _equations(details.settings))
     _list("plugins", map(_plugin, details.plugins))
     kept = [(one.step, f"step {one.step}", size_text(one.bytes)) for one in details.checkpoints]
@@ -95,7 +98,7 @@ def show_details(details: RunDetails) -> None:
     _list("go on", (f"{command}  # {what}" for what, command in details.commands))
 
 
-def _story(details: RunDetails) -> dict[str, str]:
+def _facts(details: RunDetails) -> dict[str, str]:
     run, text, words = details.summary, details.dataset, details.tokenizer
     of = f" of {run.target_step}" if run.target_step else ""
     of = f", {details.minutes:g} minutes" if details.minutes else of
@@ -148,11 +151,11 @@ def _loss(nats: float | None, bits: float | None) -> str:
     return f"{nats:.4f}" + (f" ({bits:.4f} bits/byte)" if bits is not None else "")
 
 
-def _words(words: dict[str, str]) -> None:
-    width = max(map(len, words))
-    for word, said in words.items():
-        if said:
-            print(f"  {word:<{width}}  {printable(said)}")
+def _columns(facts: dict[str, str]) -> None:
+    width = max(map(len, facts))
+    for name, text in facts.items():
+        if text:
+            print(f"  {name:<{width}}  {printable(text)}")
 
 
 def _list(title: str, lines: Iterable[str]) -> None:
@@ -172,7 +175,7 @@ def _plugin(plugin: PluginDetails) -> str:
 
 
 def details_as_json(details: RunDetails) -> dict[str, Any]:
-    """A run in `gptkit runs show --json`; these names stay."""
+    """A run in `gptkit runs show --json`; these names are frozen."""
     whole = asdict(details)
     run = whole.pop("summary")
     whole["checkpoints"] = [{"step": one.step, "bytes": one.bytes} for one in details.checkpoints]
@@ -214,27 +217,27 @@ def show_freed(freed: int) -> None:
 
 
 def show_finding(finding: Finding) -> None:
-    """One line, whatever a stranger's file says."""
+    """One line, whatever the file contains."""
     line = f"{finding.name}: {finding.message}" if finding.message else finding.name
     print(f"{finding.verdict:<5} {printable(line.replace(chr(10), ' '))}", flush=True)
 
 
 def describe_replay(replay: Comparison) -> str:
-    """The verdict, and what may be behind it where it is bad."""
-    stretch = f"steps {replay.start + 1} to {replay.end}"
+    """Whether the steps of a run that were trained again are identical, and if not, what may be the cause."""
+    steps = f"steps {replay.start + 1} to {replay.end}"
     environment = ", ".join(map(printable, replay.differences))
     if replay.identical:
-        said = (
-            f"identical: {stretch}, trained again, gave the same weights, optimizer state and "
+        verdict = (
+            f"identical: {steps}, trained again, gave the same weights, optimizer state and "
             f"{replay.compared} recorded losses, bit for bit"
         )
-        return f"{said}\n(although not all is as recorded: {environment})" if environment else said
+        return verdict + _although(environment)
     wrong = _what_differs(replay.tensors, replay.steps)
-    return f"different: {stretch}, trained again, gave other values of {wrong}.\n{_why(environment)}"
+    return f"different: {steps}, trained again, gave other values of {wrong}.\n{_why(environment)}"
 
 
 def describe_rerun(rerun: Rerun) -> str:
-    """The same of a whole run, trained again."""
+    """The same for a whole run that was trained again."""
     same, again = rerun.comparison, rerun.trained.run.id
     if same is None:
         return ""
@@ -245,22 +248,26 @@ def describe_rerun(rerun: Rerun) -> str:
         unsaved = (
             "" if same.step else "\n(there is no checkpoint that both have, so weights were not compared)"
         )
-        said = (
+        verdict = (
             f"identical: {again} has {' and '.join(filter(None, (weights, losses)))} as {rerun.run.id}, "
             f"bit for bit{unsaved}"
         )
-        return f"{said}\n(although not all is as recorded: {environment})" if environment else said
+        return verdict + _although(environment)
     at = f", at step {same.step}" if same.tensors else ""
     first = f"The first step whose loss differs: {same.steps[0]}. " if same.steps else ""
     wrong = _what_differs(same.tensors, same.steps, at)
     return f"different: {again} has other values of {wrong} than {rerun.run.id}.\n{first}{_why(environment)}"
 
 
+def _although(environment: str) -> str:
+    return f"\n(although not all is as recorded: {environment})" if environment else ""
+
+
 def _why(environment: str) -> str:
     if environment:
         return f"What is not as recorded: {environment}"
     return (
-        "All is as recorded, so the machine itself or a file of the run is at fault ('gptkit runs verify')."
+        "All is as recorded, so the cause is the machine itself or a file of the run ('gptkit runs verify')."
     )
 
 
