@@ -1,8 +1,7 @@
-"""Wrong turns that newcomers take, and what gptkit has to tell them.
+"""Wrong inputs that newcomers try, with the exit code and phrases of gptkit's answer to each.
 
-In a checkout, `python -m tools.wrong_turns` takes each and prints what gptkit answers, so that a person can
-read whether it says what is wrong and what to do. tests/test_wrong_turns.py holds the answers to the phrases
-here.
+`python -m tools.wrong_turns` in a checkout tries each and prints the answer, for a person to read whether it
+states what is wrong and what to do. tests/cli/test_wrong_turns.py compares the answers with the phrases here.
 """
 
 from __future__ import annotations
@@ -75,6 +74,9 @@ TURNS = [
     turn("train tiny.toml --set optimizer=adam", 2, "did you mean 'adamw'?"),
     turn("train tiny.toml --name 'my run'", 2, "--name my run", "letters, digits, '_' and '-'"),
     turn("train tiny.toml --steps 3 --epochs 1", 2, "--steps 3 and --epochs 1.0", "keep one of them"),
+    turn(
+        "train tiny.toml --emb 64 --set model.n_embd=32", 2, "and --emb 64 both set model.n_embd", "keep one"
+    ),
     # The experiment file: which
     turn("train tny.toml", 2, "there is no experiment file tny.toml", "did you mean tiny.toml?"),
     turn("train tiny", 2, "there is no experiment file tiny", "did you mean tiny.toml?"),
@@ -101,7 +103,7 @@ TURNS = [
         "leave them out",
     ),
     turn("train data/mine.txt", 2, "it looks like a text", "--dataset data/mine.txt"),
-    # What it says
+    # Its contents
     experiment(TRAIN, 2, "[model]\nn_hed = 4\n", "line 2: n_hed = 4", "^^^^^ model.n_hed", "'n_head'"),
     experiment(TRAIN, 2, '[model]\nn_layer = "4"\n', "line 2", "write 4, without quotes"),
     experiment(TRAIN, 2, "[training]\nmax_steps = 1e3\n", "line 2", "write 1000"),

@@ -85,12 +85,14 @@ FLAGS = (
         "Steps from one evaluation to the next.",
         "Training",
     ),
-    Flag("seed", ("--seed",), int, "N", "Random, and recorded, where none says.", "Training"),
+    Flag("seed", ("--seed",), int, "N", "Random, and recorded, unless given.", "Training"),
     Flag("model.context_length", ("--ctx", "-c"), int, "N", "Tokens that the model sees at once.", "Model"),
-    Flag("model.n_embd", ("--emb", "-e"), int, "N", "Width: numbers that stand for a token.", "Model"),
+    Flag("model.n_embd", ("--emb", "-e"), int, "N", "Width: the size of a token's embedding.", "Model"),
     Flag("model.n_head", ("--heads",), int, "N", "Attention heads; divides --emb.", "Model"),
     Flag("model.n_layer", ("--blocks", "--bl", "-b"), int, "N", "Layers.", "Model"),
-    Flag("model.dropout", ("--drop", "-d"), float, "X", "Share of activations dropped in training.", "Model"),
+    Flag(
+        "model.dropout", ("--drop", "-d"), float, "X", "Fraction of activations dropped in training.", "Model"
+    ),
     Flag(
         "data.dataset",
         ("--dataset",),

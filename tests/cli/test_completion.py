@@ -52,12 +52,12 @@ def ask(shell: str, words: list[str], **variables: str) -> str:
 
 
 def offered(shell: str, *words: str, **variables: str) -> list[str]:
-    said = ask(shell, list(words), **variables)
+    printed = ask(shell, list(words), **variables)
     if shell == "bash":
-        return said.split()
+        return printed.split()
     if shell == "fish":
-        return [line.partition("\t")[0] for line in said.splitlines()]
-    return re.findall(r'^(?:_arguments [^"]*)?"([^"]*)"', said, re.MULTILINE)
+        return [line.partition("\t")[0] for line in printed.splitlines()]
+    return re.findall(r'^(?:_arguments [^"]*)?"([^"]*)"', printed, re.MULTILINE)
 
 
 def test_the_words_of_every_kind_are_offered(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every wrong turn says the right one: what tests/wrong_turns.py lists, taken one by one."""
+"""Wrong inputs of newcomers, listed in tools/wrong_turns.py: each is answered with the right one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=str)
-def test_a_wrong_turn_says_the_right_one(turn: Turn, place: Path) -> None:
+def test_a_wrong_turn_is_answered_with_the_right_one(turn: Turn, place: Path) -> None:
     before = {path for path in place.rglob("*") if path.name != ".lock"}
     code, out, err = take(turn, place)
-    said = out + err
-    assert code == turn.code, said
+    printed = out + err
+    assert code == turn.code, printed
     for phrase in turn.phrases:
-        assert phrase in said
-    assert "Traceback" not in said
+        assert phrase in printed
+    assert "Traceback" not in printed
     if turn.words:
         lines = [line for line in err.splitlines() if not line.startswith("downloading ")]
         assert lines[0].startswith("gptkit: ")

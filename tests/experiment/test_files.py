@@ -27,7 +27,7 @@ SHORT = [
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_experiment_file_validates_and_says_what_it_is(file: Path) -> None:
+def test_every_experiment_file_validates_and_begins_with_a_comment(file: Path) -> None:
     experiment = load_experiment(file)
     assert experiment.name == file.stem
     assert file.read_text().startswith("# ")

@@ -1,4 +1,4 @@
-"""Experiment files: what they may say, how they are overridden, and what is said of bad ones."""
+"""Experiment files: what they may contain, how they are overridden, and the messages about bad ones."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def test_the_resolved_file_gives_the_same_experiment_and_the_same_file(data: dic
     assert to_toml(again) == text
 
 
-def test_the_resolved_file_says_every_field() -> None:
-    said = tomllib.loads(to_toml(experiment_from_dict({})))
+def test_the_resolved_file_has_every_field() -> None:
+    file = tomllib.loads(to_toml(experiment_from_dict({})))
     for place, model in sections(Experiment):
         if place == "optimizer" and model is AdamWSettings:
             continue  # the default is muon
-        table = said
+        table = file
         for name in place.split(".") if place else ():
             table = table.get(name, {})
         missing = model.model_fields.keys() - table.keys()
@@ -126,9 +126,9 @@ def test_the_options_of_a_plugin_are_explicit_in_the_resolved_file() -> None:
         {"tokenizer": {"type": "bigram"}, "model": {"position": {"type": "rope", "base": 10_000}}}
     )
     assert short == table
-    said = tomllib.loads(to_toml(short))
-    assert said["tokenizer"] == {"type": "bigram", "max_pairs": 4096}
-    assert said["model"]["position"] == {"type": "rope", "base": 10_000.0}
+    file = tomllib.loads(to_toml(short))
+    assert file["tokenizer"] == {"type": "bigram", "max_pairs": 4096}
+    assert file["model"]["position"] == {"type": "rope", "base": 10_000.0}
 
 
 def test_an_option_alone_is_of_the_default_plugin() -> None:
@@ -147,7 +147,7 @@ def test_zero_is_a_value() -> None:
     assert (experiment.model.dropout, experiment.optimizer.weight_decay, experiment.seed) == (0, 0, 0)
 
 
-# What is said of a bad one
+# Messages about a bad one
 
 
 def test_every_problem_is_reported_at_once_with_its_dotted_key(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_every_problem_is_reported_at_once_with_its_dotted_key(tmp_path: Path) -
         val_fraction = inf
         """
     )
-    said = problems_of_file(path)
+    problems = problems_of_file(path)
     for beginning in (
         "seeed: unknown key; did you mean 'seed'?",
         "seed = -1: should be 'random' or greater than or equal to 0",
@@ -181,19 +181,21 @@ def test_every_problem_is_reported_at_once_with_its_dotted_key(tmp_path: Path) -
         "optimizer.type = \"sgd\": should be 'adamw' or 'muon'",
         "data.val_fraction = inf: should be a finite number",
     ):
-        assert [line for line in said if line.startswith(beginning)], (beginning, said)
-    assert len(said) == 9
+        assert [line for line in problems if line.startswith(beginning)], (beginning, problems)
+    assert len(problems) == 9
 
 
 def test_a_missing_plugin_is_reported_along_with_the_other_problems() -> None:
-    said = problems_of({"tokenizer": "chars", "model": {"position": "roep"}, "seed": -1})
-    assert len(said) == 3
-    assert [line for line in said if "no tokenizer is called 'chars'; did you mean 'char'?" in line]
-    assert [line for line in said if "no positional encoding is called 'roep'; did you mean 'rope'?" in line]
+    problems = problems_of({"tokenizer": "chars", "model": {"position": "roep"}, "seed": -1})
+    assert len(problems) == 3
+    assert [line for line in problems if "no tokenizer is called 'chars'; did you mean 'char'?" in line]
+    assert [
+        line for line in problems if "no positional encoding is called 'roep'; did you mean 'rope'?" in line
+    ]
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ({"modle": {}}, "modle: unknown key; did you mean 'model'?"),
         ({"model": {"n_layers": 2}}, "model.n_layers: unknown key; did you mean 'n_layer'?"),
@@ -237,16 +239,16 @@ def test_a_missing_plugin_is_reported_along_with_the_other_problems() -> None:
         ({"name": "x" * 65}, 'name = "xxxxx'),
     ],
 )
-def test_a_problem_names_the_key_and_what_would_be_right(data: dict[str, Any], said: str) -> None:
+def test_a_problem_names_the_key_and_what_would_be_right(data: dict[str, Any], message: str) -> None:
     problems = problems_of(data)
     assert len(problems) == 1
-    assert problems[0].startswith(said), problems[0]
+    assert problems[0].startswith(message), problems[0]
     assert len(problems[0]) < 300
     assert "\n" not in problems[0]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"seed = ", "not valid TOML: Invalid value"),
         (b"seed = 1\nseed = 2", "not valid TOML: Cannot overwrite a value"),
@@ -266,12 +268,14 @@ def test_a_problem_names_the_key_and_what_would_be_right(data: dict[str, Any], s
     ],
     ids=lambda value: value[:12] if isinstance(value, bytes) else "",
 )
-def test_a_file_that_is_no_experiment_says_why(content: bytes, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_experiment_is_refused_with_the_reason(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)
     problems = problems_of_file(path)
     assert len(problems) == 1
-    assert problems[0].startswith(said)
+    assert problems[0].startswith(message)
 
 
 def test_tables_nested_without_end_in_a_dict_are_an_experiment_error() -> None:
@@ -338,7 +342,7 @@ def test_steps_override_the_epochs_of_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
         ("training.max_step", "training.max_step: unknown key; did you mean 'max_steps'?"),
         ("model.n_layer.x", "model.n_layer.x: model.n_layer is not a table"),
@@ -347,9 +351,9 @@ def test_steps_override_the_epochs_of_a_file() -> None:
         (".".join(["model"] * 2000), "tables are nested too deeply"),
     ],
 )
-def test_an_override_of_no_field_is_a_problem(key: str, said: str) -> None:
+def test_an_override_of_no_field_is_a_problem(key: str, message: str) -> None:
     problems = problems_of({"model": {"n_layer": 1}}, (key, 1))
-    assert [line for line in problems if said in line], problems
+    assert [line for line in problems if message in line], problems
 
 
 # Plugins
@@ -376,7 +380,7 @@ def test_options_that_fail_in_a_way_of_their_own_are_a_plugin_error(monkeypatch:
         experiment_from_dict({"tokenizer": "char"})
 
 
-# Whatever it says
+# Whatever it contains
 
 KEYS = sorted({name for _, model in sections(Experiment) for name in model.model_fields} | {"base", "path"})
 WORDS = st.sampled_from(["random", "auto", "muon", "adamw", "rope", "char", "markov", "text", "a.txt", ""])

@@ -94,7 +94,7 @@ def test_a_line_is_cut_around_the_place_and_harmless_to_a_terminal() -> None:
     assert below == " " * (len(cells) + wide) + "^^^^ message"
 
 
-def said_of(path: Path, text: str, *words: tuple[str, Any], pairs: list[str] | None = None) -> str:
+def message_of(path: Path, text: str, *words: tuple[str, Any], pairs: list[str] | None = None) -> str:
     path.write_text(text)
     with pytest.raises((ExperimentError, PluginError)) as caught:
         load_experiment(path, parse_overrides(pairs or (), dict(words)))
@@ -103,7 +103,7 @@ def said_of(path: Path, text: str, *words: tuple[str, Any], pairs: list[str] | N
 
 def test_all_problems_are_shown_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = '# mine\n[optimizer]\ntype = "mun"\n\n[model]\nn_hed = 4  # heads\n'
-    assert said_of(tmp_path / "my.toml", text) == (
+    assert message_of(tmp_path / "my.toml", text) == (
         "my.toml has 2 problems:\n"
         '  line 3: type = "mun"\n'
         "                 ^^^^^ optimizer.type = \"mun\": should be 'adamw' or 'muon'; did you mean 'muon'?\n"
@@ -112,19 +112,19 @@ def test_all_problems_are_shown_in_the_order_of_the_file(tmp_path: Path) -> None
     )
 
 
-def test_what_the_command_line_said_is_named_instead_of_a_line(tmp_path: Path) -> None:
+def test_the_words_of_the_command_line_are_shown_instead_of_a_line(tmp_path: Path) -> None:
     path, good = tmp_path / "my.toml", "[model]\nn_head = 4\n"
     heads = "--heads 3: model.n_head = 3 does not divide n_embd = 128; n_head = 2 or 4 would"
-    assert said_of(path, good, ("model.n_head", 3)) == heads
-    assert said_of(path, good, pairs=["model.n_hed=3"]) == (
+    assert message_of(path, good, ("model.n_head", 3)) == heads
+    assert message_of(path, good, pairs=["model.n_hed=3"]) == (
         "--set model.n_hed=3: model.n_hed: unknown key; did you mean 'n_head'?"
     )
-    both = said_of(path, "seeed = 1\n" + good, ("model.n_head", 3))
+    both = message_of(path, "seeed = 1\n" + good, ("model.n_head", 3))
     assert both.startswith("my.toml has 2 problems:\n  line 1: seeed = 1\n")
     assert both.endswith(f"\n  {heads}")
-    alone = said_of(path, good, ("model.n_head", 3), pairs=["nothing=1"])
+    alone = message_of(path, good, ("model.n_head", 3), pairs=["nothing=1"])
     assert alone.startswith("the command line has 2 problems:\n  --heads 3: ")
-    plugin = said_of(path, "tokenizer = 'byte'\n", pairs=["tokenizer=chra"])
+    plugin = message_of(path, "tokenizer = 'byte'\n", pairs=["tokenizer=chra"])
     assert plugin.startswith("--set tokenizer=chra: no tokenizer is called 'chra'; did you mean 'char'?")
 
 
@@ -140,7 +140,7 @@ def test_an_experiment_of_python_keeps_the_plain_form() -> None:
 def test_a_mark_of_windows_at_the_beginning_of_a_file_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_bytes(b"\xef\xbb\xbfseed = 3\r\n[model]\r\nn_head = 2\r\n")
     assert load_experiment(tmp_path / "my.toml").seed == 3
-    assert said_of(tmp_path / "my.toml", "seed = 3\r\n[model]\r\nn_hed = 2\r\n").startswith(
+    assert message_of(tmp_path / "my.toml", "seed = 3\r\n[model]\r\nn_hed = 2\r\n").startswith(
         "my.toml has a problem:\n  line 3: n_hed = 2\n          ^^^^^ "
     )
 
@@ -160,10 +160,10 @@ def test_a_mark_of_windows_at_the_beginning_of_a_file_does_no_harm(tmp_path: Pat
 )
 def test_a_hostile_file_is_answered_shortly_and_soon(text: str, tmp_path: Path) -> None:
     began = time.process_time()
-    said = said_of(tmp_path / "my.toml", text)
+    message = message_of(tmp_path / "my.toml", text)
     assert time.process_time() - began < 20  # seconds of this process; a second or two where nobody disturbs
-    assert len(said) < 10_000
-    assert said.replace("\n", "").isprintable()
+    assert len(message) < 10_000
+    assert message.replace("\n", "").isprintable()
 
 
 def test_a_later_error_about_a_field_gets_the_line_or_the_flag_that_sets_it(tmp_path: Path) -> None:
