@@ -147,7 +147,7 @@ TURNS = [
     # Runs
     turn("generate --runs-dir none", 2, "there are no runs in none", "gptkit train EXPERIMENT"),
     turn("generate goof", 2, "no run 'goof' in runs", "did you mean 'good", "gptkit runs"),
-    turn("generate go", 2, "is the beginning of 2 runs", "Give more of the id"),
+    turn("generate go", 2, "is the beginning of 2 runs", "Type more of the id"),
     turn("generate good- --prompt Ω", 2, "has never seen: 'Ω'", "--unknown skip"),
     turn("generate good- --top-p 0", 2, "--top-p 0.0: top_p = 0.0: should be greater than 0"),
     turn("generate good- --temperature hot", 2, "'--temperature'", "should be a number"),

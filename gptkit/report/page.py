@@ -45,7 +45,7 @@ _MAX_EVALUATIONS = 100  # rows of the table of losses
 _MAX_SETTINGS = 400  # an experiment has about 60
 _NEWEST, _SPREAD = 10, 30  # samples: the newest, and some spread evenly over the rest
 _PEEK = 120  # characters of a sample that are shown before it is opened
-_UNIQUE = ("name", "seed")  # settings for which the default says nothing
+_UNIQUE = ("name", "seed")  # settings of which every run has its own
 
 _CURVES = ("train_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_second")
 _ENDINGS = {
@@ -109,7 +109,7 @@ def run_page(run: Run) -> bytes:
 def _why_it_ended(summary: RunSummary, record: RunRecord) -> str:
     if record.reason:
         return f"Why it ended: {text_of(record.reason)}."
-    return _ENDINGS.get(summary.status, "Its record does not say how it ended.")
+    return _ENDINGS.get(summary.status, "How it ended is not recorded.")
 
 
 def _key_values(summary: RunSummary, record: RunRecord, curves: Curves, bits: float | None) -> list[Row]:
@@ -346,7 +346,7 @@ def _plugin_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
 
 
 def _commands(run: Run, record: RunRecord) -> list[Row]:
-    """What each command is for, and the command, as from the folder above the one that holds the run."""
+    """What each command is for, and the command, as from the folder above the runs folder."""
     folder = f"{run.path.absolute().parent.name}/{run.id}".lstrip("/")
     again = ["gptkit", "train", f"{folder}/{run.experiment_file.name}"]
     if record.loaded_from and record.loaded_from.run:

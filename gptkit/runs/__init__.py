@@ -20,7 +20,7 @@ from gptkit.runs.metrics import Curve, Curves, Metrics
 from gptkit.runs.record import Process, RunRecord
 from gptkit.runs.recorder import Recorder
 from gptkit.runs.run import LoadedModel, Run, Sample, tokenizer_hash
-from gptkit.runs.store import create_run, find_run, run_ids, summarise_runs
+from gptkit.runs.store import create_run, find_run, run_ids
 from gptkit.runs.summary import RunDetails, RunSummary
 
 __all__ = [
@@ -51,6 +51,5 @@ __all__ = [
     "lock_run",
     "run_ids",
     "step_folder",
-    "summarise_runs",
     "tokenizer_hash",
 ]

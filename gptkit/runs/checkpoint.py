@@ -1,10 +1,10 @@
-"""One training state on disk: saved all at once, verified before it is believed.
+"""Checkpoints: a training state on disk, written atomically and verified before it is used.
 
-In: named tensors (weights, optimizer state) and a small state of numbers. Out: the same, from the newest
-checkpoint that verifies. A checkpoint is `checkpoints/step-<12 digits>/` with model.safetensors,
-optimizer.safetensors, state.json and MANIFEST.json, which holds the size and SHA-256 of the others. It is
+Input: named tensors (weights, optimizer state) and a small state of numbers. Output: the same, from the
+newest checkpoint that verifies. A checkpoint is `checkpoints/step-<12 digits>/` with model.safetensors,
+optimizer.safetensors, state.json and MANIFEST.json, which has the size and SHA-256 of the others. It is
 written under a temporary name and renamed when every byte has reached the disk, so a folder of that name is
-whole, or was damaged later, which the hashes tell. No pickle anywhere. Knows nothing of models or runs.
+whole, or was damaged later, which the hashes detect. No pickle anywhere. Knows nothing of models or runs.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
 )
 _FILES = (MODEL, OPTIMIZER, STATE)
 _SMALL = 1_000_000  # bytes; no manifest is larger
-# What a file made up by a stranger may raise: sizes, types and shapes that no tensor has
+# What a crafted file may raise: sizes, types and shapes that no tensor has
 _UNREADABLE = (ValueError, KeyError, TypeError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read and verified."""
+    """A checkpoint that was read and verified."""
 
     step: int
     model: dict[str, Tensor]
@@ -56,9 +56,9 @@ def save_checkpoint(
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
 ) -> Path:
-    """Commits a checkpoint of `step` into `folder` and returns it; one of that step is replaced.
+    """Commits a checkpoint of `step` to `folder` and returns its path; one of the same step is replaced.
 
-    Raises DiskError; then nothing but what was there before is there.
+    Raises DiskError; then the folder is as it was before.
     """
     target = step_folder(folder, step)
     contents = {
@@ -84,7 +84,7 @@ def save_checkpoint(
             for name, data in contents.items():  # the manifest last
                 write_file(temporary / name, data)
             disk.fsync_folder(temporary)
-            if target.exists():  # a step trained again after a resume from before it
+            if target.exists():  # the run was resumed before this step
                 replaced = _move_away(target, TRASH)
             disk.rename(temporary, target)
         except BaseException:
@@ -99,7 +99,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, step: int, *, run_id: str) -> Checkpoint:
-    """The checkpoint of that step, verified. Raises CheckpointError with the reason where it is not whole."""
+    """The checkpoint of that step, verified. Raises CheckpointError with the reason where it is damaged."""
     path = step_folder(folder, step)
     if not os.path.lexists(path):
         there = ", ".join(map(str, list_steps(folder)[-8:])) or "none at all"
@@ -113,14 +113,14 @@ def load_checkpoint(folder: Path, step: int, *, run_id: str) -> Checkpoint:
             state=_object(parse_json(contents[STATE])),
         )
     except (*_UNREADABLE, SafetensorError, OSError) as error:
-        reason = (str(error).splitlines() or ["(no reason given)"])[0]
+        reason = (str(error).splitlines() or ["(unknown reason)"])[0]
         raise CheckpointError(f"checkpoint {path} does not verify: {reason}") from error
 
 
 def newest_checkpoint(
     folder: Path, *, run_id: str, on_bad: Callable[[int, CheckpointError], None] = lambda step, error: None
 ) -> Checkpoint:
-    """The newest checkpoint that verifies; `on_bad` hears of each newer one that does not, with the reason.
+    """The newest checkpoint that verifies; `on_bad` is called for each newer one that does not.
 
     Raises CheckpointError where none verifies.
     """
@@ -136,16 +136,16 @@ def newest_checkpoint(
 
 
 def set_aside(folder: Path, step: int) -> Path:
-    """Renames a checkpoint that does not verify to `.bad-…`, so that it is never looked at again."""
+    """Renames a checkpoint that does not verify to `.bad-…`, so that it is ignored from now on."""
     return _move_away(step_folder(folder, step), DAMAGED)
 
 
 def clear_temporaries(folder: Path) -> int:
-    """Removes what a save or a removal that was cut off has left in a folder, and says how much.
+    """Removes what interrupted saves and removals have left in a folder; returns the number of entries.
 
     The caller holds the lock.
     """
-    with disk_errors(f"clearing what was cut off in {folder}"):
+    with disk_errors(f"removing temporary files in {folder}"):
         entries = folder.iterdir() if folder.is_dir() else ()
         leftovers = [entry for entry in entries if entry.name.startswith((TEMPORARY, TRASH))]
         for entry in leftovers:
@@ -155,7 +155,7 @@ def clear_temporaries(folder: Path) -> int:
 
 
 def prune(folder: Path, *, keep: Iterable[int], keep_last: int, keep_every: int) -> None:
-    """Removes old checkpoints; `keep`, the `keep_last` newest, multiples of `keep_every` (0: none) stay."""
+    """Removes old checkpoints but `keep`, the `keep_last` newest and multiples of `keep_every` (0: none)."""
     steps = list_steps(folder)
     staying = {*keep, *steps[-keep_last:]}
     if keep_every:
@@ -163,14 +163,14 @@ def prune(folder: Path, *, keep: Iterable[int], keep_last: int, keep_every: int)
     with disk_errors("removing old checkpoints"):
         moved = [_move_away(step_folder(folder, step), TRASH) for step in steps if step not in staying]
         if moved:
-            # The new names first: after a power cut, half a checkpoint might stand under the old one
+            # The new names first: after a power cut, half a checkpoint might be left under its old name
             disk.fsync_folder(folder)
         for victim in moved:
             disk.remove_folder(victim)
 
 
 def _move_away(path: Path, prefix: str) -> Path:
-    """Renames a checkpoint so that it is one no more; a half-removed one cannot pass for a whole one."""
+    """Renames a checkpoint, so that one that is half removed cannot pass for a whole one."""
     aside = path.with_name(f"{prefix}{path.name}-{secrets.token_hex(4)}")
     disk.rename(path, aside)
     return aside
@@ -194,12 +194,12 @@ def _verified(path: Path, step: int, run_id: str) -> dict[str, bytes]:
         raise ValueError(f"its {MANIFEST} names other files")
     contents = {}
     for name in _FILES:
-        said = _object(files[name])
-        size = said.get("bytes")
+        recorded = _object(files[name])
+        size = recorded.get("bytes")
         if not isinstance(size, int) or (path / name).stat().st_size != size:
             raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, not {size}")
         contents[name] = _read(path / name, at_most=size)
-        if sha256(contents[name]) != said.get("sha256"):
+        if sha256(contents[name]) != recorded.get("sha256"):
             raise ValueError(f"{name} is not what was saved (SHA-256 differs)")
     return contents
 

@@ -37,7 +37,7 @@ from gptkit.runs.summary import summarise
 
 
 def run_to_delete(wanted: str, runs_folder: Path) -> Run:
-    """The run that `wanted` names: one of `runs_folder`, or any whose path is given.
+    """The run that `wanted` names: one of `runs_folder`, or any by its path.
 
     Raises UsageError where it is no run, or a link; CheckpointError where there is a link in it.
     """
@@ -45,7 +45,7 @@ def run_to_delete(wanted: str, runs_folder: Path) -> Run:
     is_path = os.sep in wanted or bool(os.altsep and os.altsep in wanted)
     if not is_path and not _same(run.path.absolute().parent, runs_folder):
         raise UsageError(
-            f"{wanted} is not in {runs_folder}; to delete it all the same, give its path: "
+            f"{wanted} is not in {runs_folder}; to delete it all the same, pass its path: "
             f"{os.path.join(os.curdir, wanted)}"
         )
     foreign = foreign_entries(run.path)

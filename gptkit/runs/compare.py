@@ -44,10 +44,6 @@ class ComparedRun:
     def id(self) -> str:
         return self.summary.id
 
-    @property
-    def seed(self) -> Value | None:
-        return self.settings.get("seed")
-
 
 @dataclass(frozen=True)
 class Spread:

@@ -35,7 +35,10 @@ class SavedStep:
 
     step: int
     path: Path
-    bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return size_of(self.path)
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -51,13 +54,13 @@ def list_steps(checkpoints: Path) -> list[int]:
 
 
 def saved_steps(checkpoints: Path) -> list[SavedStep]:
-    """The same with paths and sizes; a link is no checkpoint, and an unreadable folder has none."""
-    found = []
-    for path in entries(checkpoints):
-        match = _CHECKPOINT.fullmatch(path.name)
-        if match and path.is_dir() and not path.is_symlink():
-            found.append(SavedStep(int(match[1]), path, size_of(path)))
-    return sorted(found, key=lambda saved: saved.step)
+    """The same with paths; a link is no checkpoint, and an unreadable folder has none."""
+    try:
+        steps = [] if checkpoints.is_symlink() else list_steps(checkpoints)
+    except OSError:
+        return []
+    saved = (SavedStep(step, step_folder(checkpoints, step)) for step in steps)
+    return [one for one in saved if not one.path.is_symlink()]
 
 
 def sample_name(step: int) -> str:

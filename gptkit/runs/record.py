@@ -43,7 +43,7 @@ def _none() -> None:
 
 
 def _text(value: object) -> str | None:
-    """Any short text, lone surrogates included: a command line may hold bytes that are no UTF-8."""
+    """Any short text, lone surrogates included: a command line may contain bytes that are no UTF-8."""
     return value if isinstance(value, str) and len(value) <= _MAX_TEXT else None
 
 

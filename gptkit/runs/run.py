@@ -174,7 +174,7 @@ class Run:
     def experiment(self) -> Experiment:
         """The experiment as it was resolved: every field explicit.
 
-        Raises CheckpointError where the file is damaged, PluginError, which says what to install.
+        Raises CheckpointError where the file is damaged, PluginError with what to install.
         """
         from gptkit.experiment.load import load_recorded
         from gptkit.runs.environment import what_to_install

@@ -54,7 +54,7 @@ def create_run(runs_folder: Path, *, stem: str, experiment_toml: str) -> Run:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     with disk_errors(f"creating a run folder in {runs_folder}"):
         if runs_folder.exists() and not runs_folder.is_dir():
-            raise DiskError(f"{runs_folder} is a file; give a folder with --runs-dir.")
+            raise DiskError(f"{runs_folder} is a file; pass a folder with --runs-dir.")
         make_folder(runs_folder)
         for attempt in range(1000):  # two runs started within a second
             path = runs_folder / (f"{stem}-{stamp}" + (f"-{attempt + 1}" if attempt else ""))
@@ -83,7 +83,7 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> Run:
         raise UsageError(f"{wanted!r} names no run.")
     path = Path(wanted)
     if os.path.islink(path):  # unlike Path's, no error for a name that cannot be
-        raise UsageError(f"{wanted} is a symbolic link; give the run's folder itself.")
+        raise UsageError(f"{wanted} is a symbolic link; pass the run's folder itself.")
     if os.path.isfile(path / EXPERIMENT):
         return Run(path if path.name not in ("", "..") else Path(os.path.abspath(path)))
     ids = run_ids(runs_folder)
@@ -97,7 +97,7 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> Run:
     if matches:
         raise UsageError(
             f"{wanted!r} is the beginning of {len(matches)} runs: {', '.join(matches[:8])}. "
-            "Give more of the id, or 'latest'."
+            "Type more of the id, or 'latest'."
         )
     if os.path.isdir(path):
         raise UsageError(f"{wanted} is no run folder: it has no {EXPERIMENT}.")
@@ -120,11 +120,6 @@ def run_ids(runs_folder: Path) -> list[str]:
 
 def _started_at(path: Path) -> float:
     return timestamp(Run(path).read_record_or_empty().started)
-
-
-def summarise_runs(runs_folder: Path) -> list[RunSummary]:
-    """All runs of a folder, oldest first."""
-    return sorted((summarise(Run(runs_folder / name)) for name in run_ids(runs_folder)), key=_by_age)
 
 
 def _by_age(run: RunSummary) -> tuple[float, str]:

@@ -164,7 +164,7 @@ BAD: list[Any] = [
     # What does not fit
     ((*TRAIN, "-e", 2**20, "--bl", 100), 9, "Lower model.n_embd or model.n_layer"),
     ((*TRAIN, "-B", 2**20, "-c", 2000), 9, "Lower training.batch_size and raise"),
-    ((*TRAIN, "--runs-dir", "tiny.toml"), 6, "tiny.toml is a file; give a folder with --runs-dir"),
+    ((*TRAIN, "--runs-dir", "tiny.toml"), 6, "tiny.toml is a file; pass a folder with --runs-dir"),
     # Other runs
     ((*TRAIN, "--load", "nope"), 2, "no run 'nope' in runs"),
     ((*TRAIN, "--load", "unsaved"), 5, "there is no checkpoint"),

@@ -250,7 +250,7 @@ def test_the_page_can_be_read_aloud(tmp_path: Path) -> None:
         ("terminated", "(SIGTERM, or its terminal was closed)"),
         ("diverged", "not finite"),
         ("running", "crashed Its process was killed"),  # nobody holds its lock
-        ("odd", "unknown Its record does not say how it ended"),
+        ("odd", "unknown How it ended is not recorded"),
     ],
 )
 def test_the_page_says_why_the_run_ended(tmp_path: Path, status: str, said: str) -> None:

@@ -223,6 +223,6 @@ def test_fewer_than_two_runs_are_refused(
 
 def test_what_a_run_has_recorded_is_there_for_a_page(seeds: None) -> None:
     run = compare("a1", "wide").runs[0]
-    assert (run.id, run.seed, run.summary.status) == ("a1", 1, RECORD["status"])
+    assert (run.id, run.settings["seed"], run.summary.status) == ("a1", 1, RECORD["status"])
     assert (run.facts["tokenizer.vocab_size"], run.settings["model.n_layer"]) == (65, 4)
     assert run.summary.tokens_per_second == 640

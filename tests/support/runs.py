@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from gptkit.runs import Run
+from tests.support import write_record
 
 RECORD: dict[str, Any] = {
     "format": 1,
@@ -65,4 +66,14 @@ def make(
         folder = run.checkpoints / f"step-{step:012d}"
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"x" * 1000)
+    return run
+
+
+def make_empty(runs: Path, name: str, record: dict[str, Any] | None = None) -> Run:
+    """A run folder with an experiment file alone, and a record where one is passed."""
+    run = Run(runs / name)
+    run.path.mkdir(parents=True)
+    run.experiment_file.write_text('name = "mine"\n')
+    if record is not None:
+        write_record(run, record)
     return run
