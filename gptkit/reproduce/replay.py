@@ -19,22 +19,19 @@ from gptkit.data.corpus import measure_text
 from gptkit.errors import CheckpointError, UsageError
 from gptkit.experiment import Experiment
 from gptkit.files import disk, disk_errors
-from gptkit.model.build import build_new_model
 from gptkit.reproduce.diff import Comparison, compare_runs
 from gptkit.runs import Run, RunRecord, list_steps, lock_run, run_ids, tokenizer_hash
 from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
 from gptkit.runs.environment import check_text, environment_differences, trackers_again
 from gptkit.runs.folder import verification_prefix
 from gptkit.training.budget import MOST_STEPS, TrainingBudget
-from gptkit.training.session import Session, TrainingResult, train_new, trainer_from
+from gptkit.training.session import Session, TrainingResult, train_new
 from gptkit.training.setup import (
     NewRun,
     ResumedRun,
     RunContext,
     WeightSource,
     backend_again,
-    build_trainer,
-    check_memory,
     load_text,
     out_of_memory,
     prepare_resumed,
@@ -153,13 +150,7 @@ def _train_again(
     quiet = replace(context, listener=listen, writes_report=False)
     budget = TrainingBudget.of(experiment.training, _recorded_estimates(run))
     with computing(setup.backend), out_of_memory(experiment):
-        if before:
-            trainer = trainer_from(before, setup, budget)
-        else:
-            check_memory(experiment, setup.vocab_size)
-            seed, ids = int(experiment.seed), setup.corpus.train
-            model = build_new_model(experiment, setup.vocab_size, seed)
-            trainer = build_trainer(experiment, setup.backend, model, ids, seed=seed, budget=budget)
+        trainer = setup.build_trainer(setup.build_model(before), before, budget)
         session = Session(again, record, setup, trainer, quiet)
         trained = session.train(StepPlan(end, None, _evaluated_steps(run)))
     if trained.progress.step < end:

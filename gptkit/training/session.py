@@ -30,7 +30,7 @@ from gptkit.experiment import Experiment, to_toml
 from gptkit.files import disk_errors
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
-from gptkit.model.build import build_model, build_model_for
+from gptkit.model.build import build_model
 from gptkit.plugins import Tokenizer
 from gptkit.runs import Process, Recorder, Run, RunRecord, create_run, lock_run, tokenizer_hash
 from gptkit.runs.checkpoint import (
@@ -44,7 +44,7 @@ from gptkit.runs.checkpoint import (
 from gptkit.runs.environment import trackers_again
 from gptkit.runs.record import Environment
 from gptkit.tracking import Tracking
-from gptkit.training.budget import TrainingBudget, TrainingProgress
+from gptkit.training.budget import TrainingProgress
 from gptkit.training.compile import CompilationError, compile_model
 from gptkit.training.loss import bits_per_byte, evaluate
 from gptkit.training.setup import (
@@ -52,7 +52,6 @@ from gptkit.training.setup import (
     ResumedRun,
     RunContext,
     RunSetup,
-    build_trainer,
     dataset_title,
     new_record,
     out_of_memory,
@@ -124,10 +123,7 @@ def train_new(
             run.write_tokenizer(setup.corpus.tokenizer)
             record = new_record(run, setup, context.command, rerun_of)
             run.write_record(record)
-            trainer = build_trainer(
-                experiment, setup.backend, model, setup.corpus.train, seed=int(experiment.seed)
-            )
-            return Session(run, record, setup, trainer, context).train(plan)
+            return Session(run, record, setup, setup.build_trainer(model), context).train(plan)
 
 
 def resume_run(
@@ -166,18 +162,10 @@ def resume_run(
         record.target_step, record.process = final_step, Process.current()
         setup = replace(setup, trackers=trackers_again(setup.experiment, record, context.warn))
         with computing(setup.backend), out_of_memory(setup.experiment):
-            trainer = trainer_from(checkpoint, setup)
+            trainer = setup.build_trainer(setup.build_model(checkpoint), checkpoint)
             if steps is not None:  # --steps continues a run that was stopped early
                 trainer.progress.bad_evals = 0
             return Session(run, record, setup, trainer, context).train(StepPlan(stop_at, final_step))
-
-
-def trainer_from(checkpoint: Checkpoint, setup: ResumedRun, budget: TrainingBudget | None = None) -> Trainer:
-    """A trainer that continues from a checkpoint. Raises CheckpointError where that does not fit the run."""
-    experiment, backend = setup.experiment, setup.backend
-    model = build_model_for(experiment, setup.vocab_size, checkpoint.model, f"run {setup.run.id}")
-    seed, ids = int(experiment.seed), setup.corpus.train
-    return build_trainer(experiment, backend, model, ids, seed=seed, checkpoint=checkpoint, budget=budget)
 
 
 def run_stem(experiment: Experiment) -> str:

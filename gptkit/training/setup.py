@@ -38,7 +38,7 @@ from gptkit.errors import (
 from gptkit.events import RunStatus
 from gptkit.experiment import DataSettings, Experiment, ModelSettings, PluginTable
 from gptkit.model import GPT
-from gptkit.model.build import build_new_model, load_weights, matrix_weights, model_shapes
+from gptkit.model.build import build_model_for, build_new_model, load_weights, matrix_weights, model_shapes
 from gptkit.plugins import DataFolders, Dataset, Tokenizer, registry
 from gptkit.plugins.options import ProgressCallback
 from gptkit.plugins.tokenizer import Ids
@@ -128,6 +128,22 @@ class RunSetup:
     def vocab_size(self) -> int:
         return self.corpus.tokenizer.vocab_size
 
+    @property
+    def seed(self) -> int:
+        return int(self.experiment.seed)
+
+    def initial_model(self) -> GPT:
+        """Raises OutOfMemoryError before memory is allocated that the machine does not have."""
+        check_memory(self.experiment, self.vocab_size)
+        return build_new_model(self.experiment, self.vocab_size, self.seed)
+
+    def build_trainer(
+        self, model: GPT, checkpoint: Checkpoint | None = None, budget: TrainingBudget | None = None
+    ) -> Trainer:
+        """As the function `build_trainer`, on the train split."""
+        ids, seed = self.corpus.train, self.seed
+        return build_trainer(self.experiment, self.backend, model, ids, seed, checkpoint, budget)
+
 
 @dataclass(frozen=True)
 class NewRun(RunSetup):
@@ -137,9 +153,8 @@ class NewRun(RunSetup):
     source: WeightSource | None  # None: initial weights
 
     def build_model(self) -> GPT:
-        """Raises OutOfMemoryError before memory is allocated that the machine does not have."""
-        check_memory(self.experiment, self.vocab_size)
-        model = build_new_model(self.experiment, self.vocab_size, int(self.experiment.seed))
+        """Raises OutOfMemoryError."""
+        model = self.initial_model()
         if self.source:
             load_weights(model, self.source.checkpoint.model, f"run {self.source.run.id}")
         return model
@@ -152,6 +167,15 @@ class ResumedRun(RunSetup):
     run: Run
     record: RunRecord
     differences: tuple[str, ...]  # from the environment that it was trained in; empty: exact
+
+    def build_model(self, checkpoint: Checkpoint | None) -> GPT:
+        """The model that `build_trainer` continues from a checkpoint; None: the initial model.
+
+        Raises CheckpointError where the checkpoint is not of this model, OutOfMemoryError.
+        """
+        if checkpoint is None:
+            return self.initial_model()
+        return build_model_for(self.experiment, self.vocab_size, checkpoint.model, f"run {self.run.id}")
 
 
 def prepare_new(experiment: Experiment, context: RunContext, load_from: Run | None) -> NewRun:
@@ -395,7 +419,6 @@ def build_trainer(
     backend: Backend,
     model: GPT,
     ids: Ids,
-    *,
     seed: int,
     checkpoint: Checkpoint | None = None,
     budget: TrainingBudget | None = None,
