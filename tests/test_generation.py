@@ -1,4 +1,4 @@
-"""Writing text: the same for the same seed, as likely as was asked for, cut where it should be."""
+"""Generating text: reproducible from its seed, with the right probabilities, cut at stop texts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def tiny(position: str = "rope", **model: Any) -> GPT:
 
 
 def reciter(ids: list[int], vocab_size: int) -> GPT:
-    """A model that knows one text by heart: at place t the next is ids[t + 1], whatever came before."""
+    """A model that knows one text by heart: at place t the next is ids[t + 1], after any text."""
     experiment = build("learned", context_length=len(ids), n_layer=1, n_head=1, n_embd=len(ids))
     gpt = build_model(experiment, vocab_size)
     gpt.initialise(torch.Generator())  # the modern way: the block adds nothing to what it is given
@@ -76,7 +76,7 @@ def write(
     return texts
 
 
-# Chance
+# Randomness
 
 
 @pytest.mark.usefixtures("both_ways")
@@ -163,13 +163,13 @@ GRID = (torch.arange(N, dtype=torch.float64) + 0.5) / N
 LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.9, float("-inf"), 0.0, 1.0])
 
 
-def shares(**fields: Any) -> np.ndarray:
+def frequencies(**fields: Any) -> np.ndarray:
     """How often each token is chosen from LOGITS when the chance takes all values between 0 and 1 evenly."""
     tokens = choose_tokens(LOGITS.expand(N, -1), GRID, sampling(**fields))
     return np.bincount(tokens.numpy(), minlength=len(LOGITS)) / N
 
 
-def wanted_shares(
+def expected_frequencies(
     temperature: float = 1.0, top_k: int = 0, min_p: float = 0.0, top_p: float = 1.0
 ) -> np.ndarray:
     """The same by the book, a token at a time."""
@@ -212,14 +212,14 @@ def wanted_shares(
 )
 def test_tokens_are_chosen_as_often_as_they_are_probable(fields: dict[str, Any]) -> None:
     """Each to one part in N, and the others never."""
-    wanted = wanted_shares(**fields)
-    got = shares(**fields)
+    wanted = expected_frequencies(**fields)
+    got = frequencies(**fields)
     np.testing.assert_allclose(got, wanted, atol=1.01 / N)
     assert (got[wanted == 0] == 0).all()
 
 
 def test_limits_leave_the_tokens_that_they_should() -> None:
-    """Of probabilities 0.4, 0.3, 0.2, 0.1, said by hand."""
+    """Of probabilities 0.4, 0.3, 0.2, 0.1, by hand."""
     logits = torch.tensor([0.3, 0.1, 0.4, 0.2]).log().expand(N, -1)
     for fields, kept in (
         ({"top_k": 2}, {0, 2}),
@@ -236,10 +236,10 @@ def test_limits_leave_the_tokens_that_they_should() -> None:
 
 
 @pytest.mark.parametrize("chance", [0.0, 1 - 2**-53])
-def test_the_ends_of_chance_choose_no_token_without_probability(chance: float) -> None:
+def test_the_ends_of_the_interval_choose_no_token_without_probability(chance: float) -> None:
     logits = torch.tensor([[float("-inf"), 0.1, 0.7, float("-inf")], [0.0, -1000.0, 0.0, -1000.0]])
-    chances = torch.full((2,), chance, dtype=torch.float64)
-    tokens = choose_tokens(logits, chances, sampling())
+    uniform = torch.full((2,), chance, dtype=torch.float64)
+    tokens = choose_tokens(logits, uniform, sampling())
     assert tokens.tolist() == ([1, 0] if chance == 0 else [2, 2])
 
 
@@ -247,8 +247,8 @@ def test_each_row_has_its_own_limits() -> None:
     logits = torch.tensor([[5.0, 4.0, 0.0, 0.0], [6.0, 7.0, 8.0, 9.0]])
     for fields in ({"top_k": 2}, {"top_p": 0.85}, {"min_p": 0.2}):
         for chance in np.linspace(0, 0.999, 50):
-            chances = torch.full((2,), float(chance), dtype=torch.float64)
-            first, second = choose_tokens(logits, chances, sampling(**fields)).tolist()
+            uniform = torch.full((2,), float(chance), dtype=torch.float64)
+            first, second = choose_tokens(logits, uniform, sampling(**fields)).tolist()
             assert first in (0, 1)
             assert second in (2, 3)
 
@@ -278,12 +278,12 @@ def test_numpy_and_torch_choose_the_same_tokens(seed: int, V: int, alike: bool, 
     if V > 3 and alike:
         logits[:, 1] = logits[:, -1]
         logits[:, 2] = float("-inf")
-    chances = torch.rand(50, dtype=torch.float64, generator=generator)
-    chances[0] = 0.0
+    uniform = torch.rand(50, dtype=torch.float64, generator=generator)
+    uniform[0] = 0.0
     settings = sampling(**fields)
     before = logits.clone()
-    with_numpy = choose_with_numpy(logits.numpy(), chances.numpy(), settings)
-    assert with_numpy.tolist() == choose_with_torch(logits, chances, settings).tolist()
+    with_numpy = choose_with_numpy(logits.numpy(), uniform.numpy(), settings)
+    assert with_numpy.tolist() == choose_with_torch(logits, uniform, settings).tolist()
     assert torch.equal(logits, before)
 
 

@@ -1,4 +1,4 @@
-"""`gptkit bench` measures what it says; how fast this machine is, is not tested."""
+"""`gptkit bench` measures what it claims to; the speed of this machine is not tested."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TINY = {
 }
 
 
-def test_the_flops_of_a_token_are_six_a_weight_and_attention() -> None:
+def test_the_flops_of_a_trained_token_are_six_per_weight_and_attention() -> None:
     model = build_model(experiment_from_dict(TINY), vocab_size=65)
     matrices = 2 * (3 * 32 * 32 + 32 * 32 + 2 * 4 * 32 * 32) + 65 * 32
     assert flops_per_token(model) == 6 * matrices + 12 * 2 * 32 * 16
 
 
-def test_rates_hang_together_and_the_table_says_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rates_are_consistent_and_shown_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     experiment = experiment_from_dict(TINY)
     result = benchmark(experiment, against="transformers", seconds=0.02, blocks=1)
     trained, rival = result.training, result.rival_training
@@ -45,18 +45,18 @@ def test_rates_hang_together_and_the_table_says_them(capsys: pytest.CaptureFixtu
     assert f"{trained.tokens / rival.tokens:.2f}x" in table
     assert rival.precision in result.peaks
     render_bench.show(result, as_json=True)
-    said = json.loads(capsys.readouterr().out)
-    assert said["training"]["tokens"] == trained.tokens
-    assert said["rival_training"]["precision"] == rival.precision
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["training"]["tokens"] == trained.tokens
+    assert printed["rival_training"]["precision"] == rival.precision
 
 
-def test_a_token_written_costs_its_weights_and_half_of_the_text() -> None:
+def test_the_flops_of_a_sampled_token_are_two_per_weight_and_attention() -> None:
     model = build_model(experiment_from_dict(TINY), vocab_size=65)
     training = flops_per_token(model) - 12 * 2 * 32 * 16
     assert flops_per_token_sampled(model, 15) == training / 3 + 4 * 2 * 32 * 8
 
 
-def test_the_rival_keeps_its_advice_to_itself_only_while_it_is_measured() -> None:
+def test_the_library_is_silent_only_while_it_is_measured() -> None:
     logging = pytest.importorskip("transformers.utils.logging")
     before = logging.get_verbosity()
     with quiet_transformers():
@@ -78,7 +78,7 @@ def test_blocks_alternate_and_the_median_counts(monkeypatch: pytest.MonkeyPatch)
     assert rates == [1.0, 0.5]
 
 
-def test_an_unknown_rival_is_named() -> None:
+def test_an_unknown_baseline_is_named() -> None:
     with pytest.raises(UsageError, match="somebody"):
         benchmark(experiment_from_dict(TINY), against="somebody")
 

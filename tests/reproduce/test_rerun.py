@@ -1,4 +1,4 @@
-"""`gptkit rerun`: a run trained again from the start comes out the same, or it is said what does not."""
+"""`gptkit rerun`: a run trained again from the start is identical, or the differences are named."""
 
 from __future__ import annotations
 

@@ -159,13 +159,13 @@ DAMAGE = {
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_what_is_damaged_is_named_with_what_to_do(what: str, run: Run, gptkit_command: Command) -> None:
-    damage, said = DAMAGE[what]
+    damage, expected = DAMAGE[what]
     damage(run)
     before = contents(run.path)
     done = gptkit_command("runs", "verify", run.id)
     assert done.code == 5
     lines = [line for line in done.out.splitlines() if line.startswith("bad ")]
-    assert any(re.match(said, line) for line in lines), done.out
+    assert any(re.match(expected, line) for line in lines), done.out
     assert " bad.\n" in done.err
     assert contents(run.path) == before
 
@@ -203,8 +203,10 @@ def test_a_stretch_trained_again_is_identical_and_the_run_stays_as_it_is(
     done = gptkit_command("resume", run.id, "--verify")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("verify: training again to step 20 from step 18, in a temporary folder\n")
-    said = "identical: steps 19 to 20, trained again, gave the same weights, optimizer state and 2 recorded"
-    assert said in done.out
+    verdict = (
+        "identical: steps 19 to 20, trained again, gave the same weights, optimizer state and 2 recorded"
+    )
+    assert verdict in done.out
     assert "run folder" not in done.out
     assert contents(run.path) == before
     assert [entry.name for entry in Path("runs").iterdir()] == [run.id]
@@ -336,14 +338,14 @@ def test_a_run_in_use_is_not_trained_again(run: Run, gptkit_command: Command) ->
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "difference"),
     [
         ({"environment": {"torch": "1.0"}}, "torch 1.0 -> "),
         ({"plugins": {"version": "0.0.1", "distribution": "other"}}, "char of other 0.0.1 -> gptkit "),
     ],
 )
 def test_what_is_not_as_recorded_is_a_warning_or_where_it_is_asked_for_a_refusal(
-    changes: dict[str, dict[str, str]], said: str, tiny_experiment: Path, gptkit_command: Command
+    changes: dict[str, dict[str, str]], difference: str, tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     assert gptkit_command("train", tiny_experiment, "--stop-at", 5, "--quiet").code == 0
     run = find_run("latest")
@@ -359,12 +361,12 @@ def test_what_is_not_as_recorded_is_a_warning_or_where_it_is_asked_for_a_refusal
     before = contents(run.path)
     refused = gptkit_command("resume", run.id, "--require-exact")
     assert (refused.code, refused.out) == (3, "")
-    assert said in refused.err
+    assert difference in refused.err
     assert contents(run.path) == before
     assert (run.checkpoints / ".tmp-1-abc").is_dir()  # nothing at all was changed
     done = gptkit_command("resume", run.id)
     assert done.code == 0
-    assert f"resume: valid, not bit-identical ({said}" in done.out
+    assert f"resume: valid, not bit-identical ({difference}" in done.out
 
 
 # A run that was killed before it saved anything
@@ -381,11 +383,12 @@ def test_a_run_without_a_checkpoint_says_why_and_how_to_train_it_again(
     for command in ("resume", "generate"):
         refused = gptkit_command(command, run.path)
         assert refused.code == 5
-        said = refused.err.splitlines()
+        lines = refused.err.splitlines()
         assert (
-            said[0] == f"gptkit: there is no checkpoint of run {run.id}: it ended before its first was saved."
+            lines[0]
+            == f"gptkit: there is no checkpoint of run {run.id}: it ended before its first was saved."
         )
-        assert said[1] == (
+        assert lines[1] == (
             "To train it again from the start: "
             f"gptkit train 'else where/{run.id}/experiment.toml' --runs-dir 'else where'"
         )
@@ -405,9 +408,9 @@ def test_the_best_the_last_and_any_step_can_be_generated_from_unless_they_are_da
         assert gptkit_command("train", tiny_experiment, *settings, *keep).code == 0
     run = find_run("latest")
     assert sorted(int(folder.name[5:]) for folder in run.checkpoints.iterdir()) == [8, 15, 20]
-    said = {"best": 8, "last": 20, "8": 8, "15": 15, "20": 20}
+    steps = {"best": 8, "last": 20, "8": 8, "15": 15, "20": 20}
     texts = {}
-    for which, step in said.items():
+    for which, step in steps.items():
         done = gptkit_command("generate", run.id, "--checkpoint", which, "-n", 40, "--seed", 1)
         assert done.code == 0
         assert f"{run.id}, step {step}" in done.err

@@ -217,7 +217,7 @@ def test_the_real_clock_ends_a_run_in_about_the_time_that_was_given(
 def test_minutes_and_epochs_exclude_one_another_and_the_last_override_counts() -> None:
     with pytest.raises(ExperimentError, match="epochs and minutes both set the length of training"):
         experiment(training={"epochs": 1.0, "minutes": 1.0})
-    said = experiment_from_dict({"training": {"epochs": 2.0}}, [("training.minutes", 3.0)])
-    assert (said.training.epochs, said.training.minutes) == (None, 3.0)
-    said = experiment_from_dict({"training": {"minutes": 2.0}}, [("training.max_steps", 3)])
-    assert (said.training.minutes, said.training.max_steps) == (None, 3)
+    merged = experiment_from_dict({"training": {"epochs": 2.0}}, [("training.minutes", 3.0)])
+    assert (merged.training.epochs, merged.training.minutes) == (None, 3.0)
+    merged = experiment_from_dict({"training": {"minutes": 2.0}}, [("training.max_steps", 3)])
+    assert (merged.training.minutes, merged.training.max_steps) == (None, 3)

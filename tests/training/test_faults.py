@@ -37,11 +37,11 @@ def run_module(*arguments: str) -> str:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 def test_a_run_that_is_killed_and_resumed_comes_out_as_one_that_was_not() -> None:
-    said = run_module("tools.soak", "--kills", "8", "--signals", "6", "--real", "0.05", "--seed", "3")
-    assert "kills: 8" in said
-    assert "signals: 6" in said
-    assert said.count("lost 0") == 2
-    assert said.count("violations: 0") == 2
+    output = run_module("tools.soak", "--kills", "8", "--signals", "6", "--real", "0.05", "--seed", "3")
+    assert "kills: 8" in output
+    assert "signals: 6" in output
+    assert output.count("lost 0") == 2
+    assert output.count("violations: 0") == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
@@ -120,6 +120,6 @@ def test_a_signal_during_the_imports_of_training_is_kept_until_a_step_is_saved(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does, and makes pipes")
 def test_what_a_stranger_made_is_never_a_defect_nor_a_step_outside() -> None:
-    said = run_module("tools.fuzz", "--cases", "150", "--seed", "5")
-    assert "cases: 150" in said
-    assert "hangs: 0" in said
+    output = run_module("tools.fuzz", "--cases", "150", "--seed", "5")
+    assert "cases: 150" in output
+    assert "hangs: 0" in output

@@ -1,4 +1,4 @@
-"""What holds while the host does not look, tried on the CPU: a step that is not finite, the sum of losses."""
+"""The deferred guard, tried on the CPU: non-finite steps and the sum of losses without synchronizing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import gptkit
 from gptkit import events
 from gptkit.errors import DivergedError
 from gptkit.runs import Run
-from gptkit.training import nonfinite as watch
-from gptkit.training import optim
+from gptkit.training import nonfinite, optim
 from gptkit.training import trainer as loop
 from gptkit.training.session import Session, resume_run, train_run
 from gptkit.training.setup import RunContext
@@ -23,8 +22,8 @@ BOTH = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 
 @pytest.fixture
 def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host looks as seldom as it would with a GPU."""
-    monkeypatch.setattr(watch, "is_deferred", lambda device: True)
+    """The host synchronizes as seldom as with a GPU."""
+    monkeypatch.setattr(nonfinite, "is_deferred", lambda device: True)
 
 
 def experiment(**changes: dict[str, Any]) -> gptkit.Experiment:
@@ -97,7 +96,7 @@ def test_a_bad_step_changes_nothing_and_none_after_it_does(
 
 
 @pytest.mark.usefixtures("seldom")
-def test_what_is_told_of_a_bad_step_is_the_step_before(
+def test_a_bad_step_is_reported_as_the_step_before(
     around: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[events.Event] = []
@@ -125,7 +124,7 @@ def test_what_is_told_of_a_bad_step_is_the_step_before(
     ],
 )
 @pytest.mark.usefixtures("seldom")
-def test_the_host_looks_before_anything_uses_the_weights(
+def test_the_host_synchronizes_before_anything_uses_the_weights(
     around: RunContext, monkeypatch: pytest.MonkeyPatch, due: int, table: dict[str, dict[str, Any]]
 ) -> None:
     table = {"training": {"log_interval": 100}, **table}
@@ -143,13 +142,13 @@ def test_the_host_looks_before_anything_uses_the_weights(
 
 
 @BOTH
-def test_looking_seldom_gives_the_same_run(
+def test_synchronizing_seldom_gives_the_same_run(
     around: RunContext, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     recipe = experiment(optimizer={"type": optimizer})
     sessions = keep_sessions(monkeypatch)
     looked_at = train_run(recipe, around).run
-    monkeypatch.setattr(watch, "is_deferred", lambda device: True)
+    monkeypatch.setattr(nonfinite, "is_deferred", lambda device: True)
     seldom = train_run(recipe, around).run
     assert rows(seldom) == rows(looked_at)
     assert [row["step"] for row in rows(seldom)] == [5, 10, 12]
@@ -169,7 +168,7 @@ def test_stopped_between_two_logs_the_losses_are_summed_as_if_not(around: RunCon
 
 @pytest.mark.usefixtures("seldom")
 def test_the_host_reads_nothing_in_an_update(around: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for a GPU's own check: whatever would copy a value to the host raises."""
+    """A stand-in for a GPU's own check: every copy of a value to the host raises."""
     sessions = keep_sessions(monkeypatch)
     monkeypatch.setenv("GPTKIT_NATIVE", "0")  # C computes on the host, which reads what it likes
     train_run(experiment(), around, stop_at=1)
@@ -186,8 +185,8 @@ def test_the_host_reads_nothing_in_an_update(around: RunContext, monkeypatch: py
     assert trainer.progress.step == 3
 
 
-def test_a_device_whose_adamw_cannot_skip_is_looked_at_each_step() -> None:
-    assert not watch.is_deferred(torch.device("mps"))
-    assert not watch.is_deferred(torch.device("cpu"))
-    assert watch.is_deferred(torch.device("cuda"))
+def test_a_device_whose_adamw_cannot_skip_is_checked_at_each_step() -> None:
+    assert not nonfinite.is_deferred(torch.device("mps"))
+    assert not nonfinite.is_deferred(torch.device("cpu"))
+    assert nonfinite.is_deferred(torch.device("cuda"))
     assert "mps" not in optim.SKIPPING

@@ -120,7 +120,7 @@ def test_updates_are_those_of_torch(
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 48, 16), (2, 16, 64)])
 def test_orthogonalising_keeps_the_directions_and_evens_out_their_lengths(shape: tuple[int, ...]) -> None:
-    """U S V' becomes about U V': singular values between 0.7 and 1.2, whatever they were."""
+    """U S V' becomes about U V': singular values between 0.7 and 1.2, from any length."""
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     matrices *= torch.tensor([1e-3, 1.0, 1e3])[: shape[0]].view(-1, 1, 1)
     ours = orthogonalise(matrices)
@@ -396,8 +396,8 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     without = {key: tensor for key, tensor in good.items() if key != name}
     with pytest.raises(ValueError, match=name):
         weights.load_state_dict(without)
-    with pytest.raises(ValueError, match="stranger"):
-        weights.load_state_dict({**good, "stranger": torch.zeros(1)})
+    with pytest.raises(ValueError, match="unknown"):
+        weights.load_state_dict({**good, "unknown": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.up\.weight has shape \(3, 1\), not \(64, 16\)"):
         weights.load_state_dict({**good, name: torch.zeros(3, 1)})
 
