@@ -1,4 +1,4 @@
-"""The library behind `gptkit datasets`, and its commands."""
+"""Datasets by name: listed, resolved, described, fetched and added; and the commands for it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NO_NAMES += ["x" * 65, "CON", "nul", "Com1", "LPT9"]
 
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with nothing in the environment."""
+    """An empty working folder, with no data folder in the environment."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -55,7 +55,7 @@ Install = Callable[[str, str, str], None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs a distribution with one dataset, as pip would, for the time of a test."""
+    """Installs a distribution with one dataset, as pip would, for one test."""
 
     def install_one(distribution: str, name: str, code: str) -> None:
         site, module = tmp_path / "site", distribution.replace("-", "_")
@@ -133,7 +133,7 @@ def test_the_list_has_every_registered_dataset_and_the_texts_here(novel: Path) -
         assert resolve_dataset(PluginTable(type=name), data_folders(Path("more")))[1].type == "text"
 
 
-def test_a_plugin_that_does_not_load_is_a_row_that_says_so(install: Install) -> None:
+def test_a_plugin_that_does_not_load_is_listed_with_the_reason(install: Install) -> None:
     install("broken-texts", "broken", "import no_such_module\n")
     rows = {row.name: row for row in list_datasets(data_folders(None))}
     assert "no_such_module" in rows["broken"].summary
@@ -157,7 +157,7 @@ def test_a_registered_name_is_resolved_with_every_option() -> None:
 
 
 @pytest.mark.parametrize("options", [{"order": 9}, {"colour": "red"}, {"states": "many"}])
-def test_options_that_cannot_be_are_a_usage_error(options: dict[str, object]) -> None:
+def test_invalid_options_are_a_usage_error(options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         resolve_dataset(PluginTable.model_validate({"type": "markov", **options}), data_folders(None))
 
@@ -178,7 +178,7 @@ def test_a_text_takes_no_options_of_another_dataset(novel: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["text", "hf"])
-def test_a_dataset_that_needs_a_path_says_how_to_give_it(name: str) -> None:
+def test_a_missing_path_is_an_error_with_an_example(name: str) -> None:
     with pytest.raises(UsageError, match=r"path: Field required\. (Name the file itself|In an experiment)"):
         describe_dataset(name, data_folders(None))
 
@@ -190,7 +190,7 @@ def test_the_file_name_of_a_dataset_stands_for_it(name: str) -> None:
     assert table.type == "shakespeare"
 
 
-def test_what_is_nowhere_is_named_with_the_places_and_the_way_out() -> None:
+def test_an_unknown_name_is_an_error_with_the_searched_places_and_a_remedy() -> None:
     with pytest.raises(DataError) as caught:
         resolve_dataset(PluginTable(type="shakespere"), data_folders(Path("mine")))
     message = str(caught.value)
@@ -206,7 +206,7 @@ def test_an_empty_name_is_not_the_working_folder(novel: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\udce9"])
-def test_a_name_that_cannot_be_is_an_error_and_no_crash(name: str) -> None:
+def test_an_impossible_name_is_an_error_and_no_crash(name: str) -> None:
     with pytest.raises(GptkitError):
         describe_dataset(name, data_folders(None))
 
@@ -292,7 +292,7 @@ def test_adding_does_not_write_through_a_link(novel: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
-def test_a_name_that_is_no_name_is_refused(novel: Path, working_folder: Path, name: str) -> None:
+def test_an_invalid_name_is_refused(novel: Path, working_folder: Path, name: str) -> None:
     before = sorted(working_folder.rglob("*"))
     with pytest.raises(UsageError, match="cannot be the name"):
         add_text(name, novel, data_folders(None), force=True)
@@ -327,7 +327,7 @@ def test_only_shakespeare_may_be_called_shakespeare(
 @pytest.mark.parametrize(
     ("data", "words"), [(b"", "is empty"), (b"\xff", "not UTF-8"), (None, "there is no file")]
 )
-def test_what_is_no_text_is_not_added(working_folder: Path, data: bytes | None, words: str) -> None:
+def test_a_file_that_is_not_text_is_not_added(working_folder: Path, data: bytes | None, words: str) -> None:
     path = working_folder / "file"
     if data is not None:
         path.write_bytes(data)
@@ -336,7 +336,7 @@ def test_what_is_no_text_is_not_added(working_folder: Path, data: bytes | None, 
     assert not Path("data").exists()
 
 
-def test_a_text_that_would_stay_in_another_ones_shadow_is_refused(
+def test_a_text_that_another_one_would_shadow_is_refused(
     novel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPTKIT_DATA_DIR", "shared")
@@ -349,7 +349,7 @@ def test_a_text_that_would_stay_in_another_ones_shadow_is_refused(
 # fetch
 
 
-def test_fetching_says_whether_it_was_here(novel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetching_reports_whether_it_was_here(novel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = novel.read_bytes()
     monkeypatch.setattr(ShakespeareDataset, "sha256", hashlib.sha256(body).hexdigest())
     monkeypatch.setattr("gptkit.data.datasets.shakespeare.download", lambda *args: body)
@@ -387,7 +387,7 @@ def test_the_list_is_plain_lines_of_any_width_when_piped() -> None:
     assert len(lines) == 1 + len(BUILT_IN) + 1
 
 
-def test_show_add_and_fetch_do_what_they_say(novel: Path) -> None:
+def test_show_add_and_fetch(novel: Path) -> None:
     added = run("add", "mine", str(novel))
     assert added.exit_code == 0
     assert "data" in added.stdout
@@ -410,7 +410,7 @@ def test_help_opens_with_an_example(command: str) -> None:
     assert lines[1].startswith(f"Example:  gptkit datasets {command}")
 
 
-def test_what_could_steer_a_terminal_is_escaped() -> None:
+def test_control_characters_are_escaped() -> None:
     Path("odd.txt").write_text("\x1b]0;title\x07 [bold]one[/bold] \x9b2J\n")
     shown = run("show", "odd.txt").stdout
     assert "\x1b" not in shown
@@ -422,7 +422,7 @@ def test_what_could_steer_a_terminal_is_escaped() -> None:
     ("size", "text"),
     [(None, "-"), (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB")],
 )
-def test_sizes_are_for_people(size: int | None, text: str) -> None:
+def test_sizes_are_readable(size: int | None, text: str) -> None:
     assert render_datasets.size_text(size) == text
 
 

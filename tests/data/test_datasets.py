@@ -1,4 +1,4 @@
-"""Built-in datasets: reading, looking up, downloading from a server on this machine. No network."""
+"""Built-in datasets: reading, finding, downloading from a local server. No network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SmallShakespeare(ShakespeareDataset):
 
 @dataclass
 class Server:
-    """A web server that answers as the path says, and counts."""
+    """A web server whose answer depends on the path, and which counts requests."""
 
     address: str
     requests: list[str] = field(default_factory=list)
@@ -160,7 +160,7 @@ def everything_in(folder: Path) -> list[str]:
 # Downloading
 
 
-def test_a_download_stands_under_its_name_verified(
+def test_a_download_is_verified_and_stored_under_its_name(
     small: SmallShakespeare, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -184,9 +184,7 @@ def test_what_is_here_is_not_downloaded_again(
     assert server.requests == ["/good"]
 
 
-def test_a_server_that_states_no_length_will_do(
-    small: SmallShakespeare, server: Server, folders: DataFolders
-) -> None:
+def test_a_server_may_omit_the_length(small: SmallShakespeare, server: Server, folders: DataFolders) -> None:
     small.url = f"{server.address}/good-without-length"
     assert small.read(folders) == BODY.decode()
 
@@ -291,7 +289,7 @@ def test_a_full_disk_leaves_nothing_behind(
     assert everything_in(folders.downloads) == []
 
 
-# A file that is not what it should be
+# Damaged files
 
 
 def test_a_damaged_file_is_named_and_repaired_where_it_is(small: SmallShakespeare, tmp_path: Path) -> None:
@@ -325,7 +323,7 @@ def test_a_link_is_replaced_and_not_written_through(small: SmallShakespeare, tmp
     assert not (data / "tiny_shakespeare.txt").is_symlink()
 
 
-def test_tiny_shakespeare_is_the_one_that_is_pinned(tmp_path: Path) -> None:
+def test_tiny_shakespeare_has_the_pinned_hash(tmp_path: Path) -> None:
     folder = Path(os.environ.get("GPTKIT_DATA_DIR") or "data")
     if not (folder / "tiny_shakespeare.txt").is_file():
         pytest.skip("needs tiny_shakespeare.txt in GPTKIT_DATA_DIR or data/; tests download nothing")
@@ -366,7 +364,7 @@ def test_python_docs_missing_from_a_python_is_a_data_error(
 
 
 @pytest.mark.parametrize("kind", [HarryPotterDataset, AvatarScriptDataset])
-def test_a_copyrighted_text_is_the_users_to_bring(
+def test_a_copyrighted_text_has_to_be_supplied_by_the_user(
     folders: DataFolders, kind: type[HarryPotterDataset] | type[AvatarScriptDataset]
 ) -> None:
     dataset = kind(kind.Options())

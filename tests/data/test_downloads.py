@@ -64,7 +64,7 @@ def dripping_status(client: socket.socket, closing: threading.Event) -> None:
 
 
 def steady(client: socket.socket, closing: threading.Event) -> None:
-    """Faster than the slowest that is accepted, and never done."""
+    """Faster than the minimum rate, without end."""
     client.sendall(OK + b"\r\n")
     while not closing.wait(0.01):
         client.sendall(b"x" * 2000)
@@ -104,7 +104,7 @@ MISBEHAVIOUR: dict[str, tuple[Answer, type[GptkitError]]] = {
         NetworkError,
     ),
     "a redirect to nowhere": (sent(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"), GptkitError),
-    "a redirect to what is no address": (
+    "a redirect to an invalid address": (
         sent(b"HTTP/1.1 302 Found\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n"),
         NetworkError,
     ),
@@ -113,7 +113,7 @@ MISBEHAVIOUR: dict[str, tuple[Answer, type[GptkitError]]] = {
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Answer], str]]:
-    """Starts a server that reads a request and then does as told; gives its address."""
+    """Starts a server that reads a request and then calls `answer`; returns its address."""
     closing = threading.Event()
     listening: list[socket.socket] = []
 

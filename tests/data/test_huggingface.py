@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face, from folders on this machine. The hub, where it is asked, is not there."""
+"""Datasets of Hugging Face, from local folders. The hub is replaced by a closed port."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROWS = [f"row {number}" for number in range(1200)]
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, a cache of its own, and no network: nobody listens where the hub should be."""
+    """An empty folder, a cache of its own, and a closed port instead of the hub."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
@@ -50,7 +50,7 @@ def put(path: str, content: str) -> Path:
     return Path(path)
 
 
-# What is here
+# Local datasets
 
 
 @pytest.mark.parametrize("kind", ["saved", "dict", "parquet", "file", "jsonl", "csv"])
@@ -88,7 +88,7 @@ def test_a_folder_is_looked_for_as_given_and_then_in_the_data_folders() -> None:
     assert text_of(path=str(Path("data/inner/mine").absolute())) == "in data"
 
 
-def test_a_folder_called_like_a_reader_of_the_library_is_a_folder() -> None:
+def test_a_folder_may_have_the_name_of_a_file_reader() -> None:
     put("text/train.jsonl", '{"text": "mine"}\n')
     assert text_of(path="text") == "mine"
 
@@ -100,23 +100,23 @@ def test_a_file_that_changed_is_read_again() -> None:
     assert text_of(path="mine") == "another"
 
 
-def test_progress_is_told_in_rows_and_nothing_is_written(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_reported_in_rows_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     rows_of(*ROWS).to_parquet("mine/train.parquet")
     datasets.enable_progress_bars()
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     level = logging.getLogger("datasets").level
     capfd.readouterr()
-    folders = DataFolders((Path("data"),), Path("data"), lambda done, total: told.append((done, total)))
+    folders = DataFolders((Path("data"),), Path("data"), lambda done, total: reports.append((done, total)))
     text_of(folders, path="mine")
-    assert told[-1] == (1200, 1200)
-    assert len(told) > 1
-    assert told == sorted(told)
+    assert reports[-1] == (1200, 1200)
+    assert len(reports) > 1
+    assert reports == sorted(reports)
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled(), "what a program had set before stays"
     assert logging.getLogger("datasets").level == level
 
 
-def test_what_the_library_says_is_held_back(
+def test_the_output_of_the_package_is_suppressed(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     def load_dataset(*arguments: object, **more: object) -> Any:
@@ -152,7 +152,7 @@ def test_the_commit_that_was_downloaded_is_a_fact() -> None:
     assert hub._facts(rows) == {"revision": "a" * 40}
 
 
-# What is wrong
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_what_is_wrong_with_a_dataset_is_a_data_error(options: dict[str, str], w
 
 
 @pytest.mark.parametrize("path", ["text", "json", "parquet", "csv"])
-def test_a_reader_of_the_library_does_not_take_what_lies_about_here(path: str) -> None:
+def test_the_name_of_a_file_reader_is_not_a_dataset(path: str) -> None:
     put("train.jsonl", '{"text": "private"}\n')
     with pytest.raises(DataError, match="no dataset on the hub has such a name"):
         text_of(path=path)
@@ -220,7 +220,7 @@ def test_nothing_that_comes_with_a_dataset_is_run() -> None:
     assert not Path("ran").exists()
 
 
-def test_code_is_forbidden_to_a_library_that_could_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_could_run_code_is_forbidden_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those before version 4 could."""
     put("mine/train.jsonl", '{"text": "one"}\n')
     asked: list[object] = []
@@ -257,7 +257,7 @@ def test_without_network_it_is_a_network_error(
         (ZeroDivisionError(), DataError, "ZeroDivisionError"),
     ],
 )
-def test_what_the_library_raises_is_told(
+def test_errors_of_the_package_are_translated(
     monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], words: str
 ) -> None:
     def fail(*arguments: object, **more: object) -> None:
@@ -275,8 +275,8 @@ def test_what_the_library_raises_is_told(
             text_of(path="someone/something")
 
 
-def test_another_commit_than_the_one_asked_for_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the library does where the hub cannot be reached and it has some other one in its cache."""
+def test_another_commit_than_the_requested_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the package does if the hub cannot be reached and another commit is in its cache."""
     rows = rows_of("one")
     rows.info.download_checksums = {f"hf://datasets/who/what@{'a' * 40}/train.parquet": {}}
     monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **more: rows)
@@ -288,7 +288,7 @@ def test_another_commit_than_the_one_asked_for_is_not_taken(monkeypatch: pytest.
 @pytest.mark.parametrize(
     "options", [{}, {"path": ""}, {"path": "a", "split": ""}, {"path": "a", "code": True}]
 )
-def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
+def test_invalid_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         HuggingFaceOptions.model_validate(options)
 

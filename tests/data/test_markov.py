@@ -1,4 +1,4 @@
-"""The synthetic source of known entropy: its text has the statistics that it claims."""
+"""The dataset markov: its text has the statistics and the entropy of its chain."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_text_has_the_statistics_of_the_table(options: dict[str, object]) ->
     assert loss == pytest.approx(dataset.entropy_rate(), abs=0.005)
 
 
-def test_the_entropy_rate_is_that_of_the_formula_worked_by_hand() -> None:
+def test_the_entropy_rate_of_a_small_chain_equals_the_formula() -> None:
     """Order 1, two letters: p = (b, a) / (a + b) for a = p(b|a), b = p(a|b)."""
     dataset = markov(order=1, states=2, seed=5)
     (_, a), (b, _) = dataset.table()
@@ -136,6 +136,6 @@ def test_a_million_characters_take_a_moment() -> None:
         ({"colour": 1}, "colour"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options: dict[str, object], words: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         MarkovOptions.model_validate(options)

@@ -1,4 +1,4 @@
-"""Which tokens form a batch, and which an evaluation."""
+"""The windows of training batches and of evaluations, and the loss over a split."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gptkit.training.loss import bits_per_byte, cross_entropy, evaluate
 
 
 def counting(tokens: int) -> np.ndarray:
-    """Ids that tell where they stand."""
+    """Ids equal to their positions."""
     return np.arange(tokens, dtype=np.uint16)
 
 
@@ -60,7 +60,7 @@ def test_an_epoch_visits_every_window_once(
     assert count >= max(1, (tokens - 1) // context_length - 1)
 
 
-def test_every_token_is_learnt_from_sooner_or_later() -> None:
+def test_every_token_is_a_target_in_some_epoch() -> None:
     """Those at the ends too, which an epoch may leave out; and at every place in a window."""
     batches = sampler(tokens=40, context_length=7)
     targets = np.concatenate([batches.windows(index)[:, 1:] for index in range(300)])
@@ -84,7 +84,7 @@ def test_a_batch_is_a_function_of_the_seed_and_its_number() -> None:
     assert starts_of(sampler(200, seed=2), range(9)) != starts_of(one, range(9))
 
 
-def test_no_generator_is_drawn_from_but_the_samplers_own() -> None:
+def test_global_generators_are_not_used() -> None:
     np.random.seed(3)
     torch.manual_seed(3)
     first = starts_of(sampler(200), range(9))
@@ -110,7 +110,7 @@ def test_a_window_is_a_piece_of_the_text_with_the_token_that_follows() -> None:
 
 
 def test_a_batch_can_straddle_epochs() -> None:
-    """However windows are dealt into batches, their order is the same."""
+    """The order of windows does not depend on the batch size."""
     count = batch_size_of_an_epoch(40, 7)
     assert count == 4
     one_by_one = starts_of(sampler(40, batch_size=1), range(30))
@@ -170,7 +170,7 @@ def test_evaluating_is_a_plain_mean_over_the_tokens(tokens: int, eval_tokens: in
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluating_draws_no_chance_and_leaves_the_model_as_it_was(training: bool) -> None:
+def test_evaluating_uses_no_randomness_and_restores_the_model(training: bool) -> None:
     model = tiny(dropout=0.5).train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ids = np.random.default_rng(1).integers(0, 11, 100)
@@ -199,7 +199,7 @@ def test_cross_entropy_is_the_mean_surprise_in_nats() -> None:
 
 
 def test_bits_per_byte_do_not_depend_on_how_the_text_is_cut() -> None:
-    """A nat a byte is 1/ln 2 bits; the same text in half the tokens, each twice as surprising."""
+    """A nat per byte is 1/ln 2 bits; also with half as many tokens of twice the loss."""
     assert bits_per_byte(math.log(2), tokens=100, text_bytes=100) == pytest.approx(1.0)
     one = bits_per_byte(1.3, tokens=600, text_bytes=900)
     assert one == pytest.approx(bits_per_byte(2.6, tokens=300, text_bytes=900))

@@ -1,4 +1,4 @@
-"""Texts of one's own: kinds of files, folders and lists of them, what is broken. No network."""
+"""The dataset text: kinds of files, folders, lists, damaged files, memory. No network."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_one_huge_line_takes_little_more_than_twice_its_size(tmp_path: Path) -> 
     assert used < 2.5 * size
 
 
-# Texts of one's own
+# The user's own texts
 
 
 def text_of(path: str | list[str], folders: DataFolders = NOWHERE, **options: str) -> str:
@@ -145,7 +145,7 @@ def test_an_absolute_path_is_as_given(library: DataFolders, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "path", ["missing", "../missing", "/no/such/file", "x" * 300, "nul\0", "*.nothing", "["]
 )
-def test_a_text_that_is_not_there_says_where_it_was_looked_for(library: DataFolders, path: str) -> None:
+def test_a_missing_text_is_an_error_with_the_searched_places(library: DataFolders, path: str) -> None:
     dataset = TextDataset(TextOptions(path=path))
     assert not dataset.is_here(library)
     with pytest.raises(DataError) as caught:
@@ -155,7 +155,7 @@ def test_a_text_that_is_not_there_says_where_it_was_looked_for(library: DataFold
             assert str(Path(place)) in str(caught.value)
 
 
-def test_the_folders_are_not_left_by_dots(library: DataFolders, tmp_path: Path) -> None:
+def test_dots_do_not_lead_out_of_the_data_folders(library: DataFolders, tmp_path: Path) -> None:
     inside = DataFolders(search=(tmp_path / "plays" / "acts",))
     assert TextDataset(TextOptions(path="plays/../here.txt")).is_here(inside)
     assert not TextDataset(TextOptions(path="../a.txt")).is_here(inside)
@@ -171,7 +171,7 @@ def test_an_empty_file_in_a_folder_is_named(library: DataFolders) -> None:
 
 
 def put(path: str, data: str | bytes) -> Path:
-    """A file, compressed where its name says so."""
+    """Writes a file, compressed if its name ends with .gz."""
     raw = data.encode() if isinstance(data, str) else data
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(gzip.compress(raw) if path.endswith(".gz") else raw)
@@ -206,7 +206,7 @@ TABLE = 'id,text\r\n1,one\r\n2,"two\r\nlines, ""quoted"""\r\n\r\n3,\r\n4,drei…
         ("a.csv", "\ufeff" + TABLE.replace("id,", ","), 'one\ntwo\r\nlines, "quoted"\n\ndrei…'),
     ],
 )
-def test_the_ending_says_how_a_file_is_read(
+def test_the_ending_decides_how_a_file_is_read(
     here: Path, name: str, content: str, text: str, packed: str
 ) -> None:
     put(name + packed, content)
@@ -259,7 +259,7 @@ def test_the_text_of_a_run_recorded_before_other_kinds_were_read_is_the_same(her
     assert {path: hashlib.sha256(text_of(path).encode()).hexdigest() for path in recorded} == recorded
 
 
-# What is broken
+# Damaged files
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_the_text_of_a_run_recorded_before_other_kinds_were_read_is_the_same(her
         ("a.txt.gz", b"", "a.txt.gz is empty"),
     ],
 )
-def test_what_is_broken_is_named_with_its_place(
+def test_a_damaged_file_is_an_error_with_file_and_line(
     here: Path, name: str, content: str | bytes, words: str
 ) -> None:
     for kind in {name, f"{name.removesuffix('.gz')}.gz"}:
@@ -309,7 +309,7 @@ def test_what_is_broken_is_named_with_its_place(
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.csv.gz"])
-def test_a_broken_gzip_is_named(here: Path, name: str) -> None:
+def test_a_damaged_gzip_is_an_error(here: Path, name: str) -> None:
     whole = put(name, 'text\n"one"\n' * 1000 if "csv" in name else '{"text": "one"}\n' * 1000).read_bytes()
     damaged = bytearray(whole)
     damaged[-8] ^= 1  # the checksum
@@ -325,7 +325,7 @@ def test_several_members_of_a_gzip_are_one_text(here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.csv.gz"])
-def test_what_unpacks_to_too_much_is_stopped(here: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_gzip_bomb_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     Path(name).write_bytes(gzip.compress(b" " * 30_000_000))
     monkeypatch.setattr(readers, "MAX_UNPACKED", 5_000_000)
     with pytest.raises(DataError, match=rf"{name} unpacks to more than 0\.0 GB"):
@@ -337,7 +337,7 @@ def test_what_unpacks_to_too_much_is_stopped(here: Path, monkeypatch: pytest.Mon
         text_of(["b.txt.gz", "c.txt.gz"])
 
 
-def test_json_that_is_only_odd_does_no_harm(here: Path) -> None:
+def test_unusual_json_is_read(here: Path) -> None:
     put("a.jsonl", f'{{"a": NaN, "b": -Infinity, "n": {"9" * 5000}, "e": 1e999, "text": "x", "text": "y"}}')
     assert text_of("a.jsonl") == "y"
 
@@ -390,7 +390,7 @@ def test_reading_takes_about_twice_the_text(here: Path, kind: str) -> None:
 # By name
 
 
-def test_the_size_is_told_where_it_is_known_without_reading(here: Path) -> None:
+def test_the_size_is_known_if_it_needs_no_reading(here: Path) -> None:
     put("in/a.txt", "four")
     put("in/b.md", "five!")
     assert TextDataset(TextOptions(path=["in", "in/a.txt"])).size(NOWHERE) == 9
@@ -408,7 +408,7 @@ def test_the_example_of_the_options_is_a_text(here: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["", [], [""], ["a.txt", 3], 3, {"a": "b"}])
-def test_a_path_that_is_none_is_refused(path: object) -> None:
+def test_an_invalid_path_is_refused(path: object) -> None:
     with pytest.raises(ValidationError):
         TextOptions.model_validate({"path": path})
     with pytest.raises(ExperimentError, match=r"data\.dataset\.path") as caught:
@@ -511,7 +511,7 @@ def test_options_may_stand_beside_the_name_of_a_text(here: Path) -> None:
         ({"type": "corpus.jsonl", "field": 3}, "data.dataset.field = 3: should be a string"),
     ],
 )
-def test_options_that_no_text_has_are_refused_before_it_is_looked_for(
+def test_unknown_options_are_refused_before_the_text_is_searched(
     table: dict[str, object], words: str
 ) -> None:
     with pytest.raises(ExperimentError) as caught:

@@ -1,4 +1,4 @@
-"""The tokenizer bpe: learnt from the text, the same wherever that is, strict about strangers' files."""
+"""The tokenizer bpe: learning, encoding in pieces, streaming, and strict checks of its file."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.support import Command, small_text
 tokenizers = pytest.importorskip("tokenizers")
 
 TEXT = st.text(max_size=60)
-# Where pieces are cut: all that Unicode or Python calls white space, and what may join across it
-NASTY = st.text(
+# Characters at which pieces may be cut: the white space of Unicode and Python, and their neighbours
+WHITE_SPACE = st.text(
     alphabet=" \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2000\u200b\u2028\u202f\u3000\ufeff"
     ".,'stable1é中🐎\u0301",
     max_size=40,
@@ -37,11 +37,11 @@ quick = settings(deadline=None, max_examples=100)
 TRAIN_TEXT = small_text() + FAMILY * 3
 
 
-def learnt(train_text: str, val_text: str = "", **options: Any) -> BpeTokenizer:
+def train(train_text: str, val_text: str = "", **options: Any) -> BpeTokenizer:
     return BpeTokenizer.train(BpeTokenizer.Options(**options), Splits(train_text, val_text))
 
 
-TOKENIZER = learnt(TRAIN_TEXT, vocab_size=500)
+TOKENIZER = train(TRAIN_TEXT, vocab_size=500)
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def tiny_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @quick
-@given(TEXT | NASTY)
+@given(TEXT | WHITE_SPACE)
 @example(FAMILY)
-def test_any_text_comes_back(text: str) -> None:
+def test_decoding_restores_any_text(text: str) -> None:
     ids = TOKENIZER.encode(text)
     assert TOKENIZER.unknown_characters(text) == ""
     assert ids.dtype == np.uint16
@@ -62,29 +62,29 @@ def test_any_text_comes_back(text: str) -> None:
     assert TOKENIZER.decode(ids) == text  # type: ignore[arg-type]
 
 
-def test_it_learns_as_many_tokens_as_asked_for_from_the_training_text_alone() -> None:
-    assert learnt(TRAIN_TEXT, vocab_size=300).vocab_size == 300
-    assert learnt("", "abab" * 50).vocab_size == 256
-    assert learnt(TRAIN_TEXT, vocab_size=256).encode("lamp").tolist() == [
+def test_it_learns_the_requested_number_of_tokens_from_the_train_split_only() -> None:
+    assert train(TRAIN_TEXT, vocab_size=300).vocab_size == 300
+    assert train("", "abab" * 50).vocab_size == 256
+    assert train(TRAIN_TEXT, vocab_size=256).encode("lamp").tolist() == [
         sorted(byte_characters()).index(letter) for letter in "lamp"
     ]
-    assert learnt("xy xy xy", min_frequency=4).vocab_size == 256
-    assert learnt("xy xy xy", min_frequency=3).vocab_size > 256
+    assert train("xy xy xy", min_frequency=4).vocab_size == 256
+    assert train("xy xy xy", min_frequency=3).vocab_size > 256
     assert len(TOKENIZER.encode(small_text())) < len(small_text()) / 3
 
 
-def test_joins_stay_within_words() -> None:
+def test_merges_stay_within_words() -> None:
     tokens = [TOKENIZER.decode([number]) for number in range(TOKENIZER.vocab_size)]
     assert " someone" in tokens or " harbours" in tokens
     assert not [token for token in tokens if token.strip() and " " in token[1:]]
 
 
 @pytest.mark.usefixtures("tiny_pieces")
-def test_a_text_in_pieces_has_the_ids_that_it_has_in_one() -> None:
+def test_a_text_in_pieces_has_the_ids_of_the_whole_text() -> None:
     whole = tokenizers.Tokenizer.from_str(json.dumps(TOKENIZER.to_json()))
 
     @settings(deadline=None, max_examples=250)
-    @given(NASTY | TEXT)
+    @given(WHITE_SPACE | TEXT)
     @example("a  b")
     @example("a \n \u180e b")
     @example("it's 'll  s")
@@ -94,7 +94,7 @@ def test_a_text_in_pieces_has_the_ids_that_it_has_in_one() -> None:
     check()
 
 
-def test_a_text_is_cut_before_white_space_and_else_only_where_it_must_be(
+def test_a_text_is_cut_before_white_space_if_there_is_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bpe, "_PIECE", 3)
@@ -104,23 +104,23 @@ def test_a_text_is_cut_before_white_space_and_else_only_where_it_must_be(
     assert list(bpe.pieces("")) == []
 
 
-def test_a_long_text_without_white_space_comes_back() -> None:
+def test_decoding_restores_a_long_text_without_white_space() -> None:
     text = "ab" * 550_000  # longer than what is encoded without a place to cut
     assert TOKENIZER.decode(TOKENIZER.encode(text).tolist()) == text
 
 
-def test_halves_of_surrogate_pairs_are_read_as_the_byte_tokenizer_reads_them() -> None:
+def test_lone_surrogates_are_encoded_as_by_the_byte_tokenizer() -> None:
     assert TOKENIZER.decode(TOKENIZER.encode("a\ud800b \udc00").tolist()) == "a?b ?"
-    assert learnt("a\ud800b" * 9).vocab_size > 256
+    assert train("a\ud800b" * 9).vocab_size > 256
 
 
-def test_progress_is_told_while_it_learns() -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_is_reported_while_it_learns() -> None:
+    reports: list[tuple[int, int]] = []
     text = small_text() * 10
-    BpeTokenizer.train(BpeTokenizer.Options(), Splits(text, "", lambda *way: told.append(way)))
-    assert told == sorted(told)
-    assert len(told) > 2
-    assert told[-1] == (len(text), len(text))
+    BpeTokenizer.train(BpeTokenizer.Options(), Splits(text, "", lambda *way: reports.append(way)))
+    assert reports == sorted(reports)
+    assert len(reports) > 2
+    assert reports[-1] == (len(text), len(text))
 
 
 LEARN = """
@@ -135,7 +135,7 @@ print(json.dumps([tokenizer.to_json(), tokenizer.encode(text).tolist()]))
 
 @pytest.mark.slow
 def test_the_same_text_gives_the_same_file_whatever_the_hash_seed_and_the_threads() -> None:
-    """With many pairs that occur equally often, in several pieces that threads count."""
+    """With many ties between pairs, and several pieces that threads count."""
     chance = random.Random(0)
     words = ("".join(chance.choices("abcdefghijklmnop 🐎", k=5)) for _ in range(60_000))
     text = " ".join(words).encode()
@@ -158,7 +158,7 @@ def test_the_same_text_gives_the_same_file_whatever_the_hash_seed_and_the_thread
 # Its file
 
 
-def test_its_file_opens_in_the_library_and_gives_the_same_ids(tmp_path: Path) -> None:
+def test_the_package_opens_its_file_and_returns_the_same_ids(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(TOKENIZER.to_json()))
     opened = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for text in (TRAIN_TEXT, FAMILY, " leading", ""):
@@ -190,8 +190,8 @@ def test_a_stream_never_prints_half_a_character() -> None:
 
 
 @pytest.mark.parametrize("text", ["", TRAIN_TEXT])
-def test_it_comes_back_from_its_json(text: str) -> None:
-    tokenizer = learnt(text)
+def test_it_can_be_restored_from_its_json(text: str) -> None:
+    tokenizer = train(text)
     again = BpeTokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())))
     assert json.dumps(again.to_json()) == json.dumps(tokenizer.to_json())
     assert again.vocab_size == tokenizer.vocab_size
@@ -202,7 +202,7 @@ SMALL = small_json([("t", "h"), ("th", "e"), ("Ġ", "the")])
 
 
 def changed(*path: str, to: Any) -> dict[str, Any]:
-    """SMALL with another value at a place; `...` takes the key away."""
+    """SMALL with another value at a path; `...` removes the key."""
     data = copy.deepcopy(SMALL)
     place: Any = data
     for key in path[:-1]:
@@ -214,8 +214,8 @@ def changed(*path: str, to: Any) -> dict[str, Any]:
     return data
 
 
-def test_what_is_written_by_hand_is_what_the_library_writes() -> None:
-    written = learnt("th th th the the " * 9, vocab_size=258).to_json()
+def test_small_json_equals_the_file_of_the_package() -> None:
+    written = train("th th th the the " * 9, vocab_size=258).to_json()
     merges = [tuple(pair) for pair in written["model"]["merges"]]
     assert small_json(merges)["model"] == written["model"]
     assert BpeTokenizer.from_json(SMALL).encode(" the").tolist() == [258]
@@ -236,7 +236,7 @@ def test_what_is_written_by_hand_is_what_the_library_writes() -> None:
     ],
     ids=range(9),
 )
-def test_other_versions_of_the_library_may_write_it_otherwise(data: dict[str, Any]) -> None:
+def test_files_of_other_versions_of_the_package_are_accepted(data: dict[str, Any]) -> None:
     assert BpeTokenizer.from_json(data).encode(" the").tolist() == [258]
 
 
@@ -300,7 +300,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("data", HOSTILE, ids=range(len(HOSTILE)))
-def test_what_is_no_byte_level_bpe_of_gptkit_is_refused(data: dict[str, Any]) -> None:
+def test_any_other_tokenizer_json_is_refused(data: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"it |its |a token|a merge|an id|the ids|key"):
         BpeTokenizer.from_json(data)
 
@@ -342,8 +342,8 @@ def test_a_changed_file_is_refused_with_value_error_or_works(path: tuple[Any, ..
 @pytest.mark.parametrize(
     "text", ["ab" * 4000, " " * 5000, "a b " * 2000, "é" * 1500 + "\n" * 1500 + "x" * 10]
 )
-def test_no_long_run_without_a_break_is_learnt_from_in_one_piece(text: str) -> None:
-    """The library takes the square of a word's length: minutes, for a text without spaces."""
+def test_very_long_words_are_cut_for_learning(text: str) -> None:
+    """Learning takes quadratic time in a word's length: minutes for a text without spaces."""
     seen: list[int] = []
     parts = list(bpe._training_pieces(Splits(text, "", lambda done, total: seen.append(done))))
     assert "".join(parts) == text
@@ -359,8 +359,8 @@ def test_its_module_is_imported_without_the_package() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=60)
 
 
-def test_a_run_with_it_trains_resumes_and_writes(tiny_experiment: Path, gptkit_command: Command) -> None:
-    """Stopped in the middle and resumed; a prompt of characters that the text has not."""
+def test_a_run_with_it_trains_resumes_and_generates(tiny_experiment: Path, gptkit_command: Command) -> None:
+    """Stopped and resumed; with a prompt of characters that are not in the text."""
     text = tiny_experiment.read_text().replace(
         "seed = 7", 'seed = 7\ntokenizer = { type = "bpe", vocab_size = 300 }'
     )

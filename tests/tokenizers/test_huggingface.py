@@ -1,4 +1,4 @@
-"""The tokenizer hf: any tokenizer.json, encoded, streamed and kept as it is. All files are made here."""
+"""The tokenizer hf: any tokenizer.json, used and kept as it is. All files are made here."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 @cache
 def file_of(kind: str) -> str:
-    """A tokenizer.json of that kind, learnt from TEXT."""
+    """A tokenizer.json of that kind, trained on TEXT."""
     model, trainer, normalizer, splitter, decoder = KINDS[kind]()
     tokenizer = tokenizers.Tokenizer(model)
     if normalizer:
@@ -119,7 +119,7 @@ def data_of(kind: str) -> dict[str, Any]:
 
 @cache
 def opened(kind: str) -> tuple[HuggingFaceTokenizer, Any]:
-    """It as gptkit has it, and as the library has it."""
+    """The tokenizer of gptkit, and that of the package."""
     return HuggingFaceTokenizer.from_json(data_of(kind)), tokenizers.Tokenizer.from_str(file_of(kind))
 
 
@@ -134,7 +134,7 @@ def texts(kind: str) -> st.SearchStrategy[str]:
 
 
 @EVERY_KIND
-def test_ids_are_those_of_the_library(kind: str) -> None:
+def test_ids_are_those_of_the_package(kind: str) -> None:
     ours, library = opened(kind)
 
     @settings(deadline=None, max_examples=120)
@@ -149,7 +149,7 @@ def test_ids_are_those_of_the_library(kind: str) -> None:
 
 
 @EVERY_KIND
-def test_it_comes_back_from_its_json(kind: str) -> None:
+def test_it_can_be_restored_from_its_json(kind: str) -> None:
     ours, library = opened(kind)
     again = HuggingFaceTokenizer.from_json(json.loads(json.dumps(ours.to_json())))
     assert ours.to_json() == again.to_json() == data_of(kind)
@@ -189,7 +189,7 @@ def test_a_stream_never_prints_half_a_character(kind: str) -> None:
     assert len([piece for piece in pieces if piece]) >= 3
 
 
-def test_a_stream_is_given_out_while_it_goes_on() -> None:
+def test_a_stream_returns_text_before_its_end() -> None:
     for kind in KINDS:
         ours, _ = opened(kind)
         stream = ours.stream_decoder()
@@ -197,7 +197,7 @@ def test_a_stream_is_given_out_while_it_goes_on() -> None:
         assert "hummed" in shown.replace(" ", "")
 
 
-def test_what_never_becomes_a_character_is_given_out_before_the_end() -> None:
+def test_incomplete_characters_are_returned_before_the_end() -> None:
     data = data_of("byte-level")
     data["decoder"] = {"type": "Sequence", "decoders": [data["decoder"], {"type": "Fuse"}]}
     ours = HuggingFaceTokenizer.from_json(data)
@@ -206,10 +206,10 @@ def test_what_never_becomes_a_character_is_given_out_before_the_end() -> None:
     assert any(stream.push(half) for _ in range(40))
 
 
-# What is known of it
+# Properties
 
 
-def test_lossless_is_found_out() -> None:
+def test_lossless_is_detected() -> None:
     assert opened("byte-level")[0].lossless
     assert opened("byte-level, split")[0].lossless
     assert not opened("byte-level, prefixed")[0].lossless  # it adds a space
@@ -217,8 +217,8 @@ def test_lossless_is_found_out() -> None:
     assert not opened("wordpiece")[0].lossless
 
 
-def test_added_tokens_are_decoded_as_the_library_does() -> None:
-    """Which takes the letters of one as bytes where it can: such a file loses text."""
+def test_added_tokens_are_decoded_as_by_the_package() -> None:
+    """It decodes the letters of an added token as bytes if it can, which loses text."""
     library = tokenizers.Tokenizer.from_str(file_of("byte-level"))
     library.add_tokens(["<ü y>", "中"])
     assert HuggingFaceTokenizer.from_json(json.loads(library.to_str())).lossless
@@ -232,7 +232,7 @@ def test_added_tokens_are_decoded_as_the_library_does() -> None:
 
 
 def test_unknown_characters_are_those_that_the_model_drops() -> None:
-    """Neither what stands as the unknown token nor the white space that a kind does without."""
+    """Neither characters encoded as the unknown token nor removed white space count."""
     text = "lamp é🐎 \n中éz" * 50
     assert opened("characters")[0].unknown_characters(text) == "zé中🐎"
     assert opened("suffixed words")[0].unknown_characters(text) == "zé中🐎"
@@ -240,7 +240,7 @@ def test_unknown_characters_are_those_that_the_model_drops() -> None:
         assert opened(kind)[0].unknown_characters(text) == ""
 
 
-def test_a_model_that_refuses_characters_has_them_reported_and_raises_for_words() -> None:
+def test_unknown_words_are_an_error_and_unknown_characters_are_reported() -> None:
     words = tokenizers.Tokenizer(models.WordLevel({"lamp": 0, "a": 1}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     ours = HuggingFaceTokenizer.from_json(json.loads(words.to_str()))
@@ -275,7 +275,7 @@ def test_ids_may_have_gaps() -> None:
     assert ours.decode(ids) == f"{first} {first}"
 
 
-def test_ids_that_its_decoder_panics_at_are_decoded_all_the_same() -> None:
+def test_ids_at_which_the_decoder_panics_are_decoded() -> None:
     data = data_of("byte-level")
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 1}
     data["decoder"] = {"type": "Sequence", "decoders": [data["decoder"], strip]}
@@ -310,7 +310,7 @@ def test_a_file_or_the_folder_that_holds_it(tmp_path: Path) -> None:
         (b'{"a": 1, "a": 2}', "twice"),
     ],
 )
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes | None, reason: str) -> None:
+def test_any_other_file_is_refused(tmp_path: Path, content: bytes | None, reason: str) -> None:
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_bytes(content)
@@ -341,7 +341,7 @@ def test_a_file_too_large_to_be_a_tokenizer_is_not_read(tmp_path: Path) -> None:
     ],
     ids=range(7),
 )
-def test_what_the_library_refuses_is_a_value_error(change: dict[str, Any]) -> None:
+def test_errors_of_the_package_are_value_errors(change: dict[str, Any]) -> None:
     data = small_json([("t", "h")])
     with pytest.raises(ValueError, match=r"."):
         HuggingFaceTokenizer.from_json({**data, "model": {**data["model"], **change}})
@@ -378,9 +378,7 @@ def test_a_changed_file_is_refused_with_value_error_or_works(kind: str) -> None:
 # Where it is used
 
 
-def test_a_run_keeps_the_tokenizer_whatever_becomes_of_the_file(
-    tiny_experiment: Path, gptkit_command: Command
-) -> None:
+def test_a_run_keeps_its_own_copy_of_the_tokenizer(tiny_experiment: Path, gptkit_command: Command) -> None:
     Path("tokenizer.json").write_text(file_of("byte-level"))
     text = tiny_experiment.read_text()
     tiny_experiment.write_text('tokenizer = { type = "hf", path = "tokenizer.json" }\n' + text)

@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back, saved and streamed, whatever the text."""
+"""The tokenizers char, bigram and byte, and the corpus of a run: encoded, decoded, saved, streamed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gptkit.tokenizers.bigram import BigramTokenizer
 from gptkit.tokenizers.byte import ByteTokenizer
 from gptkit.tokenizers.char import CharTokenizer, distinct_characters
 
-# Any text that a file can hold: all of Unicode but halves of surrogate pairs
+# Any text that a file can hold: all of Unicode except surrogates
 TEXT = st.text(max_size=60)
 SOME_TEXT = st.text(min_size=1, max_size=60)
 KINDS: list[type[Tokenizer]] = [CharTokenizer, BigramTokenizer, ByteTokenizer]
@@ -47,7 +47,7 @@ def test_they_are_registered_under_the_name_in_their_json() -> None:
 @given(train_text=TEXT, val_text=TEXT)
 @example(train_text=FAMILY, val_text=FAMILY[::-1])
 @example(train_text="", val_text="")
-def test_any_text_comes_back(kind: type[Tokenizer], train_text: str, val_text: str) -> None:
+def test_decoding_restores_any_text(kind: type[Tokenizer], train_text: str, val_text: str) -> None:
     tokenizer = trained(kind, train_text, val_text)
     for text in (train_text, val_text, train_text + val_text, val_text[::-1], ""):
         assert tokenizer.unknown_characters(text) == ""
@@ -63,7 +63,9 @@ def test_any_text_comes_back(kind: type[Tokenizer], train_text: str, val_text: s
 @quick
 @given(train_text=SOME_TEXT, val_text=TEXT)
 @example(train_text=FAMILY, val_text="")
-def test_a_tokenizer_comes_back_from_its_json(kind: type[Tokenizer], train_text: str, val_text: str) -> None:
+def test_a_tokenizer_can_be_restored_from_its_json(
+    kind: type[Tokenizer], train_text: str, val_text: str
+) -> None:
     tokenizer = trained(kind, train_text, val_text)
     described = json.loads(json.dumps(tokenizer.to_json()))
     again = kind.from_json(described)
@@ -77,7 +79,7 @@ def test_a_tokenizer_comes_back_from_its_json(kind: type[Tokenizer], train_text:
 
 
 @pytest.mark.parametrize(("distinct", "dtype"), [(1, "u1"), (256, "u1"), (257, "u2"), (65537, "u4")])
-def test_ids_take_as_little_room_as_they_can(distinct: int, dtype: str) -> None:
+def test_ids_have_the_smallest_integer_type(distinct: int, dtype: str) -> None:
     text = "".join(chr(0x10000 + number) for number in range(distinct))
     for tokenizer in (trained(CharTokenizer, text), bigram(text, max_pairs=0)):
         ids = tokenizer.encode(text)
@@ -85,14 +87,14 @@ def test_ids_take_as_little_room_as_they_can(distinct: int, dtype: str) -> None:
         np.testing.assert_array_equal(ids, np.arange(distinct))
 
 
-def test_pairs_count_in_the_room_that_ids_take() -> None:
+def test_pairs_count_for_the_integer_type_of_ids() -> None:
     text = "".join(chr(number) for number in range(0x100, 0x200))  # 256 characters in 128 pairs
     assert bigram(text, max_pairs=0).encode(text[::-1]).dtype == np.uint8
     assert bigram(text, max_pairs=1).encode(text[::-1]).dtype == np.uint16
 
 
 @EVERY_KIND
-def test_a_text_longer_than_what_is_encoded_at_a_time_comes_back(kind: type[Tokenizer]) -> None:
+def test_decoding_restores_a_text_of_several_chunks(kind: type[Tokenizer]) -> None:
     """More than a million characters, of one byte and of more."""
     for text in ("To be, or not to be: " * 60_000, "Žluťoučký kůň 🐎 " * 70_000):
         tokenizer = trained(kind, text)
@@ -103,7 +105,7 @@ def test_a_text_longer_than_what_is_encoded_at_a_time_comes_back(kind: type[Toke
 @quick
 @given(st.lists(SOME_TEXT, min_size=2, max_size=2))
 def test_char_has_a_token_for_each_distinct_character_in_order(texts: list[str]) -> None:
-    """Of both splits: a letter that only the end of a text has is no reason to fail."""
+    """Of both splits: a letter that occurs only in the val split is known."""
     tokenizer = trained(CharTokenizer, *texts)
     characters = sorted(set("".join(texts)))
     assert tokenizer.vocab_size == len(characters)
@@ -120,7 +122,7 @@ def test_byte_has_the_bytes_of_utf8(text: str) -> None:
 
 @given(st.binary(max_size=40))
 @settings(deadline=None)
-def test_byte_reads_any_bytes(data: bytes) -> None:
+def test_byte_decodes_any_bytes(data: bytes) -> None:
     assert ByteTokenizer().decode(list(data)) == data.decode(errors="replace")
 
 
@@ -142,7 +144,7 @@ def test_byte_knows_every_character() -> None:
 # Pairs
 
 
-def test_the_commonest_pairs_of_the_training_text_have_tokens() -> None:
+def test_the_most_frequent_pairs_of_the_train_split_have_tokens() -> None:
     """Counted where encoding cuts: from the beginning, two by two. Ids: characters, then pairs by count."""
     text = "ab" * 3 + "cd" * 2 + "ac" * 4 + "bd"
     tokenizer = bigram(text, max_pairs=3)
@@ -154,7 +156,7 @@ def test_the_commonest_pairs_of_the_training_text_have_tokens() -> None:
 
 
 def test_pairs_of_a_long_text_are_counted_and_cut_over_all_of_it() -> None:
-    """Not anew in each part that is encoded at a time: "cd" is commoner, but not in either million."""
+    """Over all chunks together: "cd" is more frequent in the text, but not in either chunk."""
     text = "ab" * 300_000 + "cd" * 400_000
     assert bigram(text, max_pairs=1).decode([4]) == "cd"
     assert len(bigram(text).encode(text)) == 700_000
@@ -187,7 +189,7 @@ def test_no_more_pairs_are_kept_than_asked_for(text: str, max_pairs: int) -> Non
     assert not left or not kept or min(map(pairs.count, kept)) >= max(map(pairs.count, left))
 
 
-# Descriptions that were tampered with
+# Damaged descriptions
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -242,8 +244,8 @@ def test_a_description_that_lacks_something_is_refused(kind: type[Tokenizer]) ->
     )
     | st.dictionaries(st.text(max_size=5), VALUES, max_size=3)
 )
-def test_any_description_is_taken_whole_or_refused(kind: type[Tokenizer], data: dict[str, Any]) -> None:
-    """With ValueError and nothing else; and what is taken is what it says."""
+def test_any_description_is_used_completely_or_refused(kind: type[Tokenizer], data: dict[str, Any]) -> None:
+    """With a ValueError; and the tokenizer has the same description."""
     try:
         tokenizer = kind.from_json(data)
     except ValueError:
@@ -264,7 +266,7 @@ def pieces_of(decoder: StreamDecoder, ids: Iterable[int]) -> list[str]:
 @example(FAMILY)
 @example("🐎")
 def test_a_stream_is_the_text_in_whole_characters(kind: type[Tokenizer], text: str) -> None:
-    """As soon as they are whole: after each id, all characters that the ids so far hold."""
+    """As soon as they are complete: after each id, all characters of the ids so far."""
     tokenizer = trained(kind, text)
     ids = tokenizer.encode(text).tolist()
     decoder = tokenizer.stream_decoder()
@@ -283,7 +285,7 @@ def test_a_stream_is_the_text_in_whole_characters(kind: type[Tokenizer], text: s
 @example(b"\xf0\x9f")
 @example(b"\xff" * 20 + "🐎".encode())
 @example(b"\xf0\x9f\xf0\x9f\x90\x8ea\x80")
-def test_a_stream_of_any_bytes_is_what_they_are_at_once(data: bytes) -> None:
+def test_a_stream_of_any_bytes_equals_decoding_them_at_once(data: bytes) -> None:
     decoder = ByteTokenizer().stream_decoder()
     assert "".join(pieces_of(decoder, data)) == data.decode(errors="replace")
 
@@ -291,8 +293,8 @@ def test_a_stream_of_any_bytes_is_what_they_are_at_once(data: bytes) -> None:
 @quick
 @given(TEXT)
 @example(FAMILY)
-def test_the_stream_of_any_tokenizer_prints_no_half_of_a_character(text: str) -> None:
-    """The one that plugins get for nothing, over a tokenizer whose ids may be parts of characters."""
+def test_the_default_stream_of_a_plugin_returns_only_complete_characters(text: str) -> None:
+    """With a tokenizer whose ids may be parts of characters."""
     assume("\ufffd" not in text)  # which it cannot tell from a half
     decoder = StreamDecoder(ByteTokenizer())
     pieces = pieces_of(decoder, text.encode())
@@ -300,7 +302,7 @@ def test_the_stream_of_any_tokenizer_prints_no_half_of_a_character(text: str) ->
     assert [piece for piece in pieces if piece] == list(text)
 
 
-def test_what_never_becomes_a_character_is_given_out_in_the_end() -> None:
+def test_incomplete_characters_are_returned_at_the_end() -> None:
     decoder = StreamDecoder(ByteTokenizer())
     half = "🐎".encode()[:2]
     assert pieces_of(decoder, half) == ["", "", "\ufffd"]
@@ -310,7 +312,7 @@ def test_what_never_becomes_a_character_is_given_out_in_the_end() -> None:
     assert any(endless[:20])  # it does not wait for ever
 
 
-# A text as a run uses it
+# The corpus of a run
 
 
 def test_a_corpus_is_the_ids_of_both_splits() -> None:
