@@ -17,7 +17,8 @@ TYPE_CHECKING = False  # typing's own takes a while to import, in which Ctrl-C w
 
 if TYPE_CHECKING:
     from gptkit.api import check_plugin, open_run, train
-    from gptkit.experiment import Experiment, load_experiment
+    from gptkit.experiment.load import load_experiment
+    from gptkit.experiment.schema import Experiment
     from gptkit.runs import Run
 
 __all__ = ["Experiment", "Run", "__version__", "check_plugin", "load_experiment", "open_run", "train"]
@@ -32,10 +33,14 @@ def __getattr__(name: str) -> object:
         from gptkit import api
 
         return getattr(api, name)
-    if name in ("Experiment", "load_experiment"):
-        from gptkit import experiment
+    if name == "Experiment":
+        from gptkit.experiment.schema import Experiment
 
-        return getattr(experiment, name)
+        return Experiment
+    if name == "load_experiment":
+        from gptkit.experiment.load import load_experiment
+
+        return load_experiment
     if name == "__version__":
         from importlib.metadata import version
 

@@ -9,7 +9,8 @@ from typing import Any
 from gptkit import events, testing
 from gptkit.data.catalog import data_folders
 from gptkit.errors import PluginError
-from gptkit.experiment import Experiment, experiment_from_dict, load_experiment
+from gptkit.experiment.load import experiment_from_dict, load_experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.plugins import PluginOptions, registry
 from gptkit.plugins.registry import families_of
 from gptkit.runs import DEFAULT_RUNS_FOLDER, Run, find_run

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptkit.errors import UsageError
-from gptkit.experiment import Experiment, SamplingSettings
+from gptkit.experiment.schema import Experiment, SamplingSettings
 from gptkit.generation import (
     choose_tokens,
     choose_with_numpy,

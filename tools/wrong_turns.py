@@ -21,7 +21,7 @@ import pytest
 
 import gptkit
 from gptkit.cli.app import run_command
-from gptkit.experiment import experiment_from_dict
+from gptkit.experiment.load import experiment_from_dict
 from tools.support import TINY, small_text
 
 NOWHERE = "http://127.0.0.1:9/nothing"  # a server that nobody runs

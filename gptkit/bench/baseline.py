@@ -15,7 +15,7 @@ import torch
 
 from gptkit.backend import Backend
 from gptkit.errors import PluginError
-from gptkit.experiment import Experiment, SamplingSettings
+from gptkit.experiment.schema import Experiment, SamplingSettings
 
 _GELU = {
     "gelu": "gelu",

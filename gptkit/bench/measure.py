@@ -20,7 +20,7 @@ import torch
 from gptkit.backend import Backend, choose_backend, computing
 from gptkit.bench.baseline import Transformers, quiet_transformers
 from gptkit.errors import UsageError
-from gptkit.experiment import Experiment, SamplingSettings
+from gptkit.experiment.schema import Experiment, SamplingSettings
 from gptkit.generation import generate_tokens
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model

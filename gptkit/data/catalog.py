@@ -34,7 +34,7 @@ from gptkit.plugins.tokenizer import Splits
 from gptkit.words import nearest
 
 if TYPE_CHECKING:
-    from gptkit.experiment import PluginTable
+    from gptkit.experiment.schema import PluginTable
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MISSING_PATH = {
@@ -195,7 +195,7 @@ def resolve_dataset(table: PluginTable, folders: DataFolders) -> tuple[Dataset, 
     where its ending may be omitted; otherwise the file name of a registered dataset. Raises DataError for an
     unknown name, PluginError, UsageError.
     """
-    from gptkit.experiment import PluginTable
+    from gptkit.experiment.schema import PluginTable
 
     dataset, canonical = _resolve(table.type, table.options, folders)
     return dataset, PluginTable.model_validate(canonical)

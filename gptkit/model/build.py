@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptkit.errors import CheckpointError, ExperimentError, PluginError
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.model.gpt import GPT
 from gptkit.plugins import ModelShape, registry
 from gptkit.seeds import derive_seed

@@ -17,7 +17,7 @@ from gptkit import events
 from gptkit.backend import computing
 from gptkit.data.corpus import measure_text
 from gptkit.errors import CheckpointError, UsageError
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.files import disk, disk_errors
 from gptkit.reproduce.diff import Comparison, compare_runs
 from gptkit.runs import Run, RunRecord, list_steps, lock_run, run_ids, tokenizer_hash

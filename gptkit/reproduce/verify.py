@@ -13,7 +13,7 @@ from enum import StrEnum
 import torch
 
 from gptkit.errors import CheckpointError, GptkitError
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.files import sha256, to_json
 from gptkit.model.build import build_model_for
 from gptkit.plugins import Tokenizer

@@ -13,7 +13,7 @@ from packaging.utils import InvalidName, canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from gptkit.errors import DataError, PluginError, UsageError
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.plugins import registry
 from gptkit.runs.record import PluginOrigin, RunRecord
 from gptkit.tracking import ChosenTracker, choose_tracker

@@ -34,8 +34,8 @@ from gptkit.runs.metrics import Metrics
 from gptkit.runs.record import RunRecord, read_json_object
 
 if TYPE_CHECKING:
-    from gptkit.experiment import Experiment, SamplingSettings
     from gptkit.experiment.load import Overrides
+    from gptkit.experiment.schema import Experiment, SamplingSettings
     from gptkit.model import GPT
     from gptkit.plugins import Tokenizer
     from gptkit.runs.checkpoint import Checkpoint

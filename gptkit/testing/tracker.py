@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import SkipTest
 
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.plugins import TrackedRun
 from gptkit.plugins.registry import TRACKERS
 from gptkit.testing.contract import PluginContract, Verdict, calling, check, quote, require

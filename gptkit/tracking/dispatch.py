@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from gptkit import events
 from gptkit.errors import PluginError
-from gptkit.experiment import Experiment
 from gptkit.experiment.messages import problems_of
+from gptkit.experiment.schema import Experiment
 from gptkit.plugins import PluginOptions, TrackedRun, Tracker, registry
 
 _FOLDER_NAME = re.compile(r"(?!(?i:checkpoints|samples)$)[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -26,7 +26,8 @@ from gptkit.errors import (
     UsageError,
 )
 from gptkit.events import RunStatus
-from gptkit.experiment import Experiment, to_toml
+from gptkit.experiment.load import to_toml
+from gptkit.experiment.schema import Experiment
 from gptkit.files import disk_errors
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT

@@ -36,7 +36,7 @@ from gptkit.errors import (
     UsageError,
 )
 from gptkit.events import RunStatus
-from gptkit.experiment import DataSettings, Experiment, ModelSettings, PluginTable
+from gptkit.experiment.schema import DataSettings, Experiment, ModelSettings, PluginTable
 from gptkit.model import GPT
 from gptkit.model.build import build_model_for, build_new_model, load_weights, matrix_weights, model_shapes
 from gptkit.plugins import DataFolders, Dataset, Tokenizer, registry

@@ -12,7 +12,7 @@ from gptkit.bench.baseline import quiet_transformers
 from gptkit.bench.measure import benchmark, flops_per_token, flops_per_token_sampled
 from gptkit.cli.display import bench as render_bench
 from gptkit.errors import UsageError
-from gptkit.experiment import experiment_from_dict
+from gptkit.experiment.load import experiment_from_dict
 from gptkit.model.build import build_model
 
 TINY = {

@@ -27,7 +27,7 @@ from gptkit.cli.display.json import JsonView, as_object
 from gptkit.cli.display.live import LiveView
 from gptkit.cli.display.panel import PanelState, Viewport, panel
 from gptkit.cli.display.plain import PlainView
-from gptkit.experiment import experiment_from_dict
+from gptkit.experiment.load import experiment_from_dict
 from gptkit.model.build import build_model
 from gptkit.runs import find_run
 from gptkit.training.loss import evaluate

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import gptkit
-from gptkit.experiment import experiment_from_dict
+from gptkit.experiment.load import experiment_from_dict
 from tests.support import TINY, Command, run_of, small_text
 
 

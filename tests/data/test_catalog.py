@@ -25,7 +25,7 @@ from gptkit.data.catalog import (
 )
 from gptkit.data.datasets.shakespeare import ShakespeareDataset
 from gptkit.errors import DataError, GptkitError, PluginError, UsageError
-from gptkit.experiment import PluginTable
+from gptkit.experiment.schema import PluginTable
 from gptkit.plugins import DataFolders, registry
 
 BUILT_IN = ["avatar_script", "harry_potter", "hf", "markov", "python-docs", "shakespeare", "text"]

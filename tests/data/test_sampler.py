@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptkit.data.sampler import BatchSampler, evaluation_starts
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
 from gptkit.training.loss import bits_per_byte, cross_entropy, evaluate

@@ -19,7 +19,8 @@ from gptkit.data.catalog import add_text, data_folders, describe_dataset, list_d
 from gptkit.data.datasets.text import TextDataset, TextOptions
 from gptkit.data.readers import read_text
 from gptkit.errors import DataError, ExperimentError, UsageError
-from gptkit.experiment import PluginTable, experiment_from_dict
+from gptkit.experiment.load import experiment_from_dict
+from gptkit.experiment.schema import PluginTable
 from gptkit.plugins import DataFolders, registry
 from tests.support import Command, small_text
 

@@ -6,9 +6,10 @@ import tomllib
 
 import jsonschema
 
-from gptkit.experiment import Experiment, experiment_from_dict, to_toml
 from gptkit.experiment.fields import choices, fields, fields_of, json_schema, option_fields
+from gptkit.experiment.load import experiment_from_dict, to_toml
 from gptkit.experiment.overrides import FLAGS
+from gptkit.experiment.schema import Experiment
 from gptkit.plugins import registry
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import gptkit
-from gptkit.experiment import experiment_from_dict, load_experiment, to_toml
+from gptkit.experiment.load import experiment_from_dict, load_experiment, to_toml
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(FOLDER.glob("*.toml"))

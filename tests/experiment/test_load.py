@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from gptkit.errors import ExperimentError, GptkitError, PluginError, UsageError
-from gptkit.experiment import (
-    AdamWSettings,
-    Experiment,
-    MuonSettings,
-    experiment_from_dict,
-    load_experiment,
-    parse_override,
-    to_toml,
-)
+from gptkit.experiment.load import experiment_from_dict, load_experiment, to_toml
+from gptkit.experiment.overrides import parse_override
+from gptkit.experiment.schema import AdamWSettings, Experiment, MuonSettings
 
 
 def problems_of(data: dict[str, Any], *overrides: tuple[str, Any]) -> tuple[str, ...]:

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptkit.errors import DataError, ExperimentError, PluginError
-from gptkit.experiment import experiment_from_dict, load_experiment
-from gptkit.experiment.load import read_experiment
+from gptkit.experiment.load import experiment_from_dict, load_experiment, read_experiment
 from gptkit.experiment.messages import add_place
 from gptkit.experiment.overrides import parse_overrides
 from gptkit.experiment.source import find, show_line

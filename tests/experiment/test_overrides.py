@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gptkit.errors import UsageError
-from gptkit.experiment import experiment_from_dict, parse_override
-from gptkit.experiment.overrides import Override, parse_overrides
+from gptkit.experiment.load import experiment_from_dict
+from gptkit.experiment.overrides import Override, parse_override, parse_overrides
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gptkit.data.sampler import BatchSampler
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.model import GPT
 from gptkit.model.build import build_model, build_new_model
 from gptkit.plugins.tokenizer import Ids

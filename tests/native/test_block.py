@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.model import GPT, fast
 from gptkit.model.build import build_new_model
 from gptkit.native import block, implementations, usable

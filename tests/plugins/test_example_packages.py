@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptkit.experiment import ModelSettings
+from gptkit.experiment.schema import ModelSettings
 from gptkit.model import GPT
 from gptkit.plugins import DataFolders, ModelShape, Splits
 

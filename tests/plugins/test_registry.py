@@ -11,7 +11,7 @@ import pytest
 from pydantic import Field
 
 from gptkit.errors import GptkitWarning, PluginError
-from gptkit.experiment import experiment_from_dict
+from gptkit.experiment.load import experiment_from_dict
 from gptkit.plugins import PluginOptions, registry
 from gptkit.plugins.registry import PluginOption, options_of
 from gptkit.runs import find_run

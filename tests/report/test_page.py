@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptkit import events, files
-from gptkit.experiment import load_experiment
+from gptkit.experiment.load import load_experiment
 from gptkit.report.charts import Chart, Mark, Series, draw, ticks
 from gptkit.report.page import chosen_samples, described_settings, run_page, write_report
 from gptkit.report.render import script_json

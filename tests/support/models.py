@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
 

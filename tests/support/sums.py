@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptkit.experiment import Experiment, experiment_from_dict
+from gptkit.experiment.load import experiment_from_dict
+from gptkit.experiment.schema import Experiment
 from gptkit.runs import Run
 from tools.support.outcome import outcome
 

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gptkit import events
 from gptkit.errors import PluginError
-from gptkit.experiment import Experiment, load_experiment
+from gptkit.experiment.load import load_experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.plugins import TrackedRun, registry
 from gptkit.runs import Run
 from gptkit.tracking import choose_tracker

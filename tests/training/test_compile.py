@@ -14,7 +14,7 @@ import torch._dynamo
 import gptkit
 from gptkit import backend, events
 from gptkit.errors import PluginError
-from gptkit.experiment import TrainingSettings
+from gptkit.experiment.schema import EvaluationSettings, TrainingSettings
 from gptkit.model.build import build_new_model
 from gptkit.training import session, setup
 from gptkit.training.session import resume_run, train_run
@@ -143,9 +143,7 @@ def test_a_compiled_run_resumes_to_the_same_bytes_and_keeps_its_cache(
     around: RunContext, cache: Path
 ) -> None:
     """On the CPU; evaluating twice, with a last batch of its own size, compiles nothing more."""
-    recipe = experiment(True).model_copy(
-        update={"evaluation": gptkit.experiment.EvaluationSettings(eval_interval=3)}
-    )
+    recipe = experiment(True).model_copy(update={"evaluation": EvaluationSettings(eval_interval=3)})
     stats = torch._dynamo.utils.counters["stats"]
     before = stats["unique_graphs"]
     seen: list[events.Event] = []

@@ -12,7 +12,7 @@ import pytest
 import gptkit
 from gptkit import events
 from gptkit.errors import ExperimentError, PluginError, UsageError
-from gptkit.experiment import experiment_from_dict
+from gptkit.experiment.load import experiment_from_dict, to_toml
 from gptkit.runs import Run
 from gptkit.training import session
 from gptkit.training import trainer as loop
@@ -200,9 +200,7 @@ def test_on_a_device_that_is_looked_at_seldom_the_clock_is_read_where_something_
 def test_the_real_clock_ends_a_run_in_about_the_time_that_was_given(
     around: RunContext, gptkit_command: Command, tmp_path: Path
 ) -> None:
-    (tmp_path / "e.toml").write_text(
-        gptkit.experiment.to_toml(experiment(evaluation={"eval_interval": 10**6}))
-    )
+    (tmp_path / "e.toml").write_text(to_toml(experiment(evaluation={"eval_interval": 10**6})))
     done = gptkit_command(
         "train", tmp_path / "e.toml", "--minutes", 0.01, "--data-dir", tmp_path, "--runs-dir", tmp_path / "r"
     )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import gptkit
-from gptkit.experiment import experiment_from_dict
+from gptkit.experiment.load import experiment_from_dict
 from gptkit.runs import Run
 from gptkit.runs.checkpoint import MODEL, OPTIMIZER, STATE
 from gptkit.runs.folder import step_folder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptkit.backend import default_operations
-from gptkit.experiment import AdamWSettings, Experiment, MuonSettings, ScheduleSettings
+from gptkit.experiment.schema import AdamWSettings, Experiment, MuonSettings, ScheduleSettings
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
 from gptkit.training.optim import Optimizer, flatten_parameters, orthogonalise

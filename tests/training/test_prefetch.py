@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from gptkit.data.sampler import BatchSampler
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.model.build import build_new_model
 from gptkit.plugins.tokenizer import Ids
 from gptkit.training.loss import evaluate

@@ -10,7 +10,7 @@ import pytest
 
 from gptkit.backend import Backend
 from gptkit.events import Event
-from gptkit.experiment import Experiment
+from gptkit.experiment.schema import Experiment
 from gptkit.model.build import build_new_model
 from gptkit.training.budget import TrainingProgress
 from gptkit.training.setup import build_trainer

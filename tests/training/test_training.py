@@ -17,6 +17,7 @@ import torch
 import gptkit
 from gptkit import events
 from gptkit.errors import DataError, DivergedError, ExperimentError
+from gptkit.experiment.load import to_toml
 from gptkit.native import build_key, usable
 from gptkit.runs import Run
 from gptkit.training.session import resume_run, train_run
@@ -189,7 +190,7 @@ def test_a_bad_gradient_stops_the_run_before_it_is_applied(
 def test_a_signal_saves_and_resume_goes_on_exactly(
     around: RunContext, tmp_path: Path, number: signal.Signals, code: int, status: str
 ) -> None:
-    (tmp_path / "e.toml").write_text(gptkit.experiment.to_toml(experiment(training={"max_steps": 4000})))
+    (tmp_path / "e.toml").write_text(to_toml(experiment(training={"max_steps": 4000})))
     command = [sys.executable, "-m", "gptkit", "train", "e.toml", "--data-dir", "."]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}

@@ -69,7 +69,7 @@ def _nanogpt(folder: Path, source: Path, text: Path) -> tuple[float, float]:
     """nanoGPT's whole command in a copy of its folder: wall seconds, and the loss of the saved model."""
     import torch
 
-    from gptkit.experiment import experiment_from_dict
+    from gptkit.experiment.load import experiment_from_dict
 
     from .contestants import nanogpt_model
 

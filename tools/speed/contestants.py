@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from gptkit.backend import choose_backend, computing
 from gptkit.bench.baseline import Transformers, quiet_transformers
 from gptkit.bench.measure import flops_per_token, measure_peak, random_trainer, synchronize, synchronized
-from gptkit.experiment import Experiment, SamplingSettings, experiment_from_dict, load_experiment
+from gptkit.experiment.load import experiment_from_dict, load_experiment
+from gptkit.experiment.schema import Experiment, SamplingSettings
 from gptkit.generation import generate, generate_tokens
 from gptkit.model.build import build_new_model
 from gptkit.tokenizers.char import CharTokenizer

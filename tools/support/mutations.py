@@ -20,7 +20,7 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel
 
-from gptkit.experiment import Experiment, PluginTable
+from gptkit.experiment.schema import Experiment, PluginTable
 from gptkit.files import sha256, to_json
 from gptkit.runs.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE
 

@@ -44,7 +44,7 @@ def bench(
     """
     from gptkit.bench.measure import benchmark
     from gptkit.cli.display.bench import show
-    from gptkit.experiment import experiment_from_dict, load_experiment
+    from gptkit.experiment.load import experiment_from_dict, load_experiment
 
     overrides = parse_overrides(set_ or (), {"training.backend": backend})
     if experiment is None:

@@ -194,8 +194,8 @@ def _options(cls: Any, given: list[str] | None, name: str) -> Any:
     """The plugin's options as set by --set; None without any."""
     from pydantic import ValidationError
 
-    from gptkit.experiment import parse_override
     from gptkit.experiment.messages import problems_of
+    from gptkit.experiment.overrides import parse_override
 
     if not given:
         return None
