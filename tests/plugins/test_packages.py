@@ -317,8 +317,8 @@ def test_without_any_of_them_one_message_names_all_and_one_command_brings_them(
     assert "no tokenizer is called 'syllables'" in done.err
     assert "no positional encoding is called 't5'" in done.err
     assert done.err.endswith(
-        f"\nThe run had them from {SYLLABLES} 1.0, {T5} 1.0 and {RECIPES} 1.0: "
-        f"pip install {SYLLABLES}==1.0 {T5}==1.0 {RECIPES}==1.0\n"
+        f"\nThe run had them from {SYLLABLES} 1.0, {RECIPES} 1.0 and {T5} 1.0: "
+        f"pip install {SYLLABLES}==1.0 {RECIPES}==1.0 {T5}==1.0\n"
     )
 
 
