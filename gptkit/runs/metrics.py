@@ -202,10 +202,13 @@ class _Thinning:
         self._buckets: list[list[_Point]] = []
         self._open: list[_Point] = []  # the points of the bucket that is being filled
         self._size = 1  # points in a bucket
+        self._last_step = -1
         self.thinned = False
 
     def add(self, point: _Point) -> None:
-        self._forget_from(point[0])
+        if point[0] <= self._last_step:
+            self._forget_from(point[0])
+        self._last_step = point[0]
         self._open.append(point)
         if len(self._open) < self._size:
             return
