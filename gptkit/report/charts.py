@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,22 @@ class Series:
     colour: int = 0
 
     @classmethod
-    def of(cls, curve: Curve, label: str, colour: int) -> Series:
-        return cls(
-            label, np.array(curve.steps, np.float64), np.array(curve.values, np.float64), colour=colour
-        )
+    def of(
+        cls, curve: Curve, label: str, colour: int, *, axis: str = "step", in_bits: bool = False
+    ) -> Series:
+        """The values of a curve over steps, tokens or seconds, or the bits per byte of a val loss."""
+        x = {"step": curve.steps, "tokens": curve.tokens, "seconds": curve.seconds}[axis]
+        y = curve.bits_per_byte if in_bits else curve.values
+        return cls(label, np.array(x, np.float64), np.array(y, np.float64), colour=colour).finite()
+
+    def finite(self) -> Series:
+        """The points that can be drawn, by increasing x."""
+        good = np.isfinite(self.x) & np.isfinite(self.y)
+        if self.band is not None:
+            good &= np.isfinite(self.band[0]) & np.isfinite(self.band[1])
+        order = np.flatnonzero(good)[np.argsort(self.x[good], kind="stable")]
+        band = None if self.band is None else (self.band[0][order], self.band[1][order])
+        return replace(self, x=self.x[order], y=self.y[order], band=band)
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class Drawn:
 
 def draw(chart: Chart) -> Drawn | None:
     """The chart, or None where no series has a point."""
-    series = [_finite(one) for one in chart.series]
+    series = [one.finite() for one in chart.series]
     series = [one for one in series if len(one.x)]
     if not series:
         return None
@@ -182,20 +194,6 @@ class _Frame:
         across = np.rint((xs - self.x_from) / (self.x_to - self.x_from) * _UNITS)
         down = np.rint(np.clip((self.y_to - ys) / (self.y_to - self.y_from), -9, 9) * _UNITS)
         return [f"{x:.0f} {y:.0f}" for x, y in zip(across.tolist(), down.tolist(), strict=True)]
-
-
-def _finite(one: Series) -> Series:
-    x, y = np.asarray(one.x, dtype=np.float64), np.asarray(one.y, dtype=np.float64)
-    good = np.isfinite(x) & np.isfinite(y)
-    band = one.band
-    if band is not None:
-        lowest, highest = (np.asarray(part, dtype=np.float64) for part in band)
-        good &= np.isfinite(lowest) & np.isfinite(highest)
-        band = lowest[good], highest[good]
-    x, y = x[good], y[good]
-    order = np.argsort(x, kind="stable")
-    band = None if band is None else (band[0][order], band[1][order])
-    return Series(one.label, x[order], y[order], band, one.colour)
 
 
 def _span(values: Floats) -> tuple[float, float]:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptkit.report.charts import Chart, Drawn, Floats, Series, draw
+from gptkit.report.charts import Chart, Drawn, Series, draw
 from gptkit.report.page import MAX_SAMPLE
 from gptkit.report.render import number_text, render, text_of, toml_text
-from gptkit.runs import Curve
-from gptkit.runs.compare import ComparedRun, Comparison, Group
+from gptkit.runs.compare import ComparedRun, Comparison, Group, Spread
 from gptkit.runs.summary import Value
 
 AXES = (("step", "steps"), ("tokens", "tokens"), ("seconds", "time"))
@@ -42,7 +41,7 @@ def comparison_page(compared: Comparison) -> bytes:
     if len(compared.groups) > MAX_GROUPS:
         notes.append(f"the first {MAX_GROUPS} of {len(compared.groups)} are shown.")
     differences = [
-        (one.key, [text_of(value) if isinstance(value, str) else _shown(value) for value in one.values])
+        (one.key, [_cell(value) for value in one.values[: len(groups)]])
         for one in list(compared.differences)[:MAX_DIFFERENCES]
     ]
     return render(
@@ -51,7 +50,7 @@ def comparison_page(compared: Comparison) -> bytes:
         notes=notes,
         rows=[_row(compared.runs, group) for group in groups],
         axes=[(label, word, _charts(compared, groups, label)) for label, word in AXES],
-        differences=[(key, values[: len(groups)]) for key, values in differences],
+        differences=differences,
         samples=[
             (run.id, run.last_sample.step, run.last_sample.text[:MAX_SAMPLE])
             for run in (compared.runs[group.members[0]] for group in groups[:MAX_SAMPLES])
@@ -60,78 +59,51 @@ def comparison_page(compared: Comparison) -> bytes:
     )
 
 
-def _shown(value: Value | None) -> str:
-    return "" if value is None else toml_text(value)
+def _cell(value: Value | None) -> str:
+    return text_of(value) if value is None or isinstance(value, str) else toml_text(value)
 
 
 def _row(runs: Sequence[ComparedRun], group: Group) -> _Row:
-    ours = [runs[member] for member in group.members]
-    return _Row(
-        group.title,
-        [(run.id, run.summary.status) for run in ours],
-        _spread([run.summary.best_val_loss for run in ours]),
-        _spread([run.summary.best_bits_per_byte for run in ours]),
-    )
+    members = [(runs[member].id, str(runs[member].summary.status)) for member in group.members]
+    return _Row(group.title, members, _spread(group.best_val_loss), _spread(group.best_bits_per_byte))
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def _spread(spread: Spread | None) -> str:
     """The mean, and of several values the lowest and highest."""
-    known = [value for value in values if value is not None]
-    if not known:
+    if spread is None:
         return ""
-    mean = number_text(sum(known) / len(known))
-    return mean if len(known) == 1 else f"{mean} ({number_text(min(known))} to {number_text(max(known))})"
+    span = f" ({number_text(spread.lowest)} to {number_text(spread.highest)})" if spread.count > 1 else ""
+    return number_text(spread.mean) + span
 
 
 def _charts(compared: Comparison, groups: Sequence[Group], axis: str) -> list[Drawn]:
     """Val and train loss over an axis; only the val loss, in bits per byte, where the tokenizers differ."""
+    in_bits = compared.in_bits
+    kinds = [("val", "Val loss (bits per byte)" if in_bits else "Val loss (nats per token)")]
+    if not in_bits:
+        kinds.append(("train", "Train loss (nats per token)"))
     charts = []
-    titles = (
-        ("val", "Val loss (bits per byte)" if compared.in_bits else "Val loss (nats per token)"),
-        *(() if compared.in_bits else (("train", "Train loss (nats per token)"),)),
-    )
-    for which, title in titles:
-        series = [
-            one
-            for colour, group in enumerate(groups)
-            if (one := _series(compared, group, which, axis, colour)) is not None
-        ]
-        chart = draw(Chart(f"{which}-by-{axis}", title, series, x_label=axis))
-        if chart is not None:
-            charts.append(chart)
-    return charts
+    for kind, title in kinds:
+        series = []
+        for colour, group in enumerate(groups):
+            runs = [compared.runs[member] for member in group.members]
+            curves = [run.val if kind == "val" else run.train for run in runs]
+            lines = [Series.of(one, group.title, colour, axis=axis, in_bits=in_bits) for one in curves]
+            series += _mean([line for line in lines if len(line.x)])
+        charts.append(draw(Chart(f"{kind}-by-{axis}", title, series, x_label=axis)))
+    return [chart for chart in charts if chart is not None]
 
 
-def _series(compared: Comparison, group: Group, which: str, axis: str, colour: int) -> Series | None:
-    """The line of a group: of its run, or the mean of its runs where all have values, with a band."""
-    lines = []
-    for member in group.members:
-        run = compared.runs[member]
-        x, y = _points(run.val if which == "val" else run.train, axis, in_bits=compared.in_bits)
-        if len(x):
-            lines.append((x, y))
-    if not lines:
-        return None
-    if len(lines) == 1:
-        return Series(group.title, *lines[0], colour=colour)
-    begin, end = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
+def _mean(lines: list[Series]) -> list[Series]:
+    """One line: the mean of these where all have values, in a band; none where there are no lines."""
+    if len(lines) < 2:
+        return lines
+    begin, end = max(line.x[0] for line in lines), min(line.x[-1] for line in lines)
     if end < begin:
-        return Series(group.title, *lines[0], colour=colour)
-    shared = lines[0][0]
-    if not all(np.array_equal(x, shared) for x, _ in lines):
-        shared = np.linspace(begin, end, _GRID)
-    each = np.stack([np.interp(shared, x, y) for x, y in lines])
-    return Series(
-        f"{group.title}: mean", shared, each.mean(0), band=(each.min(0), each.max(0)), colour=colour
-    )
-
-
-def _points(losses: Curve, axis: str, *, in_bits: bool) -> tuple[Floats, Floats]:
-    places = {"step": losses.steps, "tokens": losses.tokens, "seconds": losses.seconds}[axis]
-    values = losses.bits_per_byte if in_bits else losses.values
-    x = np.array([np.nan if place is None else place for place in places], dtype=np.float64)
-    y = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    known = np.isfinite(x) & np.isfinite(y)
-    x, y = x[known], y[known]
-    order = np.argsort(x, kind="stable")
-    return x[order], y[order]
+        return lines[:1]
+    x = lines[0].x
+    if not all(np.array_equal(line.x, x) for line in lines):
+        x = np.linspace(begin, end, _GRID)
+    each = np.stack([np.interp(x, line.x, line.y) for line in lines])
+    title = f"{lines[0].label}: mean"
+    return [Series(title, x, each.mean(0), (each.min(0), each.max(0)), lines[0].colour)]

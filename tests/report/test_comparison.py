@@ -3,80 +3,57 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
+from gptkit.events import RunStatus
 from gptkit.report.comparison import MAX_GROUPS, comparison_page
-from gptkit.runs import Curve, Sample
+from gptkit.runs import Curve, RunSummary, Sample
+from gptkit.runs.compare import ComparedRun, Comparison, Difference, Group, Spread
 from tests.report.test_page import EVIL, Page
 from tests.support import Command
 
 NO_CURVE = Curve()
 
 
-@dataclass(frozen=True)
-class Summary:
-    status: str = "finished"
-    step: int = 4
-    best_val_loss: float | None = 2.0
-    best_bits_per_byte: float | None = 3.0
+def curve(losses: tuple[float, ...], speed: float = 1.0) -> Curve:
+    """A loss at each step of 64 tokens."""
+    steps = tuple(range(1, len(losses) + 1))
+    tokens, seconds = (tuple(step * each for step in steps) for each in (64, 1 / speed))
+    return Curve(steps, losses, tokens, seconds, tuple(2 * loss for loss in losses))
 
 
-@dataclass(frozen=True)
-class Run:
-    id: str
-    train: Curve = NO_CURVE
-    val: Curve = NO_CURVE
-    summary: Summary = Summary()
-    last_sample: Sample | None = None
+def run(
+    name: str, train: Curve = NO_CURVE, val: Curve = NO_CURVE, best: float | None = None, sample: str = ""
+) -> ComparedRun:
+    bits = None if best is None else 2 * best
+    summary = RunSummary(name, RunStatus.FINISHED, "", "", 4, 4, best, bits, "")
+    return ComparedRun(summary, Path("runs", name), {}, {}, train, val, Sample(4, sample) if sample else None)
 
 
-@dataclass(frozen=True)
-class Group:
-    title: str
-    members: tuple[int, ...]
+def trained(name: str, losses: tuple[float, ...], speed: float = 1.0, best: float = 2.0) -> ComparedRun:
+    return run(name, curve(losses, speed), curve(losses, speed), best, f"I am {name}")
 
 
-@dataclass(frozen=True)
-class Difference:
-    key: str
-    values: tuple[str | int | float | bool | None, ...]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    runs: tuple[Run, ...]
-    groups: tuple[Group, ...]
-    differences: tuple[Difference, ...] = ()
-    notes: tuple[str, ...] = ()
-    in_bits: bool = False
-
-
-def curve(losses: tuple[float, ...], *, every: int = 1, speed: float = 1.0) -> Curve:
-    steps = tuple(every * (number + 1) for number in range(len(losses)))
-    bits = tuple(2 * loss for loss in losses)
-    return Curve(
-        steps, losses, tuple(64 * step for step in steps), tuple(step / speed for step in steps), bits
+def group(title: str, members: tuple[int, ...], *best: float) -> Group:
+    """Runs with these best val losses, of twice as many bits per byte."""
+    nats, bits = (
+        Spread(len(values), fmean(values), min(values), max(values)) if values else None
+        for values in (best, tuple(2 * loss for loss in best))
     )
-
-
-def run(name: str, losses: tuple[float, ...], speed: float = 1.0, best: float = 2.0) -> Run:
-    val = curve(losses, speed=speed)
-    return Run(
-        name, val, val, Summary(best_val_loss=best, best_bits_per_byte=2 * best), Sample(4, f"I am {name}")
-    )
+    return Group(title, members, nats, bits)
 
 
 RUNS = (
-    run("a-1", (4, 3, 2, 2), best=2.0),
-    run("a-2", (6, 3, 4, 3), speed=2.0, best=3.0),
-    run("b-1", (5, 5, 5, 1), best=1.0),
+    trained("a-1", (4, 3, 2, 2), best=2.0),
+    trained("a-2", (6, 3, 4, 3), speed=2.0, best=3.0),
+    trained("b-1", (5, 5, 5, 1), best=1.0),
 )
 THREE = Comparison(
     RUNS,
-    (Group("a-1 and 1 more", (0, 1)), Group("b-1", (2,))),
+    (group("a-1 and 1 more", (0, 1), 2.0, 3.0), group("b-1", (2,), 1.0)),
     (Difference("seed", ("1, 2", 1)), Difference("model.qk_norm", (True, None))),
     ("the texts differ.",),
 )
@@ -123,7 +100,7 @@ def test_the_table_has_the_spread_of_a_group_and_what_differs() -> None:
 
 
 def test_other_tokenizers_are_compared_in_bits_per_byte_alone() -> None:
-    page = Page(comparison_page(Comparison(THREE.runs, THREE.groups, in_bits=True)))
+    page = Page(comparison_page(Comparison(THREE.runs, THREE.groups, (), in_bits=True)))
     drawn = charts(page)
     assert sorted(drawn) == ["val-by-seconds", "val-by-step", "val-by-tokens"]
     assert drawn["val-by-step"]["b-1"] == {1: 10, 2: 10, 3: 10, 4: 2}
@@ -131,10 +108,10 @@ def test_other_tokenizers_are_compared_in_bits_per_byte_alone() -> None:
 
 
 def test_what_the_runs_say_stays_text_and_what_they_lack_is_left_out() -> None:
-    nothing = Run(EVIL, summary=Summary(EVIL, 0, None, None), last_sample=Sample(4, EVIL))
-    odd = Run("odd", Curve((1,), (3,), (float("nan"),), (2,), (None,)))
+    nothing = run(EVIL, sample=EVIL)
+    odd = run("odd", Curve((1,), (3,), (None,), (2,), (None,)))
     compared = Comparison(
-        (nothing, odd), (Group(EVIL, (0,)), Group("odd", (1,))), (Difference(EVIL, (EVIL, None)),), (EVIL,)
+        (nothing, odd), (group(EVIL, (0,)), group("odd", (1,))), (Difference(EVIL, (EVIL, None)),), (EVIL,)
     )
     page = Page(comparison_page(compared))
     assert not page.all("img")
@@ -143,8 +120,8 @@ def test_what_the_runs_say_stays_text_and_what_they_lack_is_left_out() -> None:
 
 
 def test_of_very_many_runs_the_first_are_shown() -> None:
-    many = tuple(run(f"run-{number}", (3, 2)) for number in range(MAX_GROUPS + 6))
-    compared = Comparison(many, tuple(Group(one.id, (number,)) for number, one in enumerate(many)))
+    many = tuple(trained(f"run-{number}", (3, 2)) for number in range(MAX_GROUPS + 6))
+    compared = Comparison(many, tuple(group(one.id, (number,)) for number, one in enumerate(many)), ())
     page = Page(comparison_page(compared))
     assert f"the first {MAX_GROUPS} of {MAX_GROUPS + 6} are shown" in page.words
     assert len(charts(page)["val-by-step"]) == MAX_GROUPS
