@@ -65,13 +65,13 @@ def show_warning(
 
 
 def write_line(text: str) -> None:
-    """A line on standard output, at once. A training goes on where it cannot be written."""
+    """A line on standard output, at once, for work that is to be done even if nobody can read about it."""
     try:
         print(text, flush=True)
     except OSError as error:  # the log's disk is full, or its terminal was closed
         discard(sys.stdout)
         if not isinstance(error, BrokenPipeError):  # `gptkit train | head`: the reader has had enough
-            warn(f"cannot write standard output: {error.strerror}; training goes on without it.")
+            warn(f"cannot write standard output: {error.strerror}; continuing without it.")
 
 
 def write_text(text: str) -> None:

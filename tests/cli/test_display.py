@@ -1,4 +1,4 @@
-"""What a person sees while gptkit trains, on terminals of all kinds, and what a program reads."""
+"""The display of a training on terminals of all kinds, as plain lines and as JSON lines."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def state() -> PanelState:
 
 @pytest.mark.parametrize("width", [200, 160, 100, 60, 59, 40, 39, 20, 8, 1])
 @pytest.mark.parametrize("height", [60, 24, 12, 9, 4, 2, 1])
-def test_the_panel_fits_any_terminal_and_says_the_step_first(
+def test_the_panel_fits_any_terminal_and_shows_the_step_first(
     width: int, height: int, state: PanelState
 ) -> None:
     for ascii_only in (False, True):
@@ -119,7 +119,7 @@ def test_a_large_panel_has_the_numbers_the_curve_and_the_sample(width: int, stat
     assert len({line.cell_len for line in panel(state, Viewport(width, 24, False), "")}) == 1
 
 
-def test_a_sample_cannot_steer_the_terminal(state: PanelState) -> None:
+def test_control_characters_of_a_sample_are_escaped(state: PanelState) -> None:
     for width in (160, 60):
         for line in panel(state, Viewport(width, 40, False), ""):
             assert line.plain.isprintable()
@@ -358,7 +358,7 @@ def test_plain_lines_are_silent_about_work_between_steps(capfd: pytest.CaptureFi
 # JSON lines
 
 
-def test_json_lines_are_the_events_and_say_what_the_metrics_say(
+def test_json_lines_are_the_events_with_the_numbers_of_the_metrics(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     tiny_experiment.write_text(TINY.replace("sample_interval = 0", "sample_interval = 10"))
@@ -380,19 +380,19 @@ def test_json_lines_are_the_events_and_say_what_the_metrics_say(
     recorded = run.metrics()
     assert [row["step"] for row in recorded] == list(rows) == [5, 10, 15, 20]
     for row in recorded:
-        said = rows[row["step"]]
+        line = rows[row["step"]]
         for key, value in row.items():
-            assert value == pytest.approx(said[key], abs=0.06 if key == "tokens_per_second" else 6e-4)
-        assert row["train_loss"] == said["train_loss"]
-        assert row.get("val_loss") == said.get("val_loss")
+            assert value == pytest.approx(line[key], abs=0.06 if key == "tokens_per_second" else 6e-4)
+        assert row["train_loss"] == line["train_loss"]
+        assert row.get("val_loss") == line.get("val_loss")
 
 
-def test_a_resumed_run_tells_its_story_too(tiny_experiment: Path, gptkit_command: Command) -> None:
+def test_a_resumed_run_prints_events_too(tiny_experiment: Path, gptkit_command: Command) -> None:
     assert gptkit_command("train", tiny_experiment, "--stop-at", 10, "--quiet").code == 0
     done = gptkit_command("resume", "latest", "--json")
-    told = [json.loads(line) for line in done.out.splitlines()]
-    assert told[0] == {"event": "resume_checked", "step": 10, "differences": [], "replayed": 0}
-    assert told[-1]["event"] == "run_finished"
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert found[0] == {"event": "resume_checked", "step": 10, "differences": [], "replayed": 0}
+    assert found[-1]["event"] == "run_finished"
 
 
 def test_a_warning_is_an_event_and_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
@@ -403,13 +403,13 @@ def test_a_warning_is_an_event_and_on_standard_error(capfd: pytest.CaptureFixtur
     assert err.startswith("gptkit: warning: caf")
 
 
-def test_a_number_that_json_has_none_of_is_null() -> None:
-    told = as_object(replace(logged(1), grad_norm=math.inf))
-    assert told["grad_norm"] is None
-    assert told["event"] == "step_finished"
+def test_a_number_that_is_not_finite_is_null() -> None:
+    found = as_object(replace(logged(1), grad_norm=math.inf))
+    assert found["grad_norm"] is None
+    assert found["event"] == "step_finished"
 
 
-def test_how_far_work_has_come_is_told_once_a_second(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_of_work_is_reported_once_a_second(capfd: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     view = JsonView(clock=lambda: now[0])
     for done in range(1000):
@@ -439,30 +439,32 @@ def test_json_shares_standard_output_with_nothing(
 # Long work beside the training
 
 
-def test_an_evaluation_tells_how_far_it_is_and_comes_out_the_same() -> None:
+def test_an_evaluation_reports_its_progress_and_has_the_same_result() -> None:
     experiment = experiment_from_dict(
         {"model": {"context_length": 16, "n_embd": 16, "n_head": 2, "n_layer": 1}}
     )
     torch.manual_seed(0)
     model = build_model(experiment, 30)
     ids = np.arange(40_000) % 30
-    told: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
     watched = evaluate(
-        model, ids, context_length=16, eval_tokens=40_000, progress=lambda *far: told.append(far)
+        model, ids, context_length=16, eval_tokens=40_000, progress=lambda *far: found.append(far)
     )
     assert watched == evaluate(model, ids, context_length=16, eval_tokens=40_000)
     windows = (len(ids) - 1) // 16
-    assert told[-1] == (windows, windows)
-    assert told == sorted(told)
-    assert len(told) > 3
+    assert found[-1] == (windows, windows)
+    assert found == sorted(found)
+    assert len(found) > 3
 
 
-def test_a_long_evaluation_and_a_long_text_are_told_a_short_one_not(
+def test_only_a_long_evaluation_and_a_long_text_report_progress(
     tiny_experiment: Path, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def works() -> set[str]:
         done = gptkit_command("train", tiny_experiment, "--json")
-        return {told["what"] for told in map(json.loads, done.out.splitlines()) if told["event"] == "working"}
+        return {
+            found["what"] for found in map(json.loads, done.out.splitlines()) if found["event"] == "working"
+        }
 
     assert works() == set()
     monkeypatch.setattr("gptkit.training.session._LONG_EVALUATION", 1e-9)

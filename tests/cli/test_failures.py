@@ -220,14 +220,14 @@ BAD: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), BAD)
+@pytest.mark.parametrize(("arguments", "code", "message"), BAD)
 @pytest.mark.usefixtures("in_bad_workspace")
-def test_a_bad_invocation_says_what_is_wrong_in_a_few_lines_and_leaves_nothing_behind(
-    arguments: tuple[object, ...], code: int, said: str, gptkit_command: Command
+def test_a_bad_invocation_has_a_short_message_and_leaves_nothing_behind(
+    arguments: tuple[object, ...], code: int, message: str, gptkit_command: Command
 ) -> None:
     done = gptkit_command(*arguments)
     assert done.code == code, done.err
-    assert said in done.err
+    assert message in done.err
     assert done.out == ""
     assert "Traceback" not in done.err
     lines = [line for line in done.err.splitlines() if not line.startswith("downloading ")]
@@ -245,7 +245,7 @@ def test_debug_adds_the_traceback_and_keeps_the_exit_code(gptkit_command: Comman
         assert debug.err.endswith(plain.err)
 
 
-def test_a_defect_is_called_one_and_exits_with_1(
+def test_an_unexpected_error_is_reported_as_a_defect_with_exit_code_1(
     gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **named: object) -> None:

@@ -62,13 +62,13 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another(
     assert first != other
 
 
-def test_a_seed_that_was_drawn_is_told_so_that_the_text_can_be_had_again(
+def test_a_random_seed_is_printed_and_gives_the_same_text_again(
     trained: Path, gptkit_command: Command
 ) -> None:
     drawn = gptkit_command("generate", trained, "-n", 40)
-    told = re.search(r"seed (\d+)", drawn.err)
-    assert told
-    assert gptkit_command("generate", trained, "-n", 40, "--seed", told[1]).out == drawn.out
+    seed = re.search(r"seed (\d+)", drawn.err)
+    assert seed
+    assert gptkit_command("generate", trained, "-n", 40, "--seed", seed[1]).out == drawn.out
 
 
 def test_several_samples_come_one_after_another_each_ending_its_line(

@@ -1,4 +1,4 @@
-"""`gptkit plugins` and `gptkit schema`: what is installed, shown, checked and begun; and as a schema."""
+"""`gptkit plugins` (list, show, check, new) and `gptkit schema`."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_name_that_two_families_have_is_shown_for_both_or_for_the_one_asked_fo
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("show", "rop"), 3, "no plugin is called 'rop'; did you mean 'rope'? Installed: alibi, "),
         (("show", "rope", "--family", "dataset"), 3, "no dataset is called 'rope'"),
@@ -125,11 +125,11 @@ def test_a_name_that_two_families_have_is_shown_for_both_or_for_the_one_asked_fo
     ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
 )
 def test_what_cannot_be_done_is_answered_with_what_can(
-    words: tuple[str, ...], code: int, said: str, workspace: Path, gptkit_command: Command
+    words: tuple[str, ...], code: int, message: str, workspace: Path, gptkit_command: Command
 ) -> None:
     done = gptkit_command("plugins", *words)
     assert done.code == code
-    assert said in done.err
+    assert message in done.err
     assert "Traceback" not in done.err
     assert sorted(path.name for path in workspace.iterdir()) == ["data", "runs"]
 
@@ -159,7 +159,7 @@ def test_a_check_takes_the_options_it_is_given(workspace: Path, gptkit_command: 
     assert f"{(workspace / 'data' / 'mine.txt').stat().st_size:,} bytes" in checked.out
 
 
-def test_a_new_package_is_begun_where_it_is_wanted_and_replaces_nothing(
+def test_a_new_package_is_created_in_the_folder_and_replaces_nothing(
     workspace: Path, gptkit_command: Command
 ) -> None:
     made = gptkit_command("plugins", "new", "position", "my-slopes", "--folder", "packages")

@@ -1,4 +1,4 @@
-"""Keeping order among runs: list them by conditions, show one, delete some, clean up after all."""
+"""`gptkit runs`: list by conditions, show, delete, clean up; runs whose files are hostile."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_runs_are_sorted_by_any_key(sort: str, reverse: bool, order: str, three:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--where", "model.n_embed=3"], "did you mean 'model.n_embd'?"),
         (["--where", "n_embd=3"], "did you mean 'model.n_embd'?"),
@@ -116,11 +116,11 @@ def test_runs_are_sorted_by_any_key(sort: str, reverse: bool, order: str, three:
     ],
 )
 def test_a_key_that_nothing_has_gets_the_nearest(
-    arguments: list[str], said: str, three: None, gptkit_command: Command
+    arguments: list[str], message: str, three: None, gptkit_command: Command
 ) -> None:
     refused = gptkit_command("runs", "list", *arguments)
     assert refused.code == 2
-    assert said in refused.err
+    assert message in refused.err
     assert refused.out == ""
 
 
@@ -165,7 +165,7 @@ def test_json_has_the_same_names_for_every_run(three: None, gptkit_command: Comm
     assert json.loads(gptkit_command("runs", "--json", "--runs-dir", "none").out) == []
 
 
-def test_conditions_say_what_they_were() -> None:
+def test_a_condition_as_text_is_what_was_given() -> None:
     assert str(parse_condition(" best <= 1.5 ")) == "best_val_loss<=1.5"
     assert parse_condition("name=a=b").wanted == "a=b"
     with pytest.raises(UsageError):
@@ -189,7 +189,7 @@ def test_a_thousand_runs_are_listed_quickly_and_without_a_plugin(workspace: Path
     assert os.times().children_user - before < 4
 
 
-# What strangers may have written
+# Hostile files
 
 HOSTILE_RECORDS: list[Any] = [
     [],
@@ -294,7 +294,9 @@ def test_each_hostile_run_can_be_shown(hostile_runs: Path, gptkit_command: Comma
 # Shown
 
 
-def test_show_says_what_it_is_how_it_went_and_how_to_go_on(workspace: Path, gptkit_command: Command) -> None:
+def test_show_prints_what_the_run_is_its_results_and_the_next_commands(
+    workspace: Path, gptkit_command: Command
+) -> None:
     make("one-1", {"status": "stopped"}, steps=(10, 20))
     shown = gptkit_command("runs", "show", "one")
     assert (shown.code, shown.err) == (0, "")
@@ -659,9 +661,7 @@ def test_the_table_of_runs_is_plain_lines_when_piped(tiny_experiment: Path, gptk
     assert table.out.isascii()
 
 
-def test_what_a_stranger_wrote_into_a_record_cannot_steer_the_terminal(
-    tiny_experiment: Path, gptkit_command: Command
-) -> None:
+def test_control_characters_of_a_record_are_escaped(tiny_experiment: Path, gptkit_command: Command) -> None:
     run = run_of(gptkit_command("train", tiny_experiment, "--steps", 1, "--quiet"))
     write_record(run, {**run.record(), "status": "\x1b[2J\nfine"})
     table = gptkit_command("runs").out

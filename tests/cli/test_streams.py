@@ -19,6 +19,7 @@ from gptkit import api
 from gptkit.cli.app import run_command
 from gptkit.runs import Run, find_run
 from tests.support import TINY, Command, small_text
+from tests.support.runs import make
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full and terminals as Linux has")
 
@@ -102,7 +103,7 @@ def test_a_log_on_a_full_disk_does_not_stop_the_training(
 ) -> None:
     with full_disk("stdout"):
         assert run_command(["train", str(tiny_experiment), *EVERY_STEP, *view]) == 0
-    warning = FULL.replace("gptkit: ", "gptkit: warning: ").replace(".\n", "; training goes on without it.\n")
+    warning = FULL.replace("gptkit: ", "gptkit: warning: ").replace(".\n", "; continuing without it.\n")
     assert capfd.readouterr().err == warning
     assert find_run("latest").record()["status"] == "finished"
 
@@ -141,6 +142,14 @@ def test_a_reader_that_has_gone_does_not_stop_the_training(
         assert run_command(["train", str(tiny_experiment), *EVERY_STEP, *view]) == 0
     assert capfd.readouterr().err == ""
     assert find_run("latest").record()["status"] == "finished"
+
+
+def test_a_reader_that_has_gone_does_not_stop_a_removal(workspace: Path) -> None:
+    for name in ("one", "two"):
+        make(name)
+    with pipe_without_reader():
+        assert run_command(["runs", "delete", "one", "two", "--yes"]) == 0
+    assert list(Path("runs").iterdir()) == []
 
 
 # As a shell starts it

@@ -87,8 +87,8 @@ def test_flags_override_the_fields_of_the_file(
     kind: str, tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     """The file sets each of them to something else, so that a flag that does nothing is found out."""
-    said = 'name = "other"\n' + TINY.replace("n_head = 2", "n_head = 2\ndropout = 0.5")
-    tiny_experiment.write_text(said + "[optimizer]\nweight_decay = 0.7\nlearning_rate = 0.7\n")
+    text = 'name = "other"\n' + TINY.replace("n_head = 2", "n_head = 2\ndropout = 0.5")
+    tiny_experiment.write_text(text + "[optimizer]\nweight_decay = 0.7\nlearning_rate = 0.7\n")
     flags = [part for flag, value, _ in FLAGS[kind] for part in (flag, value)]
     recorded = resolved(run_of(gptkit_command("train", tiny_experiment, *flags, "--quiet")))
     for flag, value, dotted in FLAGS[kind]:
@@ -158,16 +158,14 @@ def test_a_text_is_found_in_the_data_folder_that_is_given(
     assert run.record()["dataset"]["characters"] == len(small_text())
 
 
-def test_runs_are_kept_where_they_are_told_to_be(tiny_experiment: Path, gptkit_command: Command) -> None:
+def test_runs_are_kept_in_the_folder_that_is_given(tiny_experiment: Path, gptkit_command: Command) -> None:
     run = run_of(gptkit_command("train", tiny_experiment, "--steps", 1, "--quiet", "--runs-dir", "deep/er"))
     assert run.path.parent == Path("deep/er")
     assert gptkit_command("generate", "--runs-dir", "deep/er", "-n", 3).code == 0
     assert run.id in gptkit_command("runs", "--runs-dir", "deep/er").out
 
 
-def test_text_is_written_when_training_ends_where_it_is_asked_for(
-    tiny_experiment: Path, gptkit_command: Command
-) -> None:
+def test_generate_writes_text_when_training_ends(tiny_experiment: Path, gptkit_command: Command) -> None:
     loud = gptkit_command(
         "train", tiny_experiment, "--steps", 2, "--generate", 30, "--set", "sampling.prompt=ol"
     )

@@ -1,4 +1,4 @@
-"""A run with a file or a folder that is not ours to read: said, with an exit code of the table."""
+"""A run with an unreadable file or folder: a message, with an exit code of the table."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def test_no_place_that_cannot_be_read_is_a_defect(
 
 def test_a_file_that_cannot_be_read_is_named(closed: Callable[[str], None], gptkit_command: Command) -> None:
     closed("metrics.jsonl")
-    said = gptkit_command("resume", "mine", "--stop-at", 20).err
-    assert "cannot use runs/mine/metrics.jsonl: Permission denied." in said
+    message = gptkit_command("resume", "mine", "--stop-at", 20).err
+    assert "cannot use runs/mine/metrics.jsonl: Permission denied." in message
     assert (
         "bad   metrics.jsonl: it cannot be read: Permission denied"
         in gptkit_command("runs", "verify", "mine").out

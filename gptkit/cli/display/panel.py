@@ -107,9 +107,9 @@ def panel(state: PanelState, viewport: Viewport, time_left: str) -> list[Text]:
 
 def _framed(lines: list[Text], viewport: Viewport, title: str) -> Iterator[Text]:
     corners, across, down = ("++++", "-", "|") if viewport.ascii_only else ("╭╮╰╯", "─", "│")
-    said = viewport.shorten(viewport.fit(title), viewport.width - 6)
-    top = Text().append(f"{corners[0]}{across} ", style="cyan").append(said, style="bold")
-    top.append(f" {across * (viewport.width - 5 - len(said))}{corners[1]}", style="cyan")
+    shown = viewport.shorten(viewport.fit(title), viewport.width - 6)
+    top = Text().append(f"{corners[0]}{across} ", style="cyan").append(shown, style="bold")
+    top.append(f" {across * (viewport.width - 5 - len(shown))}{corners[1]}", style="cyan")
     yield top
     for line in lines:
         yield Text.assemble((f"{down} ", "cyan"), line, (f" {down}", "cyan"))

@@ -35,11 +35,11 @@ def show_list(rows: Sequence[PluginDescription]) -> None:
 
 def _cells(row: PluginDescription) -> tuple[str, ...]:
     loads = "no" if row.problem else "yes"
-    said = row.problem.replace("\n", " ") or row.summary
+    text = row.problem.replace("\n", " ") or row.summary
     package = f"{row.plugin.distribution} {row.plugin.version}"
     return tuple(
         printable(cell) or "-"
-        for cell in (registry.SHORT[row.plugin.family], row.plugin.name, package, loads, said)
+        for cell in (registry.SHORT[row.plugin.family], row.plugin.name, package, loads, text)
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptkit.cli.display.tables import duration, show_table, size_text
+from gptkit.cli.streams import write_line
 from gptkit.runs import Run, RunSummary
 from gptkit.runs.folder import foreign_entries, size_of
 from gptkit.runs.store import Selected
@@ -205,15 +206,15 @@ def show_removable(things: Sequence[Removable], runs_dir: Path) -> None:
 
 
 def show_removed(path: str, freed: int) -> None:
-    print(f"removed {printable(path)} ({size_text(freed)})")
+    write_line(f"removed {printable(path)} ({size_text(freed)})")
 
 
 def show_kept(path: str, why: str) -> None:
-    print(f"kept    {printable(path)}: {why}")
+    write_line(f"kept    {printable(path)}: {why}")
 
 
 def show_freed(freed: int) -> None:
-    print(f"{size_text(freed)} freed")
+    write_line(f"{size_text(freed)} freed")
 
 
 def show_finding(finding: Finding) -> None:

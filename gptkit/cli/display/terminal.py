@@ -88,7 +88,7 @@ class LiveRegion:
         try:
             self._unwrap()
             yield
-        except OSError:  # the terminal is gone: training goes on, and nothing more is shown
+        except OSError:  # the terminal is gone: training continues without a display
             discard(self._console.file)
 
     def _unwrap(self) -> None:
