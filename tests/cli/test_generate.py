@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import gptkit
+from gptkit.runs import Run
 from tests.support import TINY, Command, small_text
 
 
@@ -118,10 +119,11 @@ def test_a_prompt_that_is_not_utf_8_is_refused(trained: Path, gptkit_command: Co
     assert "the prompt from standard input is not UTF-8 at byte 2" in done.err
 
 
-def test_the_two_commands_as_a_user_types_them(tiny_experiment: Path, run_process: Command) -> None:
-    trained = run_process("train", tiny_experiment, "--quiet")
-    assert (trained.code, trained.err) == (0, "")
-    written = run_process("generate", trained.out.strip(), "-n", 40, "--prompt", "the old", "--seed", 1)
-    assert written.code == 0
-    assert len(written.out) == 47
-    assert written.out.startswith("the old")
+def test_training_and_text_in_a_process_of_its_own(tiny_experiment: Path, run_process: Command) -> None:
+    """The tour of the documentation runs every command so; this one is part of every test run."""
+    done = run_process("train", tiny_experiment, "--generate", 40, "--set", "sampling.prompt=the old")
+    assert (done.code, done.err) == (0, "")
+    text = (Run(next(Path("runs").iterdir())).samples / "step-000000000020.txt").read_text()
+    assert done.out.endswith(f"\n{text}\n")
+    assert text.startswith("the old")
+    assert len(text) == 47

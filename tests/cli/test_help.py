@@ -1,4 +1,4 @@
-"""The help of every command begins with an example of that command; help and version, and what they import."""
+"""The help of every command begins with an example of it; help and version, and what they import."""
 
 from __future__ import annotations
 
