@@ -24,7 +24,8 @@ from gptkit.experiment.schema import Experiment, SamplingSettings
 from gptkit.generation import generate_tokens
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
-from gptkit.training.setup import build_trainer, check_memory, training_flops
+from gptkit.training.cost import check_memory, training_flops
+from gptkit.training.setup import build_trainer
 from gptkit.training.trainer import Trainer
 
 _STREAMS = 64  # sequences sampled as one batch

@@ -25,6 +25,7 @@ from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
 from gptkit.runs.environment import check_text, environment_differences, trackers_again
 from gptkit.runs.folder import verification_prefix
 from gptkit.training.budget import MOST_STEPS, TrainingBudget
+from gptkit.training.cost import out_of_memory
 from gptkit.training.session import Session, TrainingResult, train_new
 from gptkit.training.setup import (
     NewRun,
@@ -33,7 +34,6 @@ from gptkit.training.setup import (
     WeightSource,
     backend_again,
     load_text,
-    out_of_memory,
     prepare_resumed,
     read_progress,
     tokenize,

@@ -47,6 +47,7 @@ from gptkit.runs.record import Environment
 from gptkit.tracking import Tracking
 from gptkit.training.budget import TrainingProgress
 from gptkit.training.compile import CompilationError, compile_model
+from gptkit.training.cost import out_of_memory
 from gptkit.training.loss import bits_per_byte, evaluate
 from gptkit.training.setup import (
     NewRun,
@@ -55,7 +56,6 @@ from gptkit.training.setup import (
     RunSetup,
     dataset_title,
     new_record,
-    out_of_memory,
     prepare_new,
     prepare_resumed,
     target_step,

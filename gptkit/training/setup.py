@@ -10,8 +10,7 @@ import json
 import random
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import ceil
@@ -21,10 +20,9 @@ from typing import Any
 import torch
 
 from gptkit import events
-from gptkit.backend import SUPPOSED_SPEED, Backend, choose_backend, fingerprint
+from gptkit.backend import Backend, choose_backend, fingerprint
 from gptkit.data.catalog import read_dataset, resolve_dataset
 from gptkit.data.corpus import Corpus, build_corpus, measure_text
-from gptkit.data.readers import physical_memory
 from gptkit.data.sampler import BatchSampler
 from gptkit.errors import (
     CheckpointError,
@@ -32,13 +30,12 @@ from gptkit.errors import (
     ExperimentError,
     GptkitError,
     NetworkError,
-    OutOfMemoryError,
     UsageError,
 )
 from gptkit.events import RunStatus
 from gptkit.experiment.schema import DataSettings, Experiment, ModelSettings, PluginTable
 from gptkit.model import GPT
-from gptkit.model.build import build_model_for, build_new_model, load_weights, matrix_weights, model_shapes
+from gptkit.model.build import build_model_for, build_new_model, load_weights
 from gptkit.plugins import DataFolders, Dataset, Tokenizer, registry
 from gptkit.plugins.options import ProgressCallback
 from gptkit.plugins.tokenizer import Ids
@@ -54,13 +51,11 @@ from gptkit.runs.environment import (
 from gptkit.runs.record import DatasetRecord, Environment, Hyperparameters, LoadedFrom, TokenizerRecord
 from gptkit.tracking import ChosenTracker
 from gptkit.training.budget import TrainingBudget, TrainingProgress
+from gptkit.training.cost import check_memory, training_flops
 from gptkit.training.optim import Optimizer, flatten_parameters
 from gptkit.training.parameters import FlatParameters
 from gptkit.training.trainer import Trainer
 from gptkit.words import quote_characters
-
-# Bytes per parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
-_TRAINING_BYTES = 4 + 4 + 8 + 2 + 2
 
 StopRequested = Callable[[], RunStatus | None]
 """Called between steps: None to go on, or the status to stop with (INTERRUPTED, TERMINATED)."""
@@ -344,71 +339,13 @@ def _as_flag(settings: ModelSettings, name: str) -> str:
     return f"{{ {', '.join([f'type = {json.dumps(value.type)}', *options])} }}" if options else value.type
 
 
-# Backend and memory
+# Backend
 
 
 def backend_again(experiment: Experiment, record: RunRecord, vocab_size: int) -> Backend:
     """The backend that the run was trained with, where this machine has it; otherwise a new choice."""
     chosen = choose_backend(experiment.training, training_flops(experiment, vocab_size))
     return recorded_backend(record, chosen)
-
-
-def training_flops(experiment: Experiment, vocab_size: int) -> float:
-    """FLOP of all steps of a run, approximately: per token 6 per weight, and 12 L C T for attention.
-
-    Chowdhery et al. 2022 (PaLM), appendix B. For a run of minutes, what a GPU computes in that time.
-    """
-    if experiment.training.minutes is not None:
-        return 60 * experiment.training.minutes * SUPPOSED_SPEED
-    model = experiment.model
-    attention = 12.0 * model.n_layer * model.n_embd * model.context_length
-    tokens = experiment.training.max_steps * experiment.tokens_per_step
-    return tokens * (6.0 * matrix_weights(experiment, vocab_size) + attention)
-
-
-def check_memory(experiment: Experiment, vocab_size: int) -> None:
-    """Raises OutOfMemoryError where training needs more memory than this machine has."""
-    parameters = model_shapes(experiment, vocab_size).parameter_count
-    model, training = experiment.model, experiment.training
-    weights = parameters * _TRAINING_BYTES
-    # Per token: logits and their gradient, and in each block about sixteen bf16 numbers per channel
-    token = 8 * vocab_size + 32 * model.n_embd * model.n_layer
-    activations = training.batch_size * model.context_length * token
-    available = physical_memory()
-    if torch.cuda.is_available():
-        available = max(available, torch.cuda.get_device_properties(0).total_memory)
-    if weights > available:
-        raise OutOfMemoryError(
-            f"a model of {parameters:,} parameters needs {weights / 1e9:.1f} GB to train; this machine has "
-            f"{available / 1e9:.1f} GB. Lower model.n_embd or model.n_layer."
-        )
-    if weights + activations > available:
-        raise OutOfMemoryError(
-            f"a batch of {training.batch_size} x {model.context_length} tokens needs at least "
-            f"{activations / 1e9:.1f} GB; this machine has {available / 1e9:.1f} GB. Lower "
-            "training.batch_size and raise training.gradient_accumulation_steps, or lower "
-            "model.context_length."
-        )
-
-
-@contextmanager
-def out_of_memory(experiment: Experiment) -> Iterator[None]:
-    """Turns a failed allocation into an OutOfMemoryError that names the field to lower."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if (
-            type(error) is RuntimeError
-            and "allocate memory" not in str(error)
-            and "out of memory" not in str(error)
-        ):
-            raise
-        training, model = experiment.training, experiment.model
-        raise OutOfMemoryError(
-            f"out of memory with batches of {training.batch_size} x {model.context_length} tokens, "
-            f"{model.n_layer} layers of width {model.n_embd}. Lower training.batch_size and raise "
-            "training.gradient_accumulation_steps, or lower model.context_length."
-        ) from error
 
 
 # Trainer

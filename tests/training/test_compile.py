@@ -17,8 +17,9 @@ from gptkit.errors import PluginError
 from gptkit.experiment.schema import EvaluationSettings, TrainingSettings
 from gptkit.model.build import build_new_model
 from gptkit.training import session, setup
+from gptkit.training.cost import training_flops
 from gptkit.training.session import resume_run, train_run
-from gptkit.training.setup import RunContext, training_flops
+from gptkit.training.setup import RunContext
 from tests.support import write_record
 
 
