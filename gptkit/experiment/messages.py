@@ -236,7 +236,7 @@ def _instead_of_key(path: Sequence[str], location: Sequence[int | str], options:
     *tables, wrong = path
     table = ".".join(tables)
     if options is not None:
-        return nearest(wrong, options) or _known(options if len(tables) == 0 else ())
+        return nearest(wrong, options) or ("" if tables else _known(options))
     optimizer = next((member for member in OPTIMIZERS if member in location), "")
     here = [*Experiment.model_fields] if not table else []
     here += [each.name for each in fields() if each.table == table and each.optimizer in ("", optimizer)]
