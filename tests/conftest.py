@@ -107,8 +107,8 @@ def native_operations() -> Iterator[None]:
 
 
 @pytest.fixture
-def around(tmp_path: Path) -> RunContext:
-    """A place for runs, with the text of tests/sums.py."""
+def context(tmp_path: Path) -> RunContext:
+    """A run context in an empty folder, with the text of tests/support/sums.py."""
     (tmp_path / "sums.txt").write_text(TEXT)
     return RunContext(runs_folder=tmp_path / "runs", folders=data_folders(tmp_path))
 

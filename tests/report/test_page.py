@@ -180,15 +180,15 @@ def test_a_defect_of_the_report_harms_no_run(
     assert "not written: ZeroDivisionError: of the page" in done.err
 
 
-def test_what_stops_at_once_waits_for_no_report(tiny_experiment: Path, around: RunContext) -> None:
+def test_what_stops_at_once_waits_for_no_report(tiny_experiment: Path, context: RunContext) -> None:
     def second_interrupt(event: events.Event) -> None:
         if isinstance(event, events.StepDone) and event.step == 3:
             raise KeyboardInterrupt
 
     experiment = load_experiment(tiny_experiment, [("data.dataset", "sums.txt")])
     with pytest.raises(KeyboardInterrupt):
-        train_run(experiment, RunContext(around.runs_folder, around.folders, second_interrupt))
-    (path,) = around.runs_folder.iterdir()
+        train_run(experiment, RunContext(context.runs_folder, context.folders, second_interrupt))
+    (path,) = context.runs_folder.iterdir()
     assert Run(path).record()["status"] == "interrupted"
     assert not (path / "report.html").exists()
 

@@ -19,10 +19,10 @@ EACH = pytest.mark.parametrize("name", NAMES, ids=[name.partition(".")[0] for na
 
 
 @pytest.fixture
-def runs(around: RunContext) -> Path:
+def runs(context: RunContext) -> Path:
     """Copies of the runs, beside the text that they were trained on."""
-    shutil.copytree(FIXTURES, around.runs_folder)
-    return around.runs_folder
+    shutil.copytree(FIXTURES, context.runs_folder)
+    return context.runs_folder
 
 
 def test_they_are_listed_and_compared(runs: Path, gptkit_command: Command) -> None:
@@ -38,12 +38,12 @@ def test_they_are_listed_and_compared(runs: Path, gptkit_command: Command) -> No
 
 @EACH
 def test_every_file_verifies_and_the_last_steps_come_out_the_same(
-    name: str, around: RunContext, runs: Path
+    name: str, context: RunContext, runs: Path
 ) -> None:
     """On another processor the bits may differ; then the environment does too."""
     run = Run(runs / name)
     assert [found for found in verify_run(run) if found.verdict is Verdict.BAD] == []
-    comparison = replay_run(run, around)
+    comparison = replay_run(run, context)
     assert comparison.step == comparison.end
     assert comparison.identical or comparison.differences
 

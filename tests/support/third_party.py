@@ -1,4 +1,4 @@
-"""Plugins of somebody else's, as code that a test installs."""
+"""Plugins of another package, as code that the fixture `install` installs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class DiaryTracker(Tracker):
 
     def start(self, run):
         run.place.mkdir(exist_ok=True)
-        self.file = (run.place / "calls.jsonl").open("a")
+        self.calls = run.place / "calls.jsonl"
         self.tell("start", run.id, run.folder.name, run.start_step, run.experiment["tracking"])
         run.experiment.clear()
 
@@ -65,13 +65,11 @@ class DiaryTracker(Tracker):
 
     def finish(self, status):
         self.tell("finish", status)
-        self.file.close()
 
     def tell(self, *call):
         print("told of", call[0])
-        json.dump(call, self.file)
-        self.file.write("\\n")
-        self.file.flush()
+        with self.calls.open("a") as file:
+            file.write(json.dumps(call) + "\\n")
         self.may_fail(call[0])
 
     def may_fail(self, method):

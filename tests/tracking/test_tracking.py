@@ -212,7 +212,7 @@ def test_an_interrupt_while_a_tracker_works_is_no_failure_of_it(
 
     monkeypatch.setattr(TensorBoardTracker, "scalars", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_run(load_experiment(tiny_experiment, [("tracking.tensorboard", True)]))
+        train_run(load_experiment(tiny_experiment, [("tracking.tensorboard", True)]), RunContext())
     (run,) = map(Run, Path("runs").glob("tiny*"))
     assert run.record()["status"] == "interrupted"
 
@@ -225,9 +225,9 @@ def test_a_run_that_fails_finishes_its_trackers_once(tiny_experiment: Path, diar
             if isinstance(event, kind):
                 raise RuntimeError("of a listener")
 
-        around = RunContext(listener=fail)
+        context = RunContext(listener=fail)
         with pytest.raises(RuntimeError, match="of a listener"):
-            train_run(load_experiment(tiny_experiment, [("tracking.diary", True)]), around)
+            train_run(load_experiment(tiny_experiment, [("tracking.diary", True)]), context)
         (run,) = map(Run, Path("runs").glob("tiny*"))
         ends = [call for call in calls(run) if call[0] == "finish"]
         assert ends == [["finish", "finished" if kind is events.RunFinished else "failed"]]
@@ -342,7 +342,7 @@ def test_an_experiment_made_in_python_may_leave_options_to_the_tracker(workspace
             "tracking": {"tensorboard": True, "not-installed": False},
         }
     )
-    assert texts(train_run(given).run, "experiment")
+    assert texts(train_run(given, RunContext()).run, "experiment")
 
 
 def test_a_tracker_whose_folder_a_run_needs_itself_is_refused(install: Install) -> None:

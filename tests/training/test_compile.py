@@ -98,65 +98,65 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_compile_true_that_fails_is_an_error_and_ends_the_run(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken_compiler(monkeypatch)
     monkeypatch.setattr(backend, "no_compiler", lambda device: "")
     with pytest.raises(
         PluginError, match=r"torch\.compile failed here: RuntimeError: ld: cannot find -lgomp\nSet"
     ):
-        train_run(experiment(True), around)
-    run = gptkit.open_run("latest", runs_folder=around.runs_folder)
+        train_run(experiment(True), context)
+    run = gptkit.open_run("latest", runs_folder=context.runs_folder)
     assert run.record()["status"] == "failed"
 
 
 def test_auto_that_fails_warns_and_trains_without(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken_compiler(monkeypatch)
     chosen = setup.choose_backend
     monkeypatch.setattr(setup, "choose_backend", lambda *arguments: replace(chosen(*arguments), compile=True))
     seen: list[events.Event] = []
-    run = train_run(experiment("auto"), RunContext(around.runs_folder, around.folders, seen.append)).run
+    run = train_run(experiment("auto"), RunContext(context.runs_folder, context.folders, seen.append)).run
     warned = [event.message for event in seen if isinstance(event, events.Warned)]
     assert len(warned) == 1
     assert "cannot find -lgomp" in warned[0]
     assert run.record()["environment"]["compile"] is False
     monkeypatch.undo()
-    plain = train_run(experiment(False), around).run
+    plain = train_run(experiment(False), context).run
     assert [row["train_loss"] for row in run.metrics()] == [row["train_loss"] for row in plain.metrics()]
 
 
 def test_a_compiled_run_goes_on_where_there_is_no_compiler_and_says_so(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = train_run(experiment("auto"), around, stop_at=3).run
+    run = train_run(experiment("auto"), context, stop_at=3).run
     write_record(run, {**run.record(), "environment": {**run.record()["environment"], "compile": True}})
     monkeypatch.setattr(backend, "no_compiler", lambda device: "there is none")
     seen: list[events.Event] = []
-    resume_run(run, RunContext(around.runs_folder, around.folders, seen.append))
+    resume_run(run, RunContext(context.runs_folder, context.folders, seen.append))
     checked = next(event for event in seen if isinstance(event, events.ResumeChecked))
     assert checked.differences == ("compile True -> False",)
 
 
 @pytest.mark.skipif(bool(backend.no_compiler("cpu")), reason=backend.no_compiler("cpu") or "-")
 def test_a_compiled_run_resumes_to_the_same_bytes_and_keeps_its_cache(
-    around: RunContext, cache: Path
+    context: RunContext, cache: Path
 ) -> None:
     """On the CPU; evaluating twice, with a last batch of its own size, compiles nothing more."""
     recipe = experiment(True).model_copy(update={"evaluation": EvaluationSettings(eval_interval=3)})
     stats = torch._dynamo.utils.counters["stats"]
     before = stats["unique_graphs"]
     seen: list[events.Event] = []
-    listening = RunContext(around.runs_folder, around.folders, seen.append)
+    listening = RunContext(context.runs_folder, context.folders, seen.append)
     straight = train_run(recipe, listening).run
     assert next(event for event in seen if isinstance(event, events.RunStarted)).compiled
     assert not [event for event in seen if isinstance(event, events.Warned)]
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache / "gptkit" / "torch_compile")
     assert any((cache / "gptkit" / "torch_compile").rglob("*.so"))
     assert stats["unique_graphs"] - before == 1
-    broken = train_run(recipe, around, stop_at=4).run
-    resume_run(broken, around)
+    broken = train_run(recipe, context, stop_at=4).run
+    resume_run(broken, context)
     newest = [max(run.checkpoints.glob("step-*")) for run in (straight, broken)]
     assert newest[0].name == newest[1].name
     for name in ("model.safetensors", "optimizer.safetensors"):
@@ -164,11 +164,11 @@ def test_a_compiled_run_resumes_to_the_same_bytes_and_keeps_its_cache(
 
 
 def test_a_cache_folder_of_the_users_choice_stays(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    context: RunContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
     broken_compiler(monkeypatch)
     monkeypatch.setattr(session, "fingerprint", lambda backend: {})
     with pytest.raises(PluginError):
-        train_run(experiment(True), around)
+        train_run(experiment(True), context)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "mine")

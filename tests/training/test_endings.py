@@ -68,12 +68,12 @@ LOSSES = [
 
 
 def test_a_run_stops_after_so_many_evaluations_without_a_new_best(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_val_losses(monkeypatch, LOSSES)
     seen: list[events.Event] = []
     recipe = experiment(evaluation={"stop_after_bad_evals": 3})
-    trained = train_run(recipe, RunContext(around.runs_folder, around.folders, seen.append))
+    trained = train_run(recipe, RunContext(context.runs_folder, context.folders, seen.append))
     assert (trained.status, trained.progress.step) == ("finished", 14)
     end = seen[-1]
     assert isinstance(end, events.RunFinished)
@@ -84,35 +84,35 @@ def test_a_run_stops_after_so_many_evaluations_without_a_new_best(
     assert [int(folder.name[5:]) for folder in sorted(trained.run.checkpoints.iterdir())][-1] == 14
 
 
-def test_without_it_no_run_stops_early(around: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_it_no_run_stops_early(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     with_val_losses(monkeypatch, [1.0, *[2.0] * 30])
-    assert train_run(experiment(), around).progress.step == 40
+    assert train_run(experiment(), context).progress.step == 40
 
 
 def test_stopped_and_resumed_it_ends_where_it_would_have_ended(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = experiment(evaluation={"stop_after_bad_evals": 3})
     with_val_losses(monkeypatch, LOSSES)
-    straight = train_run(recipe, around).run
+    straight = train_run(recipe, context).run
     with_val_losses(monkeypatch, LOSSES)
-    broken = train_run(recipe, around, stop_at=11).run  # between the first bad one and the second
-    assert resume_run(broken, around, stop_at=12).status == "stopped"
-    assert resume_run(broken, around).status == "finished"
+    broken = train_run(recipe, context, stop_at=11).run  # between the first bad one and the second
+    assert resume_run(broken, context, stop_at=12).status == "stopped"
+    assert resume_run(broken, context).status == "finished"
     assert hashes(broken) == hashes(straight)
     assert losses(broken) == losses(straight)
 
 
 def test_resumed_when_it_has_ended_it_stays_as_it_is_and_goes_on_where_it_is_asked_to(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_val_losses(monkeypatch, LOSSES)
-    run = train_run(experiment(evaluation={"stop_after_bad_evals": 3}), around).run
+    run = train_run(experiment(evaluation={"stop_after_bad_evals": 3}), context).run
     before = hashes(run)
-    again = resume_run(run, around)
+    again = resume_run(run, context)
     assert (again.status, again.progress.step, hashes(run)) == ("finished", 14, before)
     with_val_losses(monkeypatch, [2.0, 2.0, 1.0, *[2.0] * 20])
-    more = resume_run(run, around, steps=40)
+    more = resume_run(run, context, steps=40)
     assert (more.status, more.progress.step) == ("finished", 26)  # the best at 20, then three
 
 
@@ -120,11 +120,11 @@ def test_resumed_when_it_has_ended_it_stays_as_it_is_and_goes_on_where_it_is_ask
 
 
 def test_a_run_of_minutes_stops_with_the_time_and_its_schedule_ends_there(
-    around: RunContext, steady_clock: list[float]
+    context: RunContext, steady_clock: list[float]
 ) -> None:
     seen: list[events.Event] = []
     recipe = experiment(training={"minutes": 0.5, "max_steps": 3}, schedule={"type": "linear"})
-    trained = train_run(recipe, RunContext(around.runs_folder, around.folders, seen.append))
+    trained = train_run(recipe, RunContext(context.runs_folder, context.folders, seen.append))
     assert (trained.status, trained.progress.step) == (
         "finished",
         30,
@@ -134,7 +134,7 @@ def test_a_run_of_minutes_stops_with_the_time_and_its_schedule_ends_there(
     assert end.reason == "stopped after 0.5 minutes at step 30"
     rows = trained.run.metrics()
     assert {row["expected_steps"] for row in rows} == {30}
-    by_steps = train_run(experiment(training={"max_steps": 30}, schedule={"type": "linear"}), around).run
+    by_steps = train_run(experiment(training={"max_steps": 30}, schedule={"type": "linear"}), context).run
     assert [row["learning_rate"] for row in rows] == [row["learning_rate"] for row in by_steps.metrics()]
     assert losses(trained.run) == losses(by_steps)
     assert hashes(trained.run) == hashes(by_steps)
@@ -142,7 +142,7 @@ def test_a_run_of_minutes_stops_with_the_time_and_its_schedule_ends_there(
 
 
 def test_a_machine_that_becomes_slower_gets_fewer_steps_and_the_rate_falls_all_the_same(
-    around: RunContext, steady_clock: list[float]
+    context: RunContext, steady_clock: list[float]
 ) -> None:
     def listen(event: events.Event) -> None:
         if isinstance(event, events.StepDone) and event.step == 10:
@@ -151,7 +151,7 @@ def test_a_machine_that_becomes_slower_gets_fewer_steps_and_the_rate_falls_all_t
     recipe = experiment(
         training={"minutes": 0.5}, schedule={"type": "cosine"}, evaluation={"eval_interval": 7}
     )
-    trained = train_run(recipe, RunContext(around.runs_folder, around.folders, listen))
+    trained = train_run(recipe, RunContext(context.runs_folder, context.folders, listen))
     assert trained.progress.step == 20
     rows = {row["step"]: row for row in trained.run.metrics()}
     assert (rows[10]["expected_steps"], rows[20]["expected_steps"]) == (30, 20)
@@ -160,28 +160,28 @@ def test_a_machine_that_becomes_slower_gets_fewer_steps_and_the_rate_falls_all_t
 
 
 def test_resumed_it_has_the_time_that_was_left_and_says_that_it_is_not_exact(
-    around: RunContext, steady_clock: list[float], gptkit_command: Command
+    context: RunContext, steady_clock: list[float], gptkit_command: Command
 ) -> None:
     recipe = experiment(training={"minutes": 0.5})
-    run = train_run(recipe, around, stop_at=12).run
+    run = train_run(recipe, context, stop_at=12).run
     seen: list[events.Event] = []
-    resumed = resume_run(run, RunContext(around.runs_folder, around.folders, seen.append))
+    resumed = resume_run(run, RunContext(context.runs_folder, context.folders, seen.append))
     assert (resumed.status, resumed.progress.step) == ("finished", 30)
     checked = next(event for event in seen if isinstance(event, events.ResumeChecked))
     assert checked.differences == ("the schedule follows the clock",)
-    again = resume_run(run, around)
+    again = resume_run(run, context)
     assert (again.status, again.progress.step) == ("finished", 30)
     with pytest.raises(UsageError, match=r"trains for 0\.5 minutes, and its schedule ends with them"):
-        resume_run(run, around, steps=100)
+        resume_run(run, context, steps=100)
     with pytest.raises(PluginError, match="the schedule follows the clock"):
-        resume_run(run, around, require_exact=True)
-    listed = gptkit_command("runs", "--runs-dir", around.runs_folder).out
+        resume_run(run, context, require_exact=True)
+    listed = gptkit_command("runs", "--runs-dir", context.runs_folder).out
     assert f"{run.id}  finished" in listed
     assert "30/" not in listed
 
 
 def test_on_a_device_that_is_looked_at_seldom_the_clock_is_read_where_something_is_told(
-    around: RunContext, steady_clock: list[float], monkeypatch: pytest.MonkeyPatch
+    context: RunContext, steady_clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptkit.training import nonfinite as watch
 
@@ -191,14 +191,14 @@ def test_on_a_device_that_is_looked_at_seldom_the_clock_is_read_where_something_
         evaluation={"eval_interval": 100},
         model={"dropout": 0.0},
     )
-    trained = train_run(recipe, around)
+    trained = train_run(recipe, context)
     # The clock is read twice from one log to the next, so that four steps are a second
     assert trained.progress.step == 24
     assert [row["step"] for row in trained.run.metrics()] == [4, 8, 12, 16, 20, 24]
 
 
 def test_the_real_clock_ends_a_run_in_about_the_time_that_was_given(
-    around: RunContext, gptkit_command: Command, tmp_path: Path
+    context: RunContext, gptkit_command: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "e.toml").write_text(to_toml(experiment(evaluation={"eval_interval": 10**6})))
     done = gptkit_command(

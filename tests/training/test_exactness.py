@@ -25,10 +25,10 @@ STEPS = 40
 
 
 @pytest.fixture
-def around(around: RunContext) -> RunContext:
+def context(context: RunContext) -> RunContext:
     """With less text, which is read again for each of many runs."""
-    around.folders.search[0].joinpath("sums.txt").write_text(TEXT[:6000])
-    return around
+    context.folders.search[0].joinpath("sums.txt").write_text(TEXT[:6000])
+    return context
 
 
 def experiment(optimizer: str, precision: str) -> gptkit.Experiment:
@@ -73,17 +73,18 @@ def only(straight: Run, step: int, name: str) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resuming_at_every_step_is_exact(
-    optimizer: str, precision: str, around: RunContext, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, precision: str, context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gptkit.backend.gc.collect", lambda: 0)  # half of the time of so short a session
-    straight = train_run(experiment(optimizer, precision), around).run
+    straight = train_run(experiment(optimizer, precision), context).run
     for step in range(1, STEPS):
-        resumed = resume_run(only(straight, step, "resumed"), around, stop_at=step + 1).run
+        resumed = resume_run(only(straight, step, "resumed"), context, stop_at=step + 1).run
         assert saved(resumed, step + 1) == saved(straight, step + 1), step
     for step in (1, 20, 38):
-        resumed = resume_run(only(straight, step, "resumed"), around).run
+        resumed = resume_run(only(straight, step, "resumed"), context).run
         assert hashes(resumed) == hashes(straight)
         assert losses(resumed) == losses(straight)

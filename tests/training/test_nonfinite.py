@@ -82,32 +82,32 @@ def rows(run: Run) -> list[dict[str, Any]]:
 @BOTH
 @pytest.mark.usefixtures("seldom")
 def test_a_bad_step_changes_nothing_and_none_after_it_does(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch, optimizer: str, precision: str
+    context: RunContext, monkeypatch: pytest.MonkeyPatch, optimizer: str, precision: str
 ) -> None:
     """Step 8 alone is bad; steps 9 and 10 are good again and are not applied either."""
     recipe = experiment(optimizer={"type": optimizer}, training={"precision": precision})
     sessions = keep_sessions(monkeypatch)
-    train_run(recipe, around, stop_at=7)
+    train_run(recipe, context, stop_at=7)
     bad_from(8, monkeypatch, until=8)
     with pytest.raises(DivergedError, match="diverged at step 8: loss nan"):
-        train_run(recipe, around)
+        train_run(recipe, context)
     until_seven, diverged = (bits(everything(session)) for session in sessions)
     assert diverged == until_seven
 
 
 @pytest.mark.usefixtures("seldom")
 def test_a_bad_step_is_reported_as_the_step_before(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[events.Event] = []
     bad_from(8, monkeypatch)
     recipe = experiment(checkpoints={"checkpoint_interval": 6})
     with pytest.raises(DivergedError, match="step 8"):
-        train_run(recipe, RunContext(around.runs_folder, around.folders, seen.append))
+        train_run(recipe, RunContext(context.runs_folder, context.folders, seen.append))
     end = seen[-1]
     assert isinstance(end, events.RunFinished)
     assert (end.status, end.step, end.tokens) == ("diverged", 7, 7 * 3 * 16)
-    run = Run(next(around.runs_folder.iterdir()))
+    run = Run(next(context.runs_folder.iterdir()))
     assert (run.record()["status"], run.record()["step"]) == ("diverged", 7)
     assert [folder.name for folder in run.checkpoints.iterdir()] == ["step-000000000006"]
     assert [row["step"] for row in run.metrics()] == [5]
@@ -125,7 +125,7 @@ def test_a_bad_step_is_reported_as_the_step_before(
 )
 @pytest.mark.usefixtures("seldom")
 def test_the_host_synchronizes_before_anything_uses_the_weights(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch, due: int, table: dict[str, dict[str, Any]]
+    context: RunContext, monkeypatch: pytest.MonkeyPatch, due: int, table: dict[str, dict[str, Any]]
 ) -> None:
     table = {"training": {"log_interval": 100}, **table}
     done: list[int] = []
@@ -137,19 +137,19 @@ def test_the_host_synchronizes_before_anything_uses_the_weights(
 
     bad_from(3, monkeypatch)
     with pytest.raises(DivergedError, match="step 3"):
-        train_run(experiment(**table), RunContext(around.runs_folder, around.folders, listen))
+        train_run(experiment(**table), RunContext(context.runs_folder, context.folders, listen))
     assert done == list(range(1, due))
 
 
 @BOTH
 def test_synchronizing_seldom_gives_the_same_run(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch, optimizer: str
+    context: RunContext, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     recipe = experiment(optimizer={"type": optimizer})
     sessions = keep_sessions(monkeypatch)
-    looked_at = train_run(recipe, around).run
+    looked_at = train_run(recipe, context).run
     monkeypatch.setattr(nonfinite, "is_deferred", lambda device: True)
-    seldom = train_run(recipe, around).run
+    seldom = train_run(recipe, context).run
     assert rows(seldom) == rows(looked_at)
     assert [row["step"] for row in rows(seldom)] == [5, 10, 12]
     first, second = (bits(everything(session)) for session in sessions)
@@ -157,21 +157,21 @@ def test_synchronizing_seldom_gives_the_same_run(
 
 
 @pytest.mark.usefixtures("seldom")
-def test_stopped_between_two_logs_the_losses_are_summed_as_if_not(around: RunContext) -> None:
-    straight = train_run(experiment(), around).run
-    broken = train_run(experiment(), around, stop_at=3).run
+def test_stopped_between_two_logs_the_losses_are_summed_as_if_not(context: RunContext) -> None:
+    straight = train_run(experiment(), context).run
+    broken = train_run(experiment(), context, stop_at=3).run
     for step in (6, 7, 9):
-        resume_run(broken, around, stop_at=step)
-    resume_run(broken, around)
+        resume_run(broken, context, stop_at=step)
+    resume_run(broken, context)
     assert rows(broken) == rows(straight)
 
 
 @pytest.mark.usefixtures("seldom")
-def test_the_host_reads_nothing_in_an_update(around: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_reads_nothing_in_an_update(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for a GPU's own check: every copy of a value to the host raises."""
     sessions = keep_sessions(monkeypatch)
     monkeypatch.setenv("GPTKIT_NATIVE", "0")  # C computes on the host, which reads what it likes
-    train_run(experiment(), around, stop_at=1)
+    train_run(experiment(), context, stop_at=1)
     trainer = sessions[0].trainer
 
     def refused(*arguments: Any) -> Any:

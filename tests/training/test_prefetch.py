@@ -83,6 +83,7 @@ def test_an_evaluation_is_the_sum_over_all_windows(
     assert found == total.item() / (374 * 8)
 
 
+@pytest.mark.slow
 def test_training_imports_no_compiler(tiny_experiment: Path) -> None:
     """torch's would take as long to import as torch itself."""
     program = (

@@ -26,11 +26,13 @@ from tests.support import write_record
 from tests.support.sums import TEXT, experiment, hashes, losses
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+# Each value once; tests/training/test_exactness.py combines optimizers and precisions
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "precision"),
+    [("adamw", "constant", "fp32"), ("muon", "cosine", "bf16"), ("muon", "linear", "fp32")],
+)
 def test_stopping_and_resuming_gives_the_same_bytes(
-    around: RunContext, optimizer: str, schedule: str, precision: str
+    context: RunContext, optimizer: str, schedule: str, precision: str
 ) -> None:
     recipe = experiment(
         optimizer={"type": optimizer},
@@ -38,19 +40,19 @@ def test_stopping_and_resuming_gives_the_same_bytes(
         training={"precision": precision, "gradient_accumulation_steps": 2, "log_interval": 5},
         evaluation={"eval_interval": 4},
     )
-    straight = train_run(recipe, around).run
-    stopped = train_run(recipe, around, stop_at=5)
+    straight = train_run(recipe, context).run
+    stopped = train_run(recipe, context, stop_at=5)
     assert stopped.status == "stopped"
-    assert resume_run(stopped.run, around, stop_at=7).status == "stopped"
-    assert resume_run(stopped.run, around).status == "finished"
+    assert resume_run(stopped.run, context, stop_at=7).status == "stopped"
+    assert resume_run(stopped.run, context).status == "finished"
     assert hashes(stopped.run) == hashes(straight)
     assert losses(stopped.run) == losses(straight)
 
 
-def differences(run: Run, around: RunContext, **how: Any) -> tuple[str, ...]:
+def differences(run: Run, context: RunContext, **how: Any) -> tuple[str, ...]:
     """What resume says of where it computes, when it goes on with the run."""
     seen: list[events.Event] = []
-    resume_run(run, RunContext(around.runs_folder, around.folders, seen.append), **how)
+    resume_run(run, RunContext(context.runs_folder, context.folders, seen.append), **how)
     return next(event for event in seen if isinstance(event, events.ResumeChecked)).differences
 
 
@@ -61,61 +63,62 @@ needs_native = pytest.mark.skipif(
 
 @needs_native
 def test_a_run_without_c_goes_on_without_it_exactly(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although there is a compiler now: what the run began with, it ends with."""
     with monkeypatch.context() as patched:
         patched.setenv("GPTKIT_NATIVE", "0")
-        straight = train_run(experiment(), around).run
-        stopped = train_run(experiment(), around, stop_at=5).run
+        straight = train_run(experiment(), context).run
+        stopped = train_run(experiment(), context, stop_at=5).run
     assert stopped.record()["environment"]["native"] == ""
-    assert differences(stopped, around) == ()
+    assert differences(stopped, context) == ()
     assert hashes(stopped) == hashes(straight)
-    assert hashes(train_run(experiment(), around).run) != hashes(straight)  # C drops something else
+    assert hashes(train_run(experiment(), context).run) != hashes(straight)  # C drops something else
 
 
 @needs_native
 def test_a_run_with_c_says_so_and_goes_on_where_there_is_none(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped = train_run(experiment(), around, stop_at=5).run
+    stopped = train_run(experiment(), context, stop_at=5).run
     was = stopped.record()["environment"]["native"]
     assert was == build_key() != ""
     with monkeypatch.context() as patched:
         patched.setenv("GPTKIT_NATIVE", "0")
-        assert differences(stopped, around, stop_at=7) == (f"native {was} -> ",)
+        assert differences(stopped, context, stop_at=7) == (f"native {was} -> ",)
     environment = {**stopped.record()["environment"], "native": "of another compiler"}
     write_record(stopped, {**stopped.record(), "environment": environment})
-    assert differences(stopped, around) == (f"native of another compiler -> {was}",)
+    assert differences(stopped, context) == (f"native of another compiler -> {was}",)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resuming_is_exact_in_c_and_without(around: RunContext, optimizer: str, precision: str) -> None:
+def test_resuming_is_exact_in_c_and_without(context: RunContext, optimizer: str, precision: str) -> None:
     """With all that C computes: dropout, norms with gains, rotation, a gated MLP, and two threads."""
     recipe = experiment(
         model={"norm": "layernorm", "bias": True, "mlp": "swiglu", "position": "rope"},
         optimizer={"type": optimizer},
         training={"precision": precision, "threads": 2, "max_steps": 6},
     )
-    straight = train_run(recipe, around).run
-    stopped = train_run(recipe, around, stop_at=2).run
+    straight = train_run(recipe, context).run
+    stopped = train_run(recipe, context, stop_at=2).run
     assert bool(stopped.record()["environment"]["native"]) == usable()
-    assert differences(stopped, around) == ()
+    assert differences(stopped, context) == ()
     assert hashes(stopped) == hashes(straight)
     assert losses(stopped) == losses(straight)
 
 
-def test_the_resolved_experiment_gives_the_same_run(around: RunContext) -> None:
-    first = train_run(experiment(seed="random"), around).run
-    again = train_run(gptkit.load_experiment(first.experiment_file), around).run
+def test_the_resolved_experiment_gives_the_same_run(context: RunContext) -> None:
+    first = train_run(experiment(seed="random"), context).run
+    again = train_run(gptkit.load_experiment(first.experiment_file), context).run
     assert hashes(again) == hashes(first)
 
 
-def test_looking_more_often_changes_no_weight(around: RunContext) -> None:
+def test_looking_more_often_changes_no_weight(context: RunContext) -> None:
     rarely = train_run(
-        experiment(evaluation={"eval_interval": 12}, training={"log_interval": 12}), around
+        experiment(evaluation={"eval_interval": 12}, training={"log_interval": 12}), context
     ).run
     often = train_run(
         experiment(
@@ -123,43 +126,43 @@ def test_looking_more_often_changes_no_weight(around: RunContext) -> None:
             sampling={"sample_interval": 1, "max_new_tokens": 3},
             checkpoints={"checkpoint_interval": 1},
         ),
-        around,
+        context,
     ).run
     assert hashes(often) == hashes(rarely)
 
 
-def test_another_seed_gives_another_run(around: RunContext) -> None:
-    assert hashes(train_run(experiment(), around).run) != hashes(train_run(experiment(seed=12), around).run)
+def test_another_seed_gives_another_run(context: RunContext) -> None:
+    assert hashes(train_run(experiment(), context).run) != hashes(train_run(experiment(seed=12), context).run)
 
 
-def test_resume_goes_past_the_end_and_remembers_how_far(around: RunContext) -> None:
+def test_resume_goes_past_the_end_and_remembers_how_far(context: RunContext) -> None:
     recipe = experiment(schedule={"type": "constant"})
-    run = train_run(recipe, around).run
-    assert resume_run(run, around, steps=20, stop_at=15).progress.step == 15
-    assert resume_run(run, around).progress.step == 20
-    longer = train_run(experiment(schedule={"type": "constant"}, training={"max_steps": 20}), around).run
+    run = train_run(recipe, context).run
+    assert resume_run(run, context, steps=20, stop_at=15).progress.step == 15
+    assert resume_run(run, context).progress.step == 20
+    longer = train_run(experiment(schedule={"type": "constant"}, training={"max_steps": 20}), context).run
     assert hashes(run) == hashes(longer)
 
 
-def test_the_best_checkpoint_and_the_last_ones_stay(around: RunContext) -> None:
+def test_the_best_checkpoint_and_the_last_ones_stay(context: RunContext) -> None:
     recipe = experiment(
         optimizer={"type": "adamw", "learning_rate": 0.0},
         evaluation={"eval_interval": 2},
         checkpoints={"checkpoint_interval": 1, "keep_last": 2},
     )
-    run = train_run(recipe, around).run
+    run = train_run(recipe, context).run
     assert [int(folder.name[5:]) for folder in sorted(run.checkpoints.iterdir())] == [2, 11, 12]
 
 
-def test_a_changed_text_is_refused_by_resume(around: RunContext) -> None:
-    run = train_run(experiment(), around, stop_at=3).run
-    around.folders.search[0].joinpath("sums.txt").write_text(TEXT.replace("so it goes", "SO IT GOES"))
+def test_a_changed_text_is_refused_by_resume(context: RunContext) -> None:
+    run = train_run(experiment(), context, stop_at=3).run
+    context.folders.search[0].joinpath("sums.txt").write_text(TEXT.replace("so it goes", "SO IT GOES"))
     with pytest.raises(DataError, match="has changed"):
-        resume_run(run, around)
+        resume_run(run, context)
 
 
 def test_a_bad_gradient_stops_the_run_before_it_is_applied(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptkit.training import trainer as loop
 
@@ -173,22 +176,23 @@ def test_a_bad_gradient_stops_the_run_before_it_is_applied(
     monkeypatch.setattr(loop, "cross_entropy", broken)
     seen: list[events.Event] = []
     with pytest.raises(DivergedError, match="step 8"):
-        train_run(recipe, RunContext(around.runs_folder, around.folders, seen.append))
+        train_run(recipe, RunContext(context.runs_folder, context.folders, seen.append))
     monkeypatch.undo()
     assert isinstance(seen[-1], events.RunFinished)
     assert (seen[-1].status, seen[-1].step) == ("diverged", 7)
-    run = Run(next(around.runs_folder.iterdir()))
+    run = Run(next(context.runs_folder.iterdir()))
     assert max(run.checkpoints.iterdir()).name == "step-000000000007"
     assert run.record()["status"] == "diverged"
-    straight = train_run(experiment(), around, stop_at=7).run
+    straight = train_run(experiment(), context, stop_at=7).run
     assert hashes(run) == hashes(straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "status"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_saves_and_resume_goes_on_exactly(
-    around: RunContext, tmp_path: Path, number: signal.Signals, code: int, status: str
+    context: RunContext, tmp_path: Path, number: signal.Signals, code: int, status: str
 ) -> None:
     (tmp_path / "e.toml").write_text(to_toml(experiment(training={"max_steps": 4000})))
     command = [sys.executable, "-m", "gptkit", "train", "e.toml", "--data-dir", "."]
@@ -203,16 +207,16 @@ def test_a_signal_saves_and_resume_goes_on_exactly(
     output = process.stdout.read()
     assert process.wait(timeout=60) == code
     assert "gptkit resume" in output
-    run = Run(next(around.runs_folder.iterdir()))
+    run = Run(next(context.runs_folder.iterdir()))
     assert run.record()["status"] == status
     stopped = int(re.search(rf"{status}: step (\d+) of 4000", output)[1])  # type: ignore[index]
     assert max(run.checkpoints.iterdir()).name == f"step-{stopped:012d}"
-    resume_run(run, around, stop_at=stopped + 3)
-    straight = train_run(experiment(training={"max_steps": 4000}), around, stop_at=stopped + 3).run
+    resume_run(run, context, stop_at=stopped + 3)
+    straight = train_run(experiment(training={"max_steps": 4000}), context, stop_at=stopped + 3).run
     assert hashes(run) == hashes(straight)
 
 
-def test_a_run_can_be_trained_watched_and_read_from_python(around: RunContext, tmp_path: Path) -> None:
+def test_a_run_can_be_trained_watched_and_read_from_python(context: RunContext, tmp_path: Path) -> None:
     seen: list[events.Event] = []
     run = gptkit.train(experiment(), runs_folder=tmp_path / "r", data_dir=tmp_path, listener=seen.append)
     assert [type(event).__name__ for event in seen[:2]] == ["RunStarted", "StepFinished"]
@@ -227,23 +231,23 @@ def test_a_run_can_be_trained_watched_and_read_from_python(around: RunContext, t
         run.generate("12 ", top_p=0)
 
 
-def test_training_leaves_torch_as_it_was(around: RunContext) -> None:
+def test_training_leaves_torch_as_it_was(context: RunContext) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
     threads = torch.get_num_threads()
-    train_run(experiment(training={"threads": 2}), around)
+    train_run(experiment(training={"threads": 2}), context)
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
 
 
 def test_the_clock_of_training_leaves_evaluation_out(
-    around: RunContext, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptkit.training import session
 
     monkeypatch.setattr(session, "evaluate", lambda *args, **kwargs: time.sleep(0.3) or 1.0)
-    trained = train_run(experiment(evaluation={"eval_interval": 4}), around)
+    trained = train_run(experiment(evaluation={"eval_interval": 4}), context)
     assert trained.progress.seconds < 0.8
 
 
@@ -252,18 +256,18 @@ def test_the_clock_of_training_leaves_evaluation_out(
     [None, 7, {"device": "cpu"}, {"device": "cpu", "precision": "bf16", "threads": 10**9, "compile": False}],
 )
 def test_a_record_made_up_by_a_stranger_does_not_decide_how_a_run_computes(
-    around: RunContext, environment: object
+    context: RunContext, environment: object
 ) -> None:
-    run = train_run(experiment(), around, stop_at=3).run
+    run = train_run(experiment(), context, stop_at=3).run
     write_record(run, {**run.record(), "environment": environment})
     seen: list[events.Event] = []
-    resume_run(run, RunContext(around.runs_folder, around.folders, seen.append), stop_at=4)
+    resume_run(run, RunContext(context.runs_folder, context.folders, seen.append), stop_at=4)
     checked = next(event for event in seen if isinstance(event, events.ResumeChecked))
     assert checked.differences
 
 
-def test_a_record_without_the_text_is_refused(around: RunContext) -> None:
-    run = train_run(experiment(), around, stop_at=3).run
+def test_a_record_without_the_text_is_refused(context: RunContext) -> None:
+    run = train_run(experiment(), context, stop_at=3).run
     write_record(run, {**run.record(), "dataset": ["not", "a", "table"]})
     with pytest.raises(DataError, match="none recorded"):
-        resume_run(run, around)
+        resume_run(run, context)
