@@ -64,25 +64,22 @@ def _copy_unsupported(gradients: Sequence[Tensor], *_: Any) -> list[str]:
 
 
 @lru_cache(maxsize=16)
-def _layout(sizes: tuple[int, ...]) -> tuple[Any, Any, Tensor]:
-    """Starts of parameters of these sizes in a flat tensor, an array for pointers, and the partial sums."""
-    starts = [0]
-    for size in sizes:
-        starts.append(starts[-1] + size)
+def _arrays(starts: tuple[int, ...]) -> tuple[Any, Any, Tensor]:
+    """The starts for C, an array for the pointers to the gradients, and the partial sums."""
     sums = torch.empty(-(-starts[-1] // _CHUNK), dtype=torch.float64)
-    return (c_int64 * len(starts))(*starts), (c_void_p * len(sizes))(), sums
+    return (c_int64 * len(starts))(*starts), (c_void_p * (len(starts) - 1))(), sums
 
 
 def copy_gradients(
-    gradients: Sequence[Tensor], views: Sequence[Tensor], flat: Tensor, scale: float
+    gradients: list[Tensor], views: list[Tensor], flat: Tensor, starts: tuple[int, ...], scale: float
 ) -> Tensor:
     """The norm is a scalar in fp64, summed in an order that does not depend on threads."""
-    starts, pointers, sums = _layout(tuple([gradient.numel() for gradient in gradients]))
+    c_starts, pointers, sums = _arrays(starts)
     for number, gradient in enumerate(gradients):
         pointers[number] = gradient.data_ptr()
     norm = _functions().collect_gradients(
         pointers,
-        starts,
+        c_starts,
         len(gradients),
         flat.data_ptr(),
         scale,
@@ -93,9 +90,10 @@ def copy_gradients(
     return torch.tensor(norm, dtype=torch.float64)
 
 
-def scale_gradient(gradient: Tensor, factor: Tensor) -> None:
-    """The host is the device: reading the factor costs less than a pass over the gradient."""
-    if factor.item() != 1.0:
+def clip_gradient(gradient: Tensor, norm: Tensor, max_norm: float) -> None:
+    """Reading the norm costs less than a pass over the gradient: the host is the device."""
+    factor = max_norm / (norm.item() + 1e-6)
+    if 0 < factor < 1:
         gradient.mul_(factor)
 
 
@@ -164,7 +162,7 @@ def update_muon(
 
 OPERATIONS = {
     "copy_gradients": (Implementation("C", _copy_unsupported, copy_gradients),),
-    "scale_gradient": (Implementation("C", _not_on_cpu, scale_gradient),),
+    "clip_gradient": (Implementation("C", _not_on_cpu, clip_gradient),),
     "update_adamw": (Implementation("C", _not_on_cpu, update_adamw),),
 }
 MUON = (Implementation("C", _muon_unsupported, update_muon),)

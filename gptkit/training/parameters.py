@@ -55,6 +55,7 @@ class FlatParameters:
         self._working = self.master if dtype == torch.float32 else torch.empty_like(self.master, dtype=dtype)
         self._parameters = [parameter for _, parameter in named]
         self._gradient_views = [part.view(self.gradient) for part in self.slices]
+        self._starts = (*(part.start for part in self.slices), size)
         for part, parameter in zip(self.slices, self._parameters, strict=True):
             part.view(self.master).copy_(parameter.detach())
             parameter.data = part.view(self._working)
@@ -73,11 +74,11 @@ class FlatParameters:
         gradients = [_gradient(parameter) for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
-        return copy_gradients(gradients, self._gradient_views, self.gradient, scale)
+        return copy_gradients(gradients, self._gradient_views, self.gradient, self._starts, scale)
 
-    def scale_gradient(self, factor: Tensor) -> None:
-        """Multiplies the gradient by a scalar on its device."""
-        scale_gradient(self.gradient, factor)
+    def clip_gradient(self, norm: Tensor, max_norm: float) -> None:
+        """Scales the gradient, whose norm is `norm`, down to a norm of at most `max_norm`."""
+        clip_gradient(self.gradient, norm, max_norm)
 
     def named(self, flat: Tensor | None = None) -> dict[str, Tensor]:
         """Views by parameter name of the master values, or of another flat tensor of this layout."""
@@ -101,8 +102,13 @@ class FlatParameters:
 
 
 @operation
-def copy_gradients(gradients: list[Tensor], views: list[Tensor], flat: Tensor, scale: float) -> Tensor:
-    """Copies gradients, times `scale`, to their views of `flat`; returns the norm of `flat`."""
+def copy_gradients(
+    gradients: list[Tensor], views: list[Tensor], flat: Tensor, starts: tuple[int, ...], scale: float
+) -> Tensor:
+    """Copies gradients, times `scale`, to their views of `flat`; returns the norm of `flat`.
+
+    View number i is flat[starts[i] : starts[i + 1]].
+    """
     torch._foreach_copy_(views, gradients)
     if scale != 1.0:
         flat.mul_(scale)
@@ -111,14 +117,9 @@ def copy_gradients(gradients: list[Tensor], views: list[Tensor], flat: Tensor, s
 
 
 @operation
-def scale_gradient(gradient: Tensor, factor: Tensor) -> None:
-    """Multiplies the gradient by a scalar, in place."""
-    gradient.mul_(factor)
-
-
-def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
-    """The factor, at most 1, that reduces a gradient of this norm to `max_norm`, as in torch."""
-    return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+def clip_gradient(gradient: Tensor, norm: Tensor, max_norm: float) -> None:
+    """Scales the gradient in place as torch.nn.utils.clip_grad_norm_ does; `norm` is a scalar."""
+    gradient.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

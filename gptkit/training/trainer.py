@@ -27,7 +27,7 @@ from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.loss import cross_entropy
 from gptkit.training.nonfinite import NonFiniteGuard, nonfinite_guard
 from gptkit.training.optim import Optimizer
-from gptkit.training.parameters import FlatParameters, clip_factor
+from gptkit.training.parameters import FlatParameters
 from gptkit.training.prefetch import Prefetcher
 from gptkit.training.schedule import learning_rate_factor
 
@@ -119,7 +119,7 @@ class Trainer:
             self.batches.prefetch(index + 1)
         norm = self.parameters.collect_gradients(scale=1 / count)
         if training.grad_clip > 0:
-            self.parameters.scale_gradient(clip_factor(norm, training.grad_clip))
+            self.parameters.clip_gradient(norm, training.grad_clip)
         skip = self.guard.record(step, loss, norm.float())
         self.optimizer.step(self.learning_rate_factor(step), skip)
         self.progress.step = step

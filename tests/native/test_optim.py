@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ def test_gradients_are_copied_in_order_and_their_norm_is_returned(
 ) -> None:
     gradients = [random(size, seed=number).to(dtype) for number, size in enumerate(sizes)]
     flat = torch.full((sum(sizes) + 1,), math.nan)
-    norm = native.copy_gradients(gradients, list(flat[:-1].split(sizes)), flat, 0.5)
+    starts = (0, *accumulate(sizes))
+    norm = native.copy_gradients(gradients, list(flat[:-1].split(sizes)), flat, starts, 0.5)
     wanted = torch.cat([gradient.float() for gradient in gradients]) * 0.5
     assert torch.equal(flat[:-1], wanted)
     assert flat[-1].isnan()  # nothing is written past the end
@@ -44,7 +46,7 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad: float) -> None:
     gradients = [torch.ones(100), torch.ones(50)]
     gradients[1][3] = bad
     flat = torch.empty(150)
-    assert not copy_gradients(gradients, list(flat.split([100, 50])), flat, 1.0).isfinite()
+    assert not copy_gradients(gradients, list(flat.split([100, 50])), flat, (0, 100, 150), 1.0).isfinite()
 
 
 @pytest.mark.parametrize("size", [1, 17, 50_000])
