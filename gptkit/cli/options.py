@@ -39,7 +39,6 @@ Json = Annotated[
         help="Print what happens as JSON lines on standard output, and nothing else. Not with --quiet.",
     ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
 RunArgument = Annotated[
     str,
     typer.Argument(

@@ -42,6 +42,7 @@ def test_an_example_comes_first(
     usage, *lines = [line.strip() for line in shown.out.splitlines() if line.strip()]
     assert usage.startswith("Usage: gptkit")
     first = " ".join(lines[:2]) if words else " ".join(lines[:4])
+    assert not words or "--debug" in shown.out
     assert re.search(rf"Examples?:\s+gptkit {' '.join(words)}\b", first), shown.out
 
 

@@ -56,7 +56,7 @@ class LiveView:
         self,
         console: Console,
         *,
-        stop_requested: Callable[[], object] = bool,
+        stop_requested: Callable[[], object] | None = None,
         ascii_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,7 +125,7 @@ class LiveView:
 
     def lines(self) -> list[Text]:
         """The panel as it is now."""
-        self.state.stopping = bool(self._stop_requested())
+        self.state.stopping = bool(self._stop_requested and self._stop_requested())
         return panel(self.state, self._viewport(), self._time_left())
 
     def _time_left(self) -> str:
@@ -147,7 +147,7 @@ class LiveView:
             print_(_sample(self.state.sample, viewport), highlight=False)
         if self._finished and self.state.start:
             first, *rest = describe_end(self._finished, str(self.state.start.folder))
-            style = "bold green" if self._finished.status == "finished" else "bold yellow"
+            style = "bold green" if self._finished.status is events.RunStatus.FINISHED else "bold yellow"
             print_(Text(viewport.fit(first), style=style))
             for line in rest:
                 print_(Text(viewport.fit(line)), soft_wrap=True)

@@ -64,7 +64,7 @@ def describe_end(event: events.RunFinished, folder: str) -> list[str]:
     if event.saved:
         folder = shlex.quote(folder)
         lines.append(f"write text:  gptkit generate {folder}")
-        if event.status != "finished":
+        if event.status is not events.RunStatus.FINISHED:
             lines.append(f"go on:       gptkit resume {folder}")
     return lines
 
