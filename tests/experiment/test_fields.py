@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from typing import Annotated, Literal
 
 import jsonschema
+from pydantic import BaseModel, Field
 
 from gptkit.experiment.fields import choices, fields, fields_of, json_schema, option_fields
 from gptkit.experiment.load import experiment_from_dict, to_toml
@@ -77,3 +79,21 @@ def test_the_json_schema_takes_the_resolved_file_and_refuses_an_unknown_key() ->
     validator.validate(file)
     file["model"]["n_hed"] = 4
     assert not validator.is_valid(file)
+
+
+def test_options_of_any_shape_are_described() -> None:
+    class Cat(BaseModel):
+        kind: Literal["cat"] = "cat"
+
+    class Dog(BaseModel):
+        kind: Literal["dog"] = "dog"
+
+    class Options(BaseModel):
+        pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+        home: Cat = Cat()
+        names: list[str] = []
+
+    described = {field.key: field for field in option_fields(Options, "tokenizer")}
+    assert described["tokenizer.pet"].required
+    assert described["tokenizer.home.kind"].choices == ("cat",)
+    assert described["tokenizer.names"].type == "list of strings"
