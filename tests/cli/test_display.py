@@ -296,6 +296,7 @@ def test_a_run_that_goes_on_shows_all_of_its_curve(tiny_experiment: Path, gptkit
     view(replace(START, folder=Path("gone"), start_step=15, stop_step=20))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_clean_screen_and_a_saved_run(workspace: Path) -> None:
     Path("tiny.toml").write_text(TINY.replace("max_steps = 20", "max_steps = 1000000"))
     environment = {**here(), "TERM": "xterm", "LANG": "C.UTF-8"}

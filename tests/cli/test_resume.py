@@ -13,6 +13,7 @@ from tests.support.sums import hashes
 from tools.support.disks import disk_that_fails
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_stopped_and_resumed_is_the_same_as_never_stopped(
@@ -118,6 +119,7 @@ def test_a_text_that_changed_is_found_out_before_anything_is_trained(
     assert gptkit_command("resume", run.id, "--quiet").code == 0
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_while_training_ends_with_code_6_and_the_run_can_be_resumed(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:

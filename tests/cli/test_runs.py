@@ -282,6 +282,7 @@ def test_hostile_runs_are_shown_with_what_can_be_read(
         assert "link" not in run_ids(hostile_runs)
 
 
+@pytest.mark.slow
 def test_each_hostile_run_can_be_shown(hostile_runs: Path, gptkit_command: Command) -> None:
     for name in run_ids(hostile_runs):
         for more in ((), ("--json",)):

@@ -162,6 +162,7 @@ def test_a_shell_sees_the_same_exit_codes(finished: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_closed_streams_do_not_stop_the_training(tiny_experiment: Path) -> None:
     """And no file of the run gets the number of a stream, with what a library prints to it."""
     done = gptkit(">&- 2>&- <&-", "train", tiny_experiment)
@@ -220,6 +221,7 @@ ON_A_TERMINAL = """if True:
 """
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed_has_the_run_saved(tiny_experiment: Path) -> None:
     ours, theirs = pty.openpty()
     arguments = ["train", tiny_experiment, "--steps", 100000, *EVERY_STEP]

@@ -67,6 +67,7 @@ def closed(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_no_place_that_cannot_be_read_is_a_defect(
     place: str, closed: Callable[[str], None], gptkit_command: Command

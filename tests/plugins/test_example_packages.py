@@ -93,6 +93,7 @@ def test_distances_have_the_buckets_of_the_paper(
         assert torch.equal(bias[:, 0, key], position.embedding.weight[bucket]), distance
 
 
+@pytest.mark.slow
 def test_the_bias_of_explicit_positions_is_right_in_a_cache_in_bf16_and_when_compiled(
     package: Callable[[str], Any],
 ) -> None:

@@ -17,6 +17,8 @@ from tests.report.test_page import EVIL, RECORD, make
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
 CONTRAST = 4.5  # WCAG 2, level AA, of text
 READABLE = """
 const channel = (part) => (part /= 255) <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;

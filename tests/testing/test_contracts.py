@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ FAMILIES = {
 }
 WRONG = [(family, cls, check) for family, module in FAMILIES.items() for cls, check in module.WRONG]
 RIGHT = [(family, cls) for family, module in FAMILIES.items() for cls in module.RIGHT]
+
+
+def slow_if_it_trains(cases: Iterable[tuple[str, Any, *tuple[str, ...]]]) -> list[Any]:
+    """The contract of positional encodings trains models, for half a second each."""
+    return [pytest.param(*case, marks=pytest.mark.slow) if case[0] == POSITIONS else case for case in cases]
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +90,7 @@ def built_in() -> Iterator[tuple[str, str]]:
             yield family, name
 
 
-@pytest.mark.parametrize(("family", "name"), list(built_in()))
+@pytest.mark.parametrize(("family", "name"), slow_if_it_trains(built_in()))
 def test_what_comes_with_gptkit_keeps_its_contract(family: str, name: str) -> None:
     cls = registry.load(family, name)
     options = cls.Options(length=20_000) if cls is MarkovDataset else None
@@ -96,7 +101,7 @@ def test_what_comes_with_gptkit_keeps_its_contract(family: str, name: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("family", "cls", "check"), WRONG, ids=lambda value: getattr(value, "__name__", None)
+    ("family", "cls", "check"), slow_if_it_trains(WRONG), ids=lambda value: getattr(value, "__name__", None)
 )
 def test_a_defect_is_found_by_its_own_check_alone(
     family: str, cls: type, check: str, monkeypatch: pytest.MonkeyPatch
@@ -108,7 +113,9 @@ def test_a_defect_is_found_by_its_own_check_alone(
     assert ". Fix: " in found[check].said
 
 
-@pytest.mark.parametrize(("family", "cls"), RIGHT, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("family", "cls"), slow_if_it_trains(RIGHT), ids=lambda value: getattr(value, "__name__", None)
+)
 def test_what_is_odd_and_right_is_left_alone(family: str, cls: type) -> None:
     assert bad(checked(family, cls)) == {}
 
@@ -132,6 +139,7 @@ def test_what_is_no_plugin_at_all_is_one_bad_result(family: str, what: Any) -> N
     assert {result.verdict for result in found.values()} == {"bad", "skipped"}
 
 
+@pytest.mark.slow
 def test_a_bad_result_says_what_was_called_and_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PluginContract, "subprocess_fingerprint", lambda self: self.fingerprint())
     message = {cls.__name__: bad(checked(family, cls))[check] for family, cls, check in SAYING}
@@ -212,6 +220,7 @@ def test_a_class_that_another_process_cannot_import_is_not_taken_there(
         assert bad(found) == {}
 
 
+@pytest.mark.slow
 def test_a_plugin_that_fails_only_in_another_process_is_bad() -> None:
     found = checked(DATASETS, FailsElsewhere)
     assert "fails: RuntimeError: not twice" in bad(found)["same elsewhere"]
