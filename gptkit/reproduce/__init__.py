@@ -1,1 +1,1 @@
-"""Verifies runs: their files, and that training them again gives the same bits."""
+"""Verifies runs: their files, and that training them again gives the same result bit for bit."""

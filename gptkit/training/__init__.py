@@ -1,1 +1,1 @@
-"""From batches to updates: the loop, the loss, the optimizers."""
+"""Training: from an experiment to a run, its loop, loss and optimizers."""

@@ -67,22 +67,32 @@ class StepPlan:
 
 
 class Hooks(Protocol):
-    """What the loop calls between steps."""
+    """What the loop calls between steps; none of it changes what later steps compute."""
 
-    def evaluate(self) -> Evaluation: ...
+    def evaluate(self) -> Evaluation:
+        """The loss on the val split."""
+        ...
 
-    def sample(self, step: int) -> None: ...
+    def sample(self, step: int) -> None:
+        """Generates a text."""
+        ...
 
-    def save(self, progress: TrainingProgress) -> None: ...
+    def save(self, progress: TrainingProgress) -> None:
+        """Saves a checkpoint."""
+        ...
 
-    def stop_requested(self) -> bool: ...
+    def stop_requested(self) -> bool:
+        """Called after every step: whether it is to be the last of the session."""
+        ...
 
-    def emit(self, event: Event) -> None: ...
+    def emit(self, event: Event) -> None:
+        """Passes an event on to the listeners."""
+        ...
 
 
 @dataclass
 class Trainer:
-    """All that a step needs."""
+    """The model in training, with all that a step needs."""
 
     experiment: Experiment
     model: nn.Module  # the GPT, or that compiled
