@@ -4,7 +4,7 @@ The public Python API, for notebooks and scripts; `gptkit --help` is the command
 
     import gptkit
     run = gptkit.train("experiments/shakespeare_quick.toml")   # a path, a dict or an Experiment
-    run = gptkit.open_run("runs/…")                            # or "latest", or the beginning of an id
+    run = gptkit.open_run("runs/…")                            # or "latest", or a prefix of an id
     model, tokenizer = run.load()
     print(run.metrics()[-1], run.generate("ROMEO:", max_new_tokens=200))
 

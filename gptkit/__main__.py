@@ -20,7 +20,7 @@ def main() -> None:
     warnings.showwarning = show_warning
     try:
         from gptkit.cli.app import run_command
-    except Exception as error:  # a package that gptkit needs is not as it should be
+    except Exception as error:  # a package that gptkit needs is broken
         from gptkit.cli.failures import fail, unexpected
 
         sys.exit(fail(*unexpected(error), debug="--debug" in sys.argv))

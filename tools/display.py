@@ -60,7 +60,7 @@ _drawing = mmap.mmap(-1, 8)  # processor seconds that the display of the newest 
 
 
 def count_drawing() -> None:
-    """From now on a child says what its display takes."""
+    """From now on a child process measures the processor time of its display."""
     show, conclude = LiveView.__call__, LiveView.conclude
 
     def counted(work: Callable[..., None]) -> Callable[..., None]:
@@ -77,7 +77,7 @@ def count_drawing() -> None:
 
 
 def train(workspace: Path, steps: int, *, live: bool) -> tuple[float, float, float]:
-    """Trains once: processor seconds, wall seconds, and those of the processor that went into drawing."""
+    """Trains once: processor seconds, wall seconds, and the processor seconds of drawing."""
     arguments = ["train", "display.toml", "--steps", str(steps), *([] if live else ["--quiet"])]
     master, slave = pty.openpty()
     _drawing[:] = struct.pack("d", 0.0)

@@ -36,7 +36,7 @@ OUTPUT = re.compile(r"(<!-- output of: (.+?) -->\n```\n).*?(^```$)", re.MULTILIN
 
 
 def without_web_fonts(svg: str) -> str:
-    """The picture as it is where nothing may be fetched: in the reader's own monospaced font."""
+    """The picture without fonts from the network: it uses the reader's own monospaced font."""
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
 
 
@@ -65,7 +65,7 @@ def live_pictures(workspace: Path) -> None:
 
 
 def run_gptkit(words: str, workspace: Path) -> str:
-    """What a command prints, in a workspace with the experiments; a failure ends all."""
+    """The output of a command in a workspace with the experiments. Raises CalledProcessError."""
     done = subprocess.run(
         [sys.executable, "-m", "gptkit", *words.split()],
         cwd=workspace,
@@ -113,7 +113,7 @@ def page_pictures(workspace: Path) -> None:
 
 
 def shown(output: str) -> str:
-    """Without what the runs write, which is long."""
+    """The output without the samples of the runs, which are long."""
     return output.split("\nA writes, at step", maxsplit=1)[0].rstrip("\n") + "\n"
 
 
