@@ -74,17 +74,18 @@ def text_of(value: Any) -> str:
         text = f"{value:.6g}"
     else:
         text = str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
+    return _shortened(text)
 
 
 def toml_text(value: Any) -> str:
     """A value as in an experiment file, shortened."""
     if value is None:
         return "not set"
-    if isinstance(value, bool | str | list | dict):
-        text = json.dumps(value, ensure_ascii=False, default=str)
-    else:
-        text = str(value)
+    in_json = isinstance(value, bool | str | list | dict)
+    return _shortened(json.dumps(value, ensure_ascii=False, default=str) if in_json else str(value))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
 
 

@@ -78,7 +78,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The whole comparison. `notes` say which values do not compare."""
+    """The whole comparison. `notes` are sentences on values that do not compare."""
 
     runs: tuple[ComparedRun, ...]
     groups: tuple[Group, ...]

@@ -244,7 +244,7 @@ def test_the_page_can_be_read_aloud(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [
         ("interrupted", "interrupted It was interrupted (Ctrl-C, or SIGINT)"),
         ("terminated", "(SIGTERM, or its terminal was closed)"),
@@ -253,8 +253,8 @@ def test_the_page_can_be_read_aloud(tmp_path: Path) -> None:
         ("odd", "unknown How it ended is not recorded"),
     ],
 )
-def test_the_page_says_why_the_run_ended(tmp_path: Path, status: str, said: str) -> None:
-    assert said in Page(run_page(make(tmp_path / "mine", RECORD | {"status": status}))).words
+def test_the_page_says_why_the_run_ended(tmp_path: Path, status: str, message: str) -> None:
+    assert message in Page(run_page(make(tmp_path / "mine", RECORD | {"status": status}))).words
 
 
 def test_the_runs_own_reason_is_shown(tmp_path: Path) -> None:
@@ -292,12 +292,12 @@ def test_settings_that_differ_from_their_defaults_are_marked(tmp_path: Path) -> 
 def test_a_plugin_that_is_not_here_leaves_its_options_unmarked(tmp_path: Path) -> None:
     run = make(tmp_path / "mine")
     run.experiment_file.write_text('[model]\nposition = { type = "t5", buckets = 32 }\n')
-    settings_of, said = described_settings(run)
+    settings_of, message = described_settings(run)
     assert {one.key: one.differs for one in settings_of} == {
         "model.position": True,
         "model.position.buckets": False,
     }
-    assert "'t5' is not installed, so its defaults are not known" in said
+    assert "'t5' is not installed, so its defaults are not known" in message
 
 
 # Nothing from elsewhere, nothing that runs
@@ -483,7 +483,7 @@ def test_many_runs_are_laid_over_one_another_with_marks_and_bands() -> None:
     lines = [path["class"] for path in page.all("path")]
     assert lines.count("band c0") == 1
     assert lines.count("line c0") == 1
-    assert lines.count("line c0 dashed") == 1  # the ninth colour is the first again, told apart by dashes
+    assert lines.count("line c0 dashed") == 1  # the ninth colour is the first again, distinguished by dashes
     assert "Many <b>" in page.text
     assert not page.all("b")
     assert not page.all("i")

@@ -487,7 +487,7 @@ def test_pruning_on_a_failing_disk_harms_no_checkpoint(stays_full: bool, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (errno.ENOSPC, r"disk full while saving step 30; last good step is 20; \d+\.\d MB needed\."),
         (errno.EDQUOT, "disk full while saving step 30"),
@@ -498,10 +498,10 @@ def test_pruning_on_a_failing_disk_harms_no_checkpoint(stays_full: bool, tmp_pat
     ids=["full", "quota", "file size limit", "I/O error", "read-only"],
 )
 def test_the_message_says_which_step_was_lost_and_which_is_good(
-    number: int, said: str, tmp_path: Path
+    number: int, message: str, tmp_path: Path
 ) -> None:
     save(tmp_path, 20)
-    with disk_that_fails(3, stays_full=False, number=number), pytest.raises(DiskError, match=said):
+    with disk_that_fails(3, stays_full=False, number=number), pytest.raises(DiskError, match=message):
         save(tmp_path, 30)
 
 

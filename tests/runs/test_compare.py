@@ -1,4 +1,4 @@
-"""Runs held against one another: groups of seeds, what differs, curves, the chart, JSON."""
+"""Runs compared: groups of seeds, settings that differ, samples, the chart, JSON."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def seeds(workspace: Path) -> None:
             ("bias true, position rope", "bias false, position none"),
         ),
         ({"seed": 1, "training": {"max_steps": 5}}, {"seed": 1, "training": {"max_steps": 5}}, ("a", "b")),
-        ({"a": 1, "b": 1, "c": 1}, {"a": 2, "b": 2, "c": 2}, ("a", "b")),  # more than a title can say
+        ({"a": 1, "b": 1, "c": 1}, {"a": 2, "b": 2, "c": 2}, ("a", "b")),  # too many for a title
         ({"name": "</script>"}, {"name": "two"}, ("a", "b")),
         ({"name": "x" * 50}, {"name": "two"}, ("a", "b")),
     ],
-    ids=["names", "not set", "two settings", "nothing", "too many", "a stranger's", "long"],
+    ids=["names", "not set", "two settings", "nothing", "too many", "hostile", "long"],
 )
 def test_a_group_is_called_by_what_tells_it_apart(
     workspace: Path, first: dict[str, Any], second: dict[str, Any], titles: tuple[str, str]
@@ -116,7 +116,7 @@ def test_a_setting_that_one_run_does_not_have_is_told(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "experiment", "said"),
+    ("record", "experiment", "message"),
     [
         ({"tokenizer": {"sha256": "another"}}, {}, "losses in nats per token do not compare"),
         ({"dataset": {"sha256": "another"}}, {}, "the texts differ"),
@@ -124,13 +124,13 @@ def test_a_setting_that_one_run_does_not_have_is_told(workspace: Path) -> None:
     ],
 )
 def test_what_does_not_compare_is_said(
-    record: dict[str, Any], experiment: dict[str, Any], said: str, workspace: Path
+    record: dict[str, Any], experiment: dict[str, Any], message: str, workspace: Path
 ) -> None:
     make("one")
     make("same")
     make("other", record, experiment)
     (note,) = compare("one", "other").notes
-    assert said in note
+    assert message in note
     assert compare("one", "same").notes == ()
 
 
@@ -204,7 +204,7 @@ def test_json_has_settings_curves_and_groups(seeds: None, gptkit_command: Comman
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "found none"),
         (("a1",), "found only a1"),
@@ -214,11 +214,11 @@ def test_json_has_settings_curves_and_groups(seeds: None, gptkit_command: Comman
     ],
 )
 def test_fewer_than_two_runs_are_refused(
-    arguments: tuple[str, ...], said: str, seeds: None, gptkit_command: Command
+    arguments: tuple[str, ...], message: str, seeds: None, gptkit_command: Command
 ) -> None:
     refused = gptkit_command("runs", "compare", *arguments)
     assert refused.code == 2
-    assert said in refused.err
+    assert message in refused.err
 
 
 def test_what_a_run_has_recorded_is_there_for_a_page(seeds: None) -> None:
