@@ -87,7 +87,7 @@ def copy_gradients(
         is_bf16(gradients[0]),
         threads(),
     )
-    return torch.tensor(norm, dtype=torch.float64)
+    return torch.scalar_tensor(norm, dtype=torch.float64)
 
 
 def clip_gradient(gradient: Tensor, norm: Tensor, max_norm: float) -> None:

@@ -26,9 +26,9 @@ static Head head_of(const Attention *s, int64_t row, const void *q, const void *
 }
 
 /* All heads, distributed over threads: gradients if dout is not NULL. dbias_size: elements of each thread's dbias */
-static int attend_heads(const Attention *s, const void *q, const void *k, const void *v, const float *bias, float *lse,
-               void *out, const void *dout, const int64_t *dout_strides, void *dq, void *dk, void *dv,
-               const int64_t *grad, float *dbias, int64_t dbias_size) {
+static int attend_heads(const Attention *s, const void *q, const void *k, const void *v, const float *bias,
+                        float *lse, void *out, const void *dout, const int64_t *dout_strides, void *dq, void *dk,
+                        void *dv, const int64_t *grad, float *dbias, int64_t dbias_size) {
   int64_t Tp = padded_length(s->T), Dp = padded_width(s->D), size = fp32_workspace_size(Tp, Dp, dout != NULL);
 #if HAS_BF16_PRODUCTS
   int use_pairs = rows_are_pairs(s, dout ? dout_strides[2] : 0);

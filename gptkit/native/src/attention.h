@@ -83,7 +83,7 @@ INLINE Query query_of(const Attention *s, const Head *h, int64_t i, int bf16) {
 /* For sixteen keys, from their scores and dp = dout v': returns the attention weights after dropout; stores the
  * gradient of the scores in `dscore` */
 INLINE vec attention_weights(const Attention *s, const Head *h, const Query *query, vec score, vec dp, int64_t j,
-                    float scale, uint32_t threshold, vec *dscore) {
+                             float scale, uint32_t threshold, vec *dscore) {
   int64_t i = query->i;
   vec x = score * scale - query->lse_i;
   if (h->bias) x += load_upto(h->bias + i * s->T, j, s->T, 0);

@@ -120,7 +120,8 @@ static void apply_layer(const Block *b, const Layer *l, const void *a, void *out
   int64_t R = b->B * b->T;
   int with_dropout = residual && b->dropout > 0;
   pack_k(l->weight, outputs, inputs, packed_weight, b->threads);
-  product_of(a, packed_weight, out, R, inputs, outputs, (Epilogue){1, 1, with_dropout ? NULL : residual, l->bias}, b->threads);
+  Epilogue epilogue = {1, 1, with_dropout ? NULL : residual, l->bias};
+  product_of(a, packed_weight, out, R, inputs, outputs, epilogue, b->threads);
   if (with_dropout) dropout(out, residual, out, R * outputs, b->dropout, seed, 1, b->threads);
 }
 
@@ -131,8 +132,8 @@ EXPORT int block_forward(const Block *b, const void *x, void *y, char *memory) {
   Saved s = saved_in(b, memory, NULL);
   pair *packed_weight = aligned_alloc(64, (size_t)((largest_weight(b) * 4 + 63) / 64 * 64));
   if (!packed_weight) return 1;
-  norm_forward(x, flat, &rows, b->attention_norm.weight, b->attention_norm.bias, s.normed, s.stats, b->norm_eps, b->layer_norm, 1,
-               b->threads);
+  norm_forward(x, flat, &rows, b->attention_norm.weight, b->attention_norm.bias, s.normed, s.stats, b->norm_eps,
+               b->layer_norm, 1, b->threads);
   apply_layer(b, &b->attention_qkv, s.normed, s.qkv, C, 3 * C, NULL, 0, packed_weight);
   int separate_qk = b->qk_norm || b->cosine;
   if (separate_qk) rotate_heads(b, &s);
@@ -196,11 +197,11 @@ static void layer_backward(const Block *b, const Layer *l, const void *g, const 
   product_of(g, s->weight, dx, R, outputs, inputs, NO_EPILOGUE, b->threads);
 }
 
-/* The gradient before dropout, in `packed_weight`; g itself if there is no dropout */
-static const void *dropout_gradient(const Block *b, const void *g, uint64_t seed, void *packed_weight) {
+/* The gradient before dropout, in `out`; g itself if there is no dropout */
+static const void *dropout_gradient(const Block *b, const void *g, uint64_t seed, void *out) {
   if (b->dropout == 0) return g;
-  dropout(g, NULL, packed_weight, b->B * b->T * b->C, b->dropout, seed, 1, b->threads);
-  return packed_weight;
+  dropout(g, NULL, out, b->B * b->T * b->C, b->dropout, seed, 1, b->threads);
+  return out;
 }
 
 /* dy and x (B, T, C) -> dx and the gradients of the parameters. Returns 0, or 1 if memory cannot be allocated. */

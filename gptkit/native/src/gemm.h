@@ -40,7 +40,7 @@ INLINE uvec row_pair(const uint16_t *x, int64_t r, int64_t c, int64_t R, int64_t
   return packed;
 }
 
-/* Pairs from one panel of `width` columns to the next: a few epilogue than it holds, as panels at distances of 4 KB would
+/* Pairs from one panel of `width` columns to the next: a few more than it holds, as panels 4 KB apart would
  * compete for the same lines of the cache */
 static int64_t pitch_of(int64_t pairs, int64_t width) { return pairs * width + LANES; }
 
@@ -100,7 +100,7 @@ static void product_of(const void *a, const pair *b, void *out, int64_t R, int64
 }
 
 /* How `weight_gradient` distributes its work: each of `parts` sums over its own rows, in its own memory, and within
- * a part each of `groups` computes some of the columns. More parts would cost epilogue memory traffic than they save. */
+ * a part each of `groups` computes some of the columns. More parts would cost more memory traffic than they save. */
 enum { ROW_CHUNK = 256, MAX_SUMS = 8 << 20 }; /* rows packed at a time; elements of all sums */
 
 typedef struct {

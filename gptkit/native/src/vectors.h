@@ -210,7 +210,7 @@ INLINE void row_keys(uint64_t seed, uint64_t row, uint32_t keys[2]) {
 
 static const uvec lane_index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-/* Factors of elements j … j + 15 of a row: `scale`, 1 / (1 - p), where dropout_factor, 0 where dropped */
+/* Factors of elements j … j + 15 of a row: `scale`, 1 / (1 - p), where kept, 0 where dropped */
 INLINE vec dropout_factor(const uint32_t keys[2], uint32_t j, uint32_t threshold, float scale) {
   uvec hash = mix((lane_index + j) ^ keys[0], keys[1]);
 #if defined(__AVX512F__)
