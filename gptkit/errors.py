@@ -52,9 +52,8 @@ class Problem:
     """One thing that is wrong with an experiment."""
 
     message: str  # the dotted key, what is wrong with it, what would be right
-    paths: tuple[
-        tuple[str, ...], ...
-    ] = ()  # the fields that it is about, the first most likely to be changed
+    # The fields that it is about, the one to change most likely first
+    paths: tuple[tuple[str, ...], ...] = ()
     in_key: bool = False  # the key itself is wrong, not its value
 
     def __str__(self) -> str:
@@ -62,10 +61,13 @@ class Problem:
 
 
 class ExperimentError(UsageError):
-    """An experiment that is not valid; `problems` are all that were found, the message shows them."""
+    """An experiment that is not valid; `problems` are all that were found, one line each.
+
+    The message shows them, with the lines of the file that they are about.
+    """
 
     def __init__(self, message: str, problems: Sequence[Problem] = (), *, field: str = "") -> None:
-        self.problems = tuple(problems) or (Problem(message, (tuple(field.split(".")),) if field else ()),)
+        self.problems = tuple(problem.message for problem in problems) or (message,)
         super().__init__(message, field=field)
 
 

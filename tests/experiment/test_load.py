@@ -23,14 +23,14 @@ def problems_of(data: dict[str, Any], *overrides: tuple[str, Any]) -> tuple[str,
     with pytest.raises(ExperimentError) as caught:
         experiment_from_dict(data, overrides)
     assert caught.value.exit_code == 2
-    return tuple(map(str, caught.value.problems))
+    return caught.value.problems
 
 
 def problems_of_file(path: Path) -> tuple[str, ...]:
     with pytest.raises(ExperimentError) as caught:
         load_experiment(path)
     assert str(path) in str(caught.value)
-    return tuple(map(str, caught.value.problems))
+    return caught.value.problems
 
 
 def sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:

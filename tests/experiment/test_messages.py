@@ -131,9 +131,7 @@ def test_an_experiment_of_python_keeps_the_plain_form() -> None:
     with pytest.raises(ExperimentError) as caught:
         experiment_from_dict({"model": {"n_hed": 4}})
     assert str(caught.value) == "the experiment: model.n_hed: unknown key; did you mean 'n_head'?"
-    assert [str(problem) for problem in caught.value.problems] == [
-        "model.n_hed: unknown key; did you mean 'n_head'?"
-    ]
+    assert list(caught.value.problems) == ["model.n_hed: unknown key; did you mean 'n_head'?"]
 
 
 def test_a_mark_of_windows_at_the_beginning_of_a_file_does_no_harm(tmp_path: Path) -> None:

@@ -104,9 +104,11 @@ def show_heading(family: str, name: str) -> None:
 
 
 def show_result(result: CheckResult) -> None:
-    """One check of a plugin, in columns."""
-    found = printable(result.said.replace("\n", " "))
+    """One check of a plugin, in columns; how to fix a bad one in a line of its own."""
+    found, separator, fix = printable(result.said.replace("\n", " ")).partition(" Fix: ")
     print(f"  {result.verdict:<8} {printable(result.check):<28} {found}".rstrip(), flush=True)
+    if separator:
+        print(f"{'':<11}Fix: {fix}", flush=True)
 
 
 def show_new(package: Path, name: str) -> None:
