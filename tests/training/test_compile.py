@@ -14,6 +14,7 @@ import torch._dynamo
 import gptkit
 from gptkit import backend, events
 from gptkit.errors import PluginError
+from gptkit.experiment.load import experiment_from_dict
 from gptkit.experiment.schema import EvaluationSettings, TrainingSettings
 from gptkit.model.build import build_new_model
 from gptkit.training import session, setup
@@ -33,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def experiment(compiled: Any, **training_table: Any) -> gptkit.Experiment:
-    return gptkit.experiment.experiment_from_dict(
+    return experiment_from_dict(
         {
             "name": "t",
             "seed": 5,
