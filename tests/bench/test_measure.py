@@ -27,6 +27,7 @@ def test_the_flops_of_a_trained_token_are_six_per_weight_and_attention() -> None
     assert flops_per_token(model) == 6 * matrices + 12 * 2 * 32 * 16
 
 
+@pytest.mark.slow
 def test_rates_are_consistent_and_shown_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     experiment = experiment_from_dict(TINY)
     result = benchmark(experiment, against="transformers", seconds=0.02, blocks=1)

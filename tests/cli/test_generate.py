@@ -119,6 +119,7 @@ def test_a_prompt_that_is_not_utf_8_is_refused(trained: Path, gptkit_command: Co
     assert "the prompt from standard input is not UTF-8 at byte 2" in done.err
 
 
+@pytest.mark.slow
 def test_training_and_text_in_a_process_of_its_own(tiny_experiment: Path, run_process: Command) -> None:
     """The tour of the documentation runs every command so; this one is part of every test run."""
     done = run_process("train", tiny_experiment, "--generate", 40, "--set", "sampling.prompt=the old")

@@ -35,6 +35,7 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(
     assert [(row["step"], row["train_loss"], row.get("val_loss")) for row in stopped.metrics()] == numbers
 
 
+@pytest.mark.slow
 def test_resume_goes_on_past_the_end_and_remembers_how_far(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:

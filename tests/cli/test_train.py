@@ -133,6 +133,7 @@ def test_epochs_are_turned_into_steps_and_may_be_a_fraction(
     assert "epochs" not in resolved(run)["training"]
 
 
+@pytest.mark.slow
 def test_a_random_seed_is_recorded_and_gives_the_same_run_again(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:

@@ -68,6 +68,7 @@ def test_the_first_experiments_run_where_there_is_no_network(
     assert len(written) > 1 if name == "shakespeare_bpe" else len(written) == 6
 
 
+@pytest.mark.slow
 def test_shakespeare_reaches_a_good_loss_soon(tmp_path: Path) -> None:
     """A tenth of the steps of the first experiment, on the real text: far below chance and bigrams (2.45)."""
     where = os.environ.get("GPTKIT_DATA_DIR")
@@ -84,6 +85,7 @@ def test_shakespeare_reaches_a_good_loss_soon(tmp_path: Path) -> None:
     assert run.record()["best_val_loss"] < 2.1
 
 
+@pytest.mark.slow
 def test_the_known_entropy_is_reached_within_two_percent_and_never_beaten(tmp_path: Path) -> None:
     experiment = load_experiment(
         FOLDER / "known_entropy.toml",

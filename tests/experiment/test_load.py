@@ -405,6 +405,7 @@ def refusal(call: Callable[[], object]) -> GptkitError | None:
     return None
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(TABLES, st.lists(st.tuples(st.text(max_size=12) | st.sampled_from(KEYS), VALUES), max_size=2))
 def test_no_table_whatever_raises_anything_but_a_gptkit_error(

@@ -263,6 +263,7 @@ def test_the_environment_switches_it_off_and_then_nothing_is_compiled(
 # What this processor does not need
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the names are of x86's levels")
 @pytest.mark.parametrize(
     ("compiler", "level"),

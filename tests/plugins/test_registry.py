@@ -278,6 +278,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_what_a_run_says_of_its_packages_is_shown_only_where_it_is_a_package(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_run_that_was_stopped_is_trained_again_to_that_step(
     assert (newest(run).record()["status"], newest(run).record()["step"]) == ("stopped", 3)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_resumed_past_its_end_is_trained_again_as_far(
     train: Command, gptkit_command: Command
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_run_without_checkpoints_is_compared_by_its_losses(train: Command, gpt
     assert "weights were not compared" in done.out
 
 
+@pytest.mark.slow
 def test_a_run_that_began_from_another_does_so_again(train: Command, gptkit_command: Command) -> None:
     source = train()
     run = train("--load", source.id, "--stop-at", 2)

@@ -157,6 +157,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGE)
 def test_what_is_damaged_is_named_with_what_to_do(what: str, run: Run, gptkit_command: Command) -> None:
     damage, expected = DAMAGE[what]
@@ -212,6 +213,7 @@ def test_a_stretch_trained_again_is_identical_and_the_run_stays_as_it_is(
     assert [entry.name for entry in Path("runs").iterdir()] == [run.id]
 
 
+@pytest.mark.slow
 def test_where_there_is_one_checkpoint_it_is_trained_from_the_initial_weights(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
@@ -227,6 +229,7 @@ def test_where_there_is_one_checkpoint_it_is_trained_from_the_initial_weights(
     assert "began from the weights of another run" in refused.err
 
 
+@pytest.mark.slow
 def test_a_run_of_minutes_and_one_with_several_ends_can_be_trained_again(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
@@ -304,6 +307,7 @@ def test_ctrl_c_while_a_stretch_is_trained_again_exits_with_130(
     assert [entry.name for entry in Path("runs").iterdir()] == [run.id]
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_of_an_earlier_one_is_removed_and_a_failure_leaves_nothing(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +341,7 @@ def test_a_run_in_use_is_not_trained_again(run: Run, gptkit_command: Command) ->
 # Exact, or not at all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [

@@ -90,6 +90,7 @@ def built_in() -> Iterator[tuple[str, str]]:
             yield family, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), slow_if_it_trains(built_in()))
 def test_what_comes_with_gptkit_keeps_its_contract(family: str, name: str) -> None:
     cls = registry.load(family, name)

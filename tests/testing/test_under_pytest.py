@@ -73,6 +73,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_pytest_and_the_command_come_to_the_same_verdicts(tmp_path: Path) -> None:
     """Also in another order, where a check is run as what another needs."""
     wanted = [
@@ -105,6 +106,7 @@ def test_a_failure_shows_the_rule_the_fix_and_the_code_of_the_plugin(tmp_path: P
     assert "in _run" not in text  # of what is between pytest and the check
 
 
+@pytest.mark.slow
 def test_an_author_adds_checks_and_texts_changes_some_and_leaves_some_out(tmp_path: Path) -> None:
     class Mine(TokenizerContract):
         plugin = wrong_tokenizers.Strips

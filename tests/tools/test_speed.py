@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,6 +26,7 @@ def speed(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_what_needs_nobody_else_is_measured_and_the_rest_says_why_not(tmp_path: Path) -> None:
     only = "streams,tokenizer,light,whole"
     done = speed("--only", only, "--seconds", "0.01", "--blocks", "1", "--json")
@@ -41,6 +44,7 @@ def test_what_needs_nobody_else_is_measured_and_the_rest_says_why_not(tmp_path: 
     assert "gptkit alone" in printed["rows"][0]["measured"]
 
 
+@pytest.mark.slow
 def test_the_table_is_markdown_where_it_is_wanted_and_a_row_that_is_unknown_is_named() -> None:
     done = speed("--only", "whole", "--markdown")
     assert done.returncode == 0, done.stderr

@@ -180,6 +180,7 @@ def test_trackers_stand_side_by_side_and_what_one_does_with_its_numbers_is_its_o
     assert texts(run, "experiment") == {0: run.experiment_file.read_text()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "exits"),
     [("__init__", True), ("start", False), ("scalars", False), ("text", True), ("finish", False)],
@@ -217,6 +218,7 @@ def test_an_interrupt_while_a_tracker_works_is_no_failure_of_it(
     assert run.record()["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_finishes_its_trackers_once(tiny_experiment: Path, diary: None) -> None:
     """Also where it fails before its first step."""
     for kind in (events.RunStarted, events.StepFinished, events.RunFinished):
@@ -246,6 +248,7 @@ def test_without_its_package_a_run_does_not_begin_and_says_what_to_install(
     assert off.code == 0, off.err
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_packages_of_its_trackers(
     train: Train, diary: None, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_without_it_no_run_stops_early(context: RunContext, monkeypatch: pytest.
     assert train_run(experiment(), context).progress.step == 40
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_where_it_would_have_ended(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_stopped_and_resumed_it_ends_where_it_would_have_ended(
     assert losses(broken) == losses(straight)
 
 
+@pytest.mark.slow
 def test_resumed_when_it_has_ended_it_stays_as_it_is_and_goes_on_where_it_is_asked_to(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_resumed_when_it_has_ended_it_stays_as_it_is_and_goes_on_where_it_is_ask
 # By the clock
 
 
+@pytest.mark.slow
 def test_a_run_of_minutes_stops_with_the_time_and_its_schedule_ends_there(
     context: RunContext, steady_clock: list[float]
 ) -> None:
@@ -159,6 +162,7 @@ def test_a_machine_that_becomes_slower_gets_fewer_steps_and_the_rate_falls_all_t
     assert rows[20]["learning_rate"] < 0.03 * rows[1]["learning_rate"]
 
 
+@pytest.mark.slow
 def test_resumed_it_has_the_time_that_was_left_and_says_that_it_is_not_exact(
     context: RunContext, steady_clock: list[float], gptkit_command: Command
 ) -> None:
@@ -197,6 +201,7 @@ def test_on_a_device_that_is_looked_at_seldom_the_clock_is_read_where_something_
     assert [row["step"] for row in trained.run.metrics()] == [4, 8, 12, 16, 20, 24]
 
 
+@pytest.mark.slow
 def test_the_real_clock_ends_a_run_in_about_the_time_that_was_given(
     context: RunContext, gptkit_command: Command, tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_synchronizing_seldom_gives_the_same_run(
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("seldom")
 def test_stopped_between_two_logs_the_losses_are_summed_as_if_not(context: RunContext) -> None:
     straight = train_run(experiment(), context).run

@@ -61,6 +61,7 @@ needs_native = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_native
 def test_a_run_without_c_goes_on_without_it_exactly(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
@@ -76,6 +77,7 @@ def test_a_run_without_c_goes_on_without_it_exactly(
     assert hashes(train_run(experiment(), context).run) != hashes(straight)  # C drops something else
 
 
+@pytest.mark.slow
 @needs_native
 def test_a_run_with_c_says_so_and_goes_on_where_there_is_none(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
@@ -116,6 +118,7 @@ def test_the_resolved_experiment_gives_the_same_run(context: RunContext) -> None
     assert hashes(again) == hashes(first)
 
 
+@pytest.mark.slow
 def test_looking_more_often_changes_no_weight(context: RunContext) -> None:
     rarely = train_run(
         experiment(evaluation={"eval_interval": 12}, training={"log_interval": 12}), context
@@ -135,6 +138,7 @@ def test_another_seed_gives_another_run(context: RunContext) -> None:
     assert hashes(train_run(experiment(), context).run) != hashes(train_run(experiment(seed=12), context).run)
 
 
+@pytest.mark.slow
 def test_resume_goes_past_the_end_and_remembers_how_far(context: RunContext) -> None:
     recipe = experiment(schedule={"type": "constant"})
     run = train_run(recipe, context).run
@@ -231,6 +235,7 @@ def test_a_run_can_be_trained_watched_and_read_from_python(context: RunContext, 
         run.generate("12 ", top_p=0)
 
 
+@pytest.mark.slow
 def test_training_leaves_torch_as_it_was(context: RunContext) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
