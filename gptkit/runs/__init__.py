@@ -1,4 +1,4 @@
-"""A run is a folder: created and found (`store`), locked (`lock`), read (`run`, `record`, `metrics`), written
+"""A run is a folder: created and found (`store`), locked (`run`), read (`run`, `record`, `metrics`), written
 while it trains (`recorder`, `checkpoint`), listed (`summary`), compared (`compare`), removed (`cleanup`).
 """
 
@@ -15,11 +15,10 @@ from gptkit.runs.folder import (
     list_steps,
     step_folder,
 )
-from gptkit.runs.lock import is_locked, lock_run
 from gptkit.runs.metrics import Curve, Curves, Metrics
 from gptkit.runs.record import Process, RunRecord
 from gptkit.runs.recorder import Recorder
-from gptkit.runs.run import LoadedModel, Run, Sample, tokenizer_hash
+from gptkit.runs.run import LoadedModel, Run, Sample, is_locked, lock_run, tokenizer_hash
 from gptkit.runs.store import create_run, find_run, run_ids
 from gptkit.runs.summary import RunDetails, RunSummary
 

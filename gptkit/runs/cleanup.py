@@ -30,8 +30,7 @@ from gptkit.runs.folder import (
     size_of,
     verification_prefix,
 )
-from gptkit.runs.lock import is_locked, lock_run
-from gptkit.runs.run import Run
+from gptkit.runs.run import Run, is_locked, lock_run
 from gptkit.runs.store import find_run, run_ids
 from gptkit.runs.summary import summarise
 

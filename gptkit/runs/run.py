@@ -1,4 +1,4 @@
-"""Run: one run folder, and everything that can be read from it.
+"""Run: one run folder, everything that can be read from it, and the lock that keeps it to one process.
 
     runs/<id>/  experiment.toml run.json metrics.jsonl tokenizer.json report.html
                 checkpoints/step-000000001000/   samples/step-000000001000.txt
@@ -10,18 +10,21 @@ values, or a GptkitError that names the file. Imports torch only to load a model
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptkit.errors import CheckpointError, PluginError, UsageError
+import filelock
+
+from gptkit.errors import CheckpointError, PluginError, RunInUseError, UsageError
 from gptkit.files import disk_errors, make_folder, replace_file, sha256, to_json
 from gptkit.runs.folder import (
     CHECKPOINTS,
     DEFAULT_RUNS_FOLDER,
     EXPERIMENT,
+    LOCK,
     METRICS,
     RECORD,
     SAMPLES,
@@ -331,3 +334,47 @@ class Run:
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """SHA-256 of a tokenizer as JSON: equal exactly where two tokenizers are the same."""
     return sha256(to_json(tokenizer.to_json()))
+
+
+@contextmanager
+def lock_run(run: Run) -> Iterator[None]:
+    """Holds the run for this process.
+
+    Raises RunInUseError where another process holds it, DiskError where the folder cannot be written.
+    """
+    lock = filelock.FileLock(run.path / LOCK, timeout=0)
+    with disk_errors(f"locking the run {run.id}"):
+        try:
+            lock.acquire()
+        except filelock.Timeout:  # an OSError too
+            message = f"run {run.id} is in use{_holder(run)}; wait for it or stop it first."
+            raise RunInUseError(message) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(run: Run) -> bool:
+    """Whether a process holds the run now."""
+    if not (run.path / LOCK).exists():
+        return False
+    lock = filelock.FileLock(run.path / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except (filelock.Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def refuse_use(run: Run) -> None:
+    """Raises RunInUseError where a process holds the run; changes nothing."""
+    if is_locked(run):
+        with lock_run(run):  # raises with the process that holds it; or it has been released meanwhile
+            pass
+
+
+def _holder(run: Run) -> str:
+    process = run.read_record_or_empty().process
+    return f" by process {process.pid} on {process.host}" if process and process.pid is not None else ""

@@ -19,9 +19,8 @@ from gptkit.events import RunStatus
 from gptkit.files import MAX_DEPTH, parse_toml
 from gptkit.plugins import registry
 from gptkit.runs.folder import DEFAULT_RUNS_FOLDER, SavedStep, saved_steps, size_of
-from gptkit.runs.lock import is_locked
 from gptkit.runs.record import RunRecord
-from gptkit.runs.run import Run
+from gptkit.runs.run import Run, is_locked
 
 if TYPE_CHECKING:
     from gptkit.experiment.fields import ExperimentField

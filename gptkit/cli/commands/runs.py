@@ -198,7 +198,7 @@ def delete_command(context: typer.Context, run: _Runs, yes: _Yes = False, runs_d
     """
     from gptkit.cli.display import runs as display
     from gptkit.runs.cleanup import delete_run, run_to_delete
-    from gptkit.runs.lock import refuse_use
+    from gptkit.runs.run import refuse_use
 
     # Nothing is deleted if one of them is no run or in use, or if there is no terminal to ask on
     found = [run_to_delete(name, runs_dir or context.obj) for name in run]
