@@ -1,5 +1,7 @@
-"""A run is a folder: created and found (`store`), locked (`run`), read (`run`, `record`, `metrics`), written
-while it trains (`recorder`, `checkpoint`), listed (`summary`), compared (`compare`), removed (`cleanup`).
+"""A run is a folder: created and found (`store`), read, locked, and recorded while it trains (`run`).
+
+Its files: names (`folder`), run.json (`record`), metrics.jsonl (`metrics`), checkpoints (`checkpoint`). Many
+runs: listed (`summary`), compared (`compare`), removed (`cleanup`). What a result depends on: `environment`.
 """
 
 from gptkit.runs.folder import (
@@ -17,8 +19,7 @@ from gptkit.runs.folder import (
 )
 from gptkit.runs.metrics import Curve, Curves, Metrics
 from gptkit.runs.record import Process, RunRecord
-from gptkit.runs.recorder import Recorder
-from gptkit.runs.run import LoadedModel, Run, Sample, is_locked, lock_run, tokenizer_hash
+from gptkit.runs.run import LoadedModel, Recorder, Run, Sample, is_locked, lock_run, tokenizer_hash
 from gptkit.runs.store import create_run, find_run, run_ids
 from gptkit.runs.summary import RunDetails, RunSummary
 

@@ -1,10 +1,11 @@
-"""Run: one run folder, everything that can be read from it, and the lock that keeps it to one process.
+"""One run folder: `Run` reads it, `Recorder` writes it as the run trains, `lock_run` keeps it to one process.
 
     runs/<id>/  experiment.toml run.json metrics.jsonl tokenizer.json report.html
                 checkpoints/step-000000001000/   samples/step-000000001000.txt
 
-Input: the folder's path; its files may come from another version or be damaged on purpose. Output: typed
-values, or a GptkitError that names the file. Imports torch only to load a model. Knows nothing of training.
+Input: the folder's path, whose files may come from another version or be damaged on purpose; the events of a
+training. Output: typed values, or a GptkitError that names the file; and all files of the folder but the
+checkpoints. Imports torch only to load a model. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from gptkit import events
 from gptkit.errors import CheckpointError, PluginError, RunInUseError, UsageError
+from gptkit.events import RunStatus
 from gptkit.files import disk_errors, make_folder, replace_file, sha256, to_json
 from gptkit.runs.folder import (
     CHECKPOINTS,
@@ -34,7 +38,7 @@ from gptkit.runs.folder import (
     sample_steps,
 )
 from gptkit.runs.metrics import Metrics
-from gptkit.runs.record import RunRecord, read_json_object
+from gptkit.runs.record import Process, RunRecord, read_json_object
 
 if TYPE_CHECKING:
     from gptkit.experiment.load import Overrides
@@ -334,6 +338,79 @@ class Run:
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """SHA-256 of a tokenizer as JSON: equal exactly where two tokenizers are the same."""
     return sha256(to_json(tokenizer.to_json()))
+
+
+class Recorder:
+    """A listener that records a run; `record` is written when it starts and when it ends.
+
+    The row of a step is written when the step is complete, before its checkpoint: so a checkpoint never
+    exists without the metrics that led to it.
+    """
+
+    def __init__(self, run: Run, record: RunRecord, now: Callable[[], datetime] = datetime.now) -> None:
+        self.record = record
+        self._run = run
+        self._now = now
+        self._row: dict[str, Any] = {}
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.RunStarted():
+                self.record.status = RunStatus.RUNNING
+                self.record.process = Process.current()
+                self.record.parameters = event.parameters
+                self._run.write_record(self.record)
+            case events.StepFinished():
+                self._row |= {
+                    "step": event.step,
+                    "train_loss": event.train_loss,
+                    "learning_rate": event.learning_rate,
+                    "grad_norm": event.grad_norm,
+                    "tokens": event.tokens,
+                    "tokens_per_second": round(event.tokens_per_second, 1),
+                    "seconds": round(event.seconds, 3),
+                }
+                if event.expected_steps is not None:
+                    self._row["expected_steps"] = event.expected_steps
+            case events.EvaluationFinished():
+                self._row |= {
+                    "step": event.step,
+                    "val_loss": event.val_loss,
+                    "bits_per_byte": event.bits_per_byte,
+                    "tokens": event.tokens,
+                    "learning_rate": event.learning_rate,
+                    "seconds": round(event.seconds, 3),
+                }
+            case events.StepDone():
+                self._write_row()
+            case events.SampleDrawn():
+                self._run.write_sample(event.step, event.text)
+            case events.CheckpointSaved():
+                self.record.last_checkpoint = event.step
+            case events.RunFinished():
+                self._write_row()
+                self._finish(event)
+
+    def _write_row(self) -> None:
+        if self._row:
+            row, self._row = self._row, {}
+            self._run.metrics_log.append(row)
+
+    def _finish(self, event: events.RunFinished) -> None:
+        record = self.record
+        record.process = None
+        record.status = RunStatus(event.status)
+        record.reason = event.reason
+        record.ended = self._now().astimezone().isoformat(timespec="seconds")
+        record.step = event.step
+        record.train_loss = event.train_loss
+        record.val_loss = event.val_loss
+        record.best_val_loss = event.best_val_loss
+        record.best_bits_per_byte = event.best_bits_per_byte
+        record.best_step = event.best_step
+        record.tokens = event.tokens
+        record.seconds = round(event.seconds, 3)
+        self._run.write_record(record)
 
 
 @contextmanager
