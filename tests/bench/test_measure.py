@@ -10,7 +10,7 @@ import torch
 from gptkit.bench import measure as module
 from gptkit.bench.baseline import quiet_transformers
 from gptkit.bench.measure import benchmark, flops_per_token, flops_per_token_sampled
-from gptkit.cli.display import bench as render_bench
+from gptkit.cli.display.tables import show_benchmark
 from gptkit.errors import UsageError
 from gptkit.experiment.load import experiment_from_dict
 from gptkit.model.build import build_model
@@ -38,14 +38,14 @@ def test_rates_are_consistent_and_shown_in_the_table(capsys: pytest.CaptureFixtu
     assert trained.utilisation == pytest.approx(trained.flops / result.peaks[trained.precision])
     assert result.streams == 64
     assert result.generation_streams.tokens > result.generation.tokens > 0
-    render_bench.show(result, as_json=False)
+    show_benchmark(result, as_json=False)
     table, noise = capsys.readouterr()
     assert noise == ""
     assert "2 layers, 2 heads, width 32, batches of 4 x 16 tokens, muon" in table
     assert "sampling, 64 streams" in table
     assert f"{trained.tokens / rival.tokens:.2f}x" in table
     assert rival.precision in result.peaks
-    render_bench.show(result, as_json=True)
+    show_benchmark(result, as_json=True)
     printed = json.loads(capsys.readouterr().out)
     assert printed["training"]["tokens"] == trained.tokens
     assert printed["rival_training"]["precision"] == rival.precision

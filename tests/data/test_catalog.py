@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gptkit.cli.commands.datasets import datasets_app
-from gptkit.cli.display import datasets as render_datasets
+from gptkit.cli.display.tables import size_text
 from gptkit.data import catalog as catalogue
 from gptkit.data.catalog import (
     add_text,
@@ -424,7 +424,7 @@ def test_control_characters_are_escaped() -> None:
     [(None, "-"), (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB")],
 )
 def test_sizes_are_readable(size: int | None, text: str) -> None:
-    assert render_datasets.size_text(size) == text
+    assert size_text(size) == text
 
 
 def test_listing_imports_nothing_heavy() -> None:

@@ -43,7 +43,7 @@ def bench(
     reaches, and estimates how long the whole experiment takes. Needs no text and records nothing.
     """
     from gptkit.bench.measure import benchmark
-    from gptkit.cli.display.bench import show
+    from gptkit.cli.display.tables import show_benchmark
     from gptkit.experiment.load import experiment_from_dict, load_experiment
 
     overrides = parse_overrides(set_ or (), {"training.backend": backend})
@@ -51,4 +51,4 @@ def bench(
         checked = experiment_from_dict({}, overrides)
     else:
         checked = load_experiment(experiment, overrides)
-    show(benchmark(checked, against=against), as_json=json)
+    show_benchmark(benchmark(checked, against=against), as_json=json)

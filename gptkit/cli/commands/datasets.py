@@ -9,7 +9,6 @@ import typer
 
 from gptkit.cli import completion
 from gptkit.cli.command import command, group
-from gptkit.cli.display import datasets as display
 
 datasets_app = typer.Typer(no_args_is_help=True)
 
@@ -54,9 +53,10 @@ def list_command(data_dir: DataDir = None) -> None:
     Lists the registered datasets and the texts in the data folders. Piped, it is plain lines, as in:
     gptkit datasets list | grep yes
     """
+    from gptkit.cli.display import tables
     from gptkit.data import catalog
 
-    display.show_list(catalog.list_datasets(catalog.data_folders(data_dir)))
+    tables.show_datasets(catalog.list_datasets(catalog.data_folders(data_dir)))
 
 
 @command(datasets_app, "show", short_help="Characters, tokens, hash and first lines of a dataset.")
@@ -77,13 +77,14 @@ def show_command(
     Shows characters, tokens per tokenizer, hash, splits and the first lines. NAME may also be a text:
     gptkit datasets show corpus.jsonl --field body
     """
+    from gptkit.cli.display import tables
     from gptkit.data import catalog
 
     options = {} if field is None else {"field": field}
-    with display.progress(f"downloading {name}") as progress:
+    with tables.download_progress(f"downloading {name}") as progress:
         folders = catalog.data_folders(data_dir, progress)
         description = catalog.describe_dataset(name, folders, options=options)
-    display.show_description(description)
+    tables.show_dataset(description)
 
 
 @command(datasets_app, "fetch", short_help="Download and verify a dataset.")
@@ -101,11 +102,12 @@ def fetch_command(
 
     Downloads a dataset into the data folder, unless it is there, and verifies its hash.
     """
+    from gptkit.cli.display import tables
     from gptkit.data import catalog
 
-    with display.progress(f"downloading {name}") as progress:
+    with tables.download_progress(f"downloading {name}") as progress:
         fetched = catalog.fetch_dataset(name, catalog.data_folders(data_dir, progress), repair=repair)
-    display.show_fetched(fetched)
+    tables.show_fetched(fetched)
 
 
 @command(datasets_app, "add", short_help="Copy your own text into the data folder.")
@@ -121,8 +123,9 @@ def add_command(
     Checks a text and copies it into the data folder, where it is found by its name. Then train on it:
     gptkit train experiments/shakespeare.toml --dataset my_text
     """
+    from gptkit.cli.display import tables
     from gptkit.data import catalog
 
     folders = catalog.data_folders(data_dir)
     target = catalog.add_text(name, file, folders, force=force, field=field or "text")
-    display.show_added(name, target, field)
+    tables.show_added(name, target, field)

@@ -65,10 +65,10 @@ def list_command() -> None:
 
 
 def _list() -> None:
-    from gptkit.cli.display import plugins as display
+    from gptkit.cli.display import tables
     from gptkit.plugins.registry import list_plugins
 
-    display.show_list(list_plugins())
+    tables.show_plugins(list_plugins())
 
 
 @command(plugins_app, "show", short_help="A plugin, its options, and how to use it.")
@@ -80,13 +80,13 @@ def show_command(name: _Name, family: _Family = None) -> None:
     Shows what a plugin is, its package, its options with their defaults, and how to use it in an experiment
     file.
     """
-    from gptkit.cli.display import plugins as display
+    from gptkit.cli.display import tables
     from gptkit.plugins.registry import describe_plugin
 
     for number, kind in enumerate(_families(name, family)):
         if number:
             print()
-        display.show_description(describe_plugin(kind, name))
+        tables.show_plugin(describe_plugin(kind, name))
 
 
 @command(plugins_app, "check", short_help="Check that a plugin keeps its contract.")
@@ -115,7 +115,7 @@ def check_command(
     Checks what gptkit relies on, with a line for each check: that a tokenizer decodes what it encoded, say,
     or that later tokens do not affect earlier ones. Downloads nothing. Exits with 3 if a check fails.
     """
-    from gptkit.cli.display import plugins as display
+    from gptkit.cli.display import tables
     from gptkit.data.catalog import data_folders
     from gptkit.plugins import registry
     from gptkit.plugins.registry import list_plugins
@@ -129,9 +129,9 @@ def check_command(
     for kind, name in wanted:
         cls = registry.load(kind, name)
         given = _options(cls, set_, name)
-        display.show_heading(kind, name)
+        tables.show_check_heading(kind, name)
         for result in check_plugin(kind, cls, given, data_folders(data_dir)):
-            display.show_result(result)
+            tables.show_check_result(result)
             bad += [name] if result.verdict is Verdict.BAD else []
     if bad:
         many = ", ".join(dict.fromkeys(bad))
@@ -161,12 +161,12 @@ def new_command(
     Creates an installable package, gptkit-NAME, with a small working plugin: pyproject.toml, the code, its
     tests and a README.
     """
-    from gptkit.cli.display import plugins as display
+    from gptkit.cli.display import tables
     from gptkit.plugins.scaffold import new_package
 
     group = _group(family)
     assert group is not None
-    display.show_new(new_package(group, name, folder), name)
+    tables.show_new_plugin(new_package(group, name, folder), name)
 
 
 def _group(family: str | None) -> str | None:
