@@ -84,6 +84,7 @@ def test_an_unknown_baseline_is_named() -> None:
         benchmark(experiment_from_dict(TINY), against="somebody")
 
 
+@pytest.mark.slow
 def test_benchmarking_leaves_torch_as_it_was() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)

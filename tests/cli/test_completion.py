@@ -132,6 +132,7 @@ def test_what_is_offered_loads_no_torch_and_no_plugin(place: Path) -> None:
     assert done.stderr.endswith("[]\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
 def test_bash_itself_completes_with_the_script_that_gptkit_shows(place: Path) -> None:
     """As readline does it: the function that `complete` registered, called with COMP_WORDS set."""

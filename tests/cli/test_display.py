@@ -201,6 +201,7 @@ def on_terminal(tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [160, 100, 60, 30])
 def test_what_stays_is_the_lines_and_never_a_piece_of_the_panel(columns: int, on_terminal: Run) -> None:
     written = on_terminal(columns=columns)
@@ -216,6 +217,7 @@ def test_what_stays_is_the_lines_and_never_a_piece_of_the_panel(columns: int, on
     assert screen.cursor_shown
 
 
+@pytest.mark.slow
 def test_no_color_means_none(on_terminal: Run) -> None:
     coloured, written = on_terminal(), on_terminal(NO_COLOR="1")
     colour = re.compile(r"\x1b\[[\d;]*\b(3[0-7]|38|9[0-7])[;m]")
@@ -230,6 +232,7 @@ def test_a_dumb_terminal_gets_plain_lines(on_terminal: Run) -> None:
     assert [line.split()[1] for line in written.splitlines() if line.startswith("step ")] == ["10", "20"]
 
 
+@pytest.mark.slow
 def test_a_c_locale_gets_ascii(on_terminal: Run) -> None:
     assert "\u2501" in on_terminal()
     assert on_terminal(LC_ALL="C").isascii()
@@ -388,6 +391,7 @@ def test_json_lines_are_the_events_with_the_numbers_of_the_metrics(
         assert row.get("val_loss") == line.get("val_loss")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_prints_events_too(tiny_experiment: Path, gptkit_command: Command) -> None:
     assert gptkit_command("train", tiny_experiment, "--stop-at", 10, "--quiet").code == 0
     done = gptkit_command("resume", "latest", "--json")
@@ -458,6 +462,7 @@ def test_an_evaluation_reports_its_progress_and_has_the_same_result() -> None:
     assert len(found) > 3
 
 
+@pytest.mark.slow
 def test_only_a_long_evaluation_and_a_long_text_report_progress(
     tiny_experiment: Path, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

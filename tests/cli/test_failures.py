@@ -220,6 +220,7 @@ BAD: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "code", "message"), BAD)
 @pytest.mark.usefixtures("in_bad_workspace")
 def test_a_bad_invocation_has_a_short_message_and_leaves_nothing_behind(
@@ -271,6 +272,7 @@ def test_a_run_with_a_link_in_it_is_refused(tiny_experiment: Path, gptkit_comman
     assert (outside / ".tmp-mine").is_dir()
 
 
+@pytest.mark.slow
 def test_sizes_that_only_the_experiment_file_of_a_run_states_take_no_memory(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:

@@ -134,6 +134,7 @@ def test_what_cannot_be_done_is_answered_with_what_can(
     assert sorted(path.name for path in workspace.iterdir()) == ["data", "runs"]
 
 
+@pytest.mark.slow
 def test_a_check_has_a_line_for_each_thing_and_its_exit_code_says_whether_all_is_well(
     workspace: Path, gptkit_command: Command, install: Install
 ) -> None:

@@ -50,6 +50,7 @@ def test_resume_goes_on_past_the_end_and_remembers_how_far(
     assert "26/26" in gptkit_command("runs").out
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumed_again_says_so_and_is_not_harmed(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_finished_run_resumed_again_says_so_and_is_not_harmed(
     assert (hashes(run), run.metrics(), run.record()["status"]) == (before, metrics, "finished")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_leads_to_the_same_weights(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
@@ -83,6 +85,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_leads_to_the_same_
     assert len(list(run.checkpoints.glob(".bad-step-000000000020-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_was_renamed_or_copied_works_as_before(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
@@ -108,6 +111,7 @@ def test_a_run_in_use_is_left_alone(tiny_experiment: Path, gptkit_command: Comma
     assert gptkit_command("generate", run.id, "-n", 3).code == 0  # reading needs no lock
 
 
+@pytest.mark.slow
 def test_a_text_that_changed_is_found_out_before_anything_is_trained(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:

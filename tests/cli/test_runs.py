@@ -172,6 +172,7 @@ def test_a_condition_as_text_is_what_was_given() -> None:
         parse_condition("a b=3")
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_are_listed_quickly_and_without_a_plugin(workspace: Path) -> None:
     for number in range(1000):
         make(f"r{number}", {"started": f"2026-01-01T10:{number // 60 % 60:02d}:{number % 60:02d}+00:00"})
@@ -607,6 +608,7 @@ def test_clean_leaves_a_run_alone_that_was_taken_up_since_it_was_looked_at(
     assert list_steps(trained.checkpoints) == [5, 10, 15, 20]
 
 
+@pytest.mark.slow
 def test_a_kill_while_cleaning_leaves_whole_checkpoints_only(trained: Run, gptkit_command: Command) -> None:
     for at in range(1, 6):
         with suppress(Killed), killed_before(at):
@@ -636,6 +638,7 @@ def test_the_help_shows_an_example_first(command: list[str], gptkit_command: Com
 # The table of runs that were trained
 
 
+@pytest.mark.slow
 def test_the_table_of_runs_is_plain_lines_when_piped(tiny_experiment: Path, gptkit_command: Command) -> None:
     none = gptkit_command("runs")
     assert none.code == 0

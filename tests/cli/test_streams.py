@@ -155,6 +155,7 @@ def test_a_reader_that_has_gone_does_not_stop_a_removal(workspace: Path) -> None
 # As a shell starts it
 
 
+@pytest.mark.slow
 def test_a_shell_sees_the_same_exit_codes(finished: Path) -> None:
     done = gptkit("> /dev/full", "runs")
     assert (done.returncode, done.stderr) == (6, FULL)

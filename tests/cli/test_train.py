@@ -166,6 +166,7 @@ def test_runs_are_kept_in_the_folder_that_is_given(tiny_experiment: Path, gptkit
     assert run.id in gptkit_command("runs", "--runs-dir", "deep/er").out
 
 
+@pytest.mark.slow
 def test_generate_writes_text_when_training_ends(tiny_experiment: Path, gptkit_command: Command) -> None:
     loud = gptkit_command(
         "train", tiny_experiment, "--steps", 2, "--generate", 30, "--set", "sampling.prompt=ol"
@@ -195,6 +196,7 @@ def test_without_saving_a_run_is_recorded_but_has_nothing_to_generate_from(
         assert "--no-save" in refused.err
 
 
+@pytest.mark.slow
 def test_load_starts_a_new_run_from_the_weights_and_tokenizer_of_another(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:

@@ -85,6 +85,7 @@ def test_no_place_that_cannot_be_read_is_a_defect(
         assert codes["runs verify mine"] == 5
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_read_is_named(closed: Callable[[str], None], gptkit_command: Command) -> None:
     closed("metrics.jsonl")
     message = gptkit_command("resume", "mine", "--stop-at", 20).err

@@ -523,6 +523,7 @@ def test_unknown_options_are_refused_before_the_text_is_searched(
 # The command line
 
 
+@pytest.mark.slow
 def test_a_run_on_json_lines_records_what_it_read(tiny_experiment: Path, gptkit_command: Command) -> None:
     lines = "".join(json.dumps({"body": line, "id": 1}) + "\n" for line in small_text().splitlines())
     put("corpus.jsonl.gz", lines)

@@ -34,6 +34,7 @@ def test_every_experiment_file_validates_and_begins_with_a_comment(file: Path) -
     assert experiment_from_dict(_parsed(to_toml(experiment))) == experiment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -38,6 +38,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
     return {place: leaf for key, item in inner for place, leaf in leaves(item, (*path, key)).items()}
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.dictionaries(KEYS, VALUES, max_size=4), st.booleans())
 def test_every_value_of_a_file_is_found_where_it_stands(data: dict[str, Any], multiline: bool) -> None:
@@ -142,6 +143,7 @@ def test_a_mark_of_windows_at_the_beginning_of_a_file_does_no_harm(tmp_path: Pat
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -127,6 +127,7 @@ def test_of_very_many_runs_the_first_are_shown() -> None:
     assert len(charts(page)["val-by-step"]) == MAX_GROUPS
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page(tiny_experiment: Path, gptkit_command: Command) -> None:
     for seed in (1, 2):
         trained = gptkit_command(

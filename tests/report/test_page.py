@@ -110,6 +110,7 @@ def the_run() -> Run:
 # Written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saving", [(), ("--no-save",)], ids=["saved", "not saved"])
 def test_a_run_that_ends_has_its_report(
     tiny_experiment: Path, gptkit_command: Command, saving: tuple[str, ...]
@@ -133,6 +134,7 @@ def test_a_run_that_ends_has_its_report(
     assert gptkit_command("runs", "verify", run.path).code == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_says_so_and_a_resumed_one_has_a_new_report(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
@@ -430,6 +432,7 @@ def test_links_in_a_run_are_not_followed(workspace: Path, gptkit_command: Comman
 # Sizes
 
 
+@pytest.mark.slow
 def test_a_long_run_gives_a_small_page_that_says_what_it_leaves_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     run = make(tmp_path / "mine", rows=[])

@@ -38,6 +38,7 @@ def snapshot(run: Run) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_trained_again_is_a_new_run_that_is_identical(train: Command, gptkit_command: Command) -> None:
     run = train()
     before = snapshot(run)
@@ -56,11 +57,13 @@ def test_a_run_trained_again_is_a_new_run_that_is_identical(train: Command, gptk
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_quiet_prints_the_new_folder_alone(train: Command, gptkit_command: Command) -> None:
     run = train()
     assert gptkit_command("rerun", run.path, "--quiet").out.strip() == str(newest(run).path)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_is_trained_again_to_that_step(
     train: Command, gptkit_command: Command
 ) -> None:
@@ -83,6 +86,7 @@ def test_a_run_that_was_resumed_past_its_end_is_trained_again_as_far(
     assert newest(run).record()["step"] == 11
 
 
+@pytest.mark.slow
 def test_a_run_that_crashed_is_trained_again_as_far_as_its_files_tell(
     train: Command, gptkit_command: Command
 ) -> None:
@@ -94,6 +98,7 @@ def test_a_run_that_crashed_is_trained_again_as_far_as_its_files_tell(
     assert newest(run).record()["step"] == 6
 
 
+@pytest.mark.slow
 def test_a_run_without_checkpoints_is_compared_by_its_losses(train: Command, gptkit_command: Command) -> None:
     run = train("--no-save")
     done = gptkit_command("rerun", run.id)
@@ -114,6 +119,7 @@ def test_a_run_that_began_from_another_does_so_again(train: Command, gptkit_comm
     assert f"began from the weights of run {source.id}, which is not in runs" in refused.err
 
 
+@pytest.mark.slow
 def test_another_learning_rate_gives_other_weights_and_exit_code_5(
     train: Command, gptkit_command: Command
 ) -> None:
@@ -129,6 +135,7 @@ def test_another_learning_rate_gives_other_weights_and_exit_code_5(
     assert "All is as recorded" in different.err
 
 
+@pytest.mark.slow
 def test_a_loss_that_was_recorded_otherwise_is_found(train: Command, gptkit_command: Command) -> None:
     run = train()
     metrics = run.path / "metrics.jsonl"
@@ -141,6 +148,7 @@ def test_a_loss_that_was_recorded_otherwise_is_found(train: Command, gptkit_comm
     assert "tensors" not in different.err
 
 
+@pytest.mark.slow
 def test_what_is_not_as_recorded_is_named(train: Command, gptkit_command: Command) -> None:
     run = train()
     record = run.record()
@@ -153,6 +161,7 @@ def test_what_is_not_as_recorded_is_named(train: Command, gptkit_command: Comman
     assert "the tokenizer that the text gives" in done.out
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(train: Command, gptkit_command: Command) -> None:
     run = train()
     model = run.checkpoints / "step-000000000008" / "model.safetensors"
@@ -198,6 +207,7 @@ def test_a_run_in_use_and_one_that_made_no_step_are_refused(train: Command, gptk
     assert run_ids(Path("runs")) == [run.id]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_it_saved(
     number: int, code: int, train: Command, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch

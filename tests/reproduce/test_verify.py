@@ -56,6 +56,7 @@ def forge(checkpoint: Path, name: str, data: bytes) -> None:
 # Every file against its hashes
 
 
+@pytest.mark.slow
 def test_a_run_that_is_whole_is_said_to_be_and_nothing_in_it_changes(
     run: Run, gptkit_command: Command
 ) -> None:
@@ -171,6 +172,7 @@ def test_what_is_damaged_is_named_with_what_to_do(what: str, run: Run, gptkit_co
     assert contents(run.path) == before
 
 
+@pytest.mark.slow
 def test_what_an_interruption_left_is_named_and_no_damage(run: Run, gptkit_command: Command) -> None:
     for name in (".tmp-3-abc", ".trash-step-000000000003-abc", ".bad-step-000000000003-abc"):
         (run.checkpoints / name).mkdir()
@@ -197,6 +199,7 @@ def test_what_an_interruption_left_is_named_and_no_damage(run: Run, gptkit_comma
 # A stretch trained again
 
 
+@pytest.mark.slow
 def test_a_stretch_trained_again_is_identical_and_the_run_stays_as_it_is(
     run: Run, gptkit_command: Command
 ) -> None:
@@ -247,6 +250,7 @@ def test_a_run_of_minutes_and_one_with_several_ends_can_be_trained_again(
     assert (done.code, "identical: steps 1 to 9" in done.out) == (0, True), done
 
 
+@pytest.mark.slow
 def test_what_differs_is_named_and_what_is_not_as_recorded(run: Run, gptkit_command: Command) -> None:
     environment = run.record()["environment"] | {"torch": "1.0"}
     write_record(run, {**run.record(), "environment": environment})
@@ -263,6 +267,7 @@ def test_what_differs_is_named_and_what_is_not_as_recorded(run: Run, gptkit_comm
     assert [entry.name for entry in Path("runs").iterdir()] == [run.id]
 
 
+@pytest.mark.slow
 def test_a_loss_that_was_recorded_otherwise_is_found(run: Run, gptkit_command: Command) -> None:
     path = run.path / "metrics.jsonl"
     *rows, last = path.read_text().splitlines()
@@ -274,6 +279,7 @@ def test_a_loss_that_was_recorded_otherwise_is_found(run: Run, gptkit_command: C
     assert "All is as recorded" in done.err
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_nothing_behind(run: Run) -> None:
     before = contents(run.path)
     folders = data_folders(None)
@@ -290,6 +296,7 @@ def test_an_interrupt_leaves_nothing_behind(run: Run) -> None:
     assert [entry.name for entry in Path("runs").iterdir()] == [run.id]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
 def test_ctrl_c_while_a_stretch_is_trained_again_exits_with_130(
     run: Run, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
@@ -402,6 +409,7 @@ def test_a_run_without_a_checkpoint_says_why_and_how_to_train_it_again(
 # Best and last
 
 
+@pytest.mark.slow
 def test_the_best_the_last_and_any_step_can_be_generated_from_unless_they_are_damaged(
     tiny_experiment: Path, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

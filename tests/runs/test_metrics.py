@@ -53,6 +53,7 @@ def test_of_steps_that_were_trained_again_the_later_ones_count(tmp_path: Path) -
     assert curve.values[curve.best] == 1.0
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30),
     st.integers(1, 40_000),

@@ -236,6 +236,7 @@ class FailsElsewhere(wrong_datasets.Right):
         return super().read(folders)
 
 
+@pytest.mark.slow
 def test_checking_leaves_torch_as_it_was() -> None:
     before, default = torch.get_rng_state(), torch.get_default_dtype()
     checked(POSITIONS, wrong_positions.LearnedBias)

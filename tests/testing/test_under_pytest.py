@@ -96,6 +96,7 @@ def test_pytest_and_the_command_come_to_the_same_verdicts(tmp_path: Path) -> Non
     }
 
 
+@pytest.mark.slow
 def test_a_failure_shows_the_rule_the_fix_and_the_code_of_the_plugin(tmp_path: Path) -> None:
     (found,) = under_pytest(tmp_path, [contract_for(TOKENIZERS, wrong_tokenizers.Raises)])
     outcome, text = found["test_learns"]

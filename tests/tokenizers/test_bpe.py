@@ -359,6 +359,7 @@ def test_its_module_is_imported_without_the_package() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_run_with_it_trains_resumes_and_generates(tiny_experiment: Path, gptkit_command: Command) -> None:
     """Stopped and resumed; with a prompt of characters that are not in the text."""
     text = tiny_experiment.read_text().replace(

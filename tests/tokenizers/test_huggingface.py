@@ -378,6 +378,7 @@ def test_a_changed_file_is_refused_with_value_error_or_works(kind: str) -> None:
 # Where it is used
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_own_copy_of_the_tokenizer(tiny_experiment: Path, gptkit_command: Command) -> None:
     Path("tokenizer.json").write_text(file_of("byte-level"))
     text = tiny_experiment.read_text()

@@ -103,6 +103,7 @@ def calls(run: Run) -> list[list[Any]]:
     return [json.loads(line) for line in (run.path / "diary" / "calls.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_the_numbers_of_metrics_the_samples_and_the_experiment(train: Train) -> None:
     run = train("tensorboard = true")
     assert_shows_the_metrics(run)
@@ -118,6 +119,7 @@ def test_samples_may_be_left_out(train: Train) -> None:
     assert_shows_the_metrics(run)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_where_steps_were_lost_and_shows_none_twice(
     train: Train, gptkit_command: Command
 ) -> None:
@@ -139,6 +141,7 @@ def test_a_resumed_run_goes_on_where_steps_were_lost_and_shows_none_twice(
     assert again[1].wall_time > first[1].wall_time
 
 
+@pytest.mark.slow
 def test_every_run_has_its_own_name_under_the_runs_folder(train: Train) -> None:
     from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
@@ -147,6 +150,7 @@ def test_every_run_has_its_own_name_under_the_runs_folder(train: Train) -> None:
     assert sorted(read.Runs()) == sorted(f"{run.id}/tensorboard" for run in (one, other))
 
 
+@pytest.mark.slow
 def test_a_tracker_of_another_package_gets_every_call_in_order(
     train: Train, diary: None, gptkit_command: Command
 ) -> None:
@@ -171,6 +175,7 @@ def test_a_tracker_of_another_package_gets_every_call_in_order(
     assert samples == [["sample", path.read_text()] for path in sorted(run.samples.iterdir())]
 
 
+@pytest.mark.slow
 def test_trackers_stand_side_by_side_and_what_one_does_with_its_numbers_is_its_own(
     train: Train, diary: None
 ) -> None:
@@ -274,6 +279,7 @@ def test_a_run_goes_on_without_the_packages_of_its_trackers(
     assert "tracker" not in written.err
 
 
+@pytest.mark.slow
 def test_a_recorded_run_may_hold_options_that_its_tracker_takes_no_more(
     train: Train, diary: None, gptkit_command: Command
 ) -> None:
@@ -286,6 +292,7 @@ def test_a_recorded_run_may_hold_options_that_its_tracker_takes_no_more(
     assert calls(run)[-1] == ["finish", "stopped"]
 
 
+@pytest.mark.slow
 def test_what_is_tracked_is_a_known_part_of_a_run_and_a_stretch_trained_again_is_not_tracked(
     train: Train, diary: None, gptkit_command: Command
 ) -> None:
@@ -378,6 +385,7 @@ def test_an_event_file_is_a_new_one_whatever_stands_there(tmp_path: Path) -> Non
     assert (tmp_path / "elsewhere").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_run_of_somebody_else_may_name_any_tracker_and_no_folder_is_looked_for_by_it(
     train: Train, gptkit_command: Command
 ) -> None:

@@ -78,6 +78,7 @@ def rows(run: Run) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @BOTH
 @pytest.mark.usefixtures("seldom")
@@ -141,6 +142,7 @@ def test_the_host_synchronizes_before_anything_uses_the_weights(
     assert done == list(range(1, due))
 
 
+@pytest.mark.slow
 @BOTH
 def test_synchronizing_seldom_gives_the_same_run(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, optimizer: str

@@ -112,6 +112,7 @@ def test_resuming_is_exact_in_c_and_without(context: RunContext, optimizer: str,
     assert losses(stopped) == losses(straight)
 
 
+@pytest.mark.slow
 def test_the_resolved_experiment_gives_the_same_run(context: RunContext) -> None:
     first = train_run(experiment(seed="random"), context).run
     again = train_run(gptkit.load_experiment(first.experiment_file), context).run
@@ -134,6 +135,7 @@ def test_looking_more_often_changes_no_weight(context: RunContext) -> None:
     assert hashes(often) == hashes(rarely)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(context: RunContext) -> None:
     assert hashes(train_run(experiment(), context).run) != hashes(train_run(experiment(seed=12), context).run)
 
@@ -165,6 +167,7 @@ def test_a_changed_text_is_refused_by_resume(context: RunContext) -> None:
         resume_run(run, context)
 
 
+@pytest.mark.slow
 def test_a_bad_gradient_stops_the_run_before_it_is_applied(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +259,7 @@ def test_the_clock_of_training_leaves_evaluation_out(
     assert trained.progress.seconds < 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [None, 7, {"device": "cpu"}, {"device": "cpu", "precision": "bf16", "threads": 10**9, "compile": False}],
