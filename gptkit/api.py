@@ -34,8 +34,8 @@ def train(
     """Trains a new run to the end of its schedule and returns it.
 
     `experiment` is an Experiment, a dict with the keys of an experiment file, or the path of one. The
-    listener is called with each event (gptkit.events) as it happens. Raises a GptkitError of the kind that
-    fits.
+    listener is called with each event (gptkit.events) as it happens. Raises a subclass of
+    GptkitError.
     """
     if isinstance(experiment, str | Path):
         experiment = load_experiment(experiment)

@@ -32,8 +32,8 @@ class GptkitWarning(UserWarning):
 class GptkitError(Exception):
     """An error that is meant for a person to read.
 
-    `field` is the dotted key of the experiment's field that it is about, if there is one, so that who has
-    read the experiment file can show the line that sets it.
+    `field` is the dotted key of the experiment's field that it is about, if there is one, so that the
+    caller that read the experiment file can show the line that sets it.
     """
 
     exit_code = 1
@@ -52,7 +52,7 @@ class Problem:
     """One thing that is wrong with an experiment."""
 
     message: str  # the dotted key, what is wrong with it, what would be right
-    # The fields that it is about, the one to change most likely first
+    # The fields that it is about, the one that most likely has to change first
     paths: tuple[tuple[str, ...], ...] = ()
     in_key: bool = False  # the key itself is wrong, not its value
 

@@ -2,7 +2,7 @@
 
 All changes to a disk go through the operations of `disk`: create, write, fsync, rename, remove. Tests replace
 them, to fail at the n-th. An error of the operating system becomes a `DiskError` with what was being done and
-what to do. Knows no runs, checkpoints or tensors.
+what to do. Knows nothing of runs, checkpoints or tensors.
 """
 
 from __future__ import annotations

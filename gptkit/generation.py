@@ -1,8 +1,8 @@
 """Generates text: one forward pass over the prompt, then one per token.
 
-In: a model, a tokenizer and a prompt. Out: text, piece by piece. Keys and values are cached; when the context
-is full, the cache is rebuilt from its last half, so the cost per token does not grow with the length of the
-text, with any positional encoding. The randomness of each sample comes from its own seed.
+Input: a model, a tokenizer and a prompt. Output: text, piece by piece. Keys and values are cached; when the
+context is full, the cache is rebuilt from its last half, so the cost per token does not grow with the length
+of the text, with any positional encoding. The randomness of each sample comes from its own seed.
 
 Knows nothing of runs or terminals.
 """

@@ -154,7 +154,7 @@ TURNS = [
     turn("generate good- --checkpoint 7", 5, "there is no checkpoint of step 7"),
     turn("generate good- --checkpoint newest", 2, "expected best, last or a step"),
     turn("generate unsaved", 5, "there is no checkpoint"),
-    turn("generate data", 2, "data is no run folder"),
+    turn("generate data", 2, "data is not a run folder"),
     turn("resume", 2, "Missing argument 'RUN'; as in: gptkit resume latest"),
     turn("resume good- --steps 5", 2, "is at step 20 already", "give more"),
     turn(

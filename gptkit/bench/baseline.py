@@ -1,8 +1,9 @@
 """The baseline of `gptkit bench`: a GPT-2 of the same shape in Hugging Face transformers.
 
-In: an experiment. Out: a GPT-2 of that size that trains and samples, in fp32 or bf16, with the library's
-fused kernels (scaled_dot_product_attention, a fused GELU, AdamW in one pass) and a batch that is already on
-the device. What GPT-2 does not have, such as RoPE or Muon, is left out: it has learned positions and AdamW.
+Input: an experiment. Output: a GPT-2 of that size that trains and samples, in fp32 or bf16, with the
+library's fused kernels (scaled_dot_product_attention, a fused GELU, AdamW in one pass) and a batch that is
+already on the device. What GPT-2 does not have, such as RoPE or Muon, is left out: it has learned positions
+and AdamW.
 """
 
 from __future__ import annotations

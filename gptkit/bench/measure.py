@@ -1,8 +1,8 @@
 """Measures how fast this machine trains and samples an experiment's model.
 
-In: an experiment. Out: a `Benchmark` of plain numbers. Rates are medians over blocks of work long enough to
-be timed; against a baseline the blocks alternate (A B A B), so that a drift of the machine affects both.
-Nothing is recorded and no text is needed: tokens are random, which does not change the speed.
+Input: an experiment. Output: a `Benchmark` of plain numbers. Rates are medians over blocks of work long
+enough to be timed; against a baseline the blocks alternate (A B A B), so that a drift of the machine affects
+both. Nothing is recorded and no text is needed: tokens are random, which does not change the speed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def benchmark(
 ) -> Benchmark:
     """Takes each rate from `blocks` blocks of about `seconds` each.
 
-    Raises UsageError for an unknown baseline, PluginError where it is not installed.
+    Raises UsageError for an unknown baseline, PluginError if it is not installed.
     """
     if against not in ("", "transformers"):
         raise UsageError(f"--against {against!r}: expected transformers.")
@@ -198,7 +198,7 @@ def flops_per_token_sampled(model: GPT, count: int) -> float:
 
 def measure_peak(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of a large square matrix product: the best of 20 runs."""
-    size, repeats = (8192, 4) if device == "cuda" else (1024, 1)  # a GPU is synchronized with seldom
+    size, repeats = (8192, 4) if device == "cuda" else (1024, 1)  # a GPU is rarely synchronized
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     a @ b
     rates = []

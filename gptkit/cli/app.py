@@ -56,7 +56,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except (BrokenPipeError, SystemExit) as end:  # click and rich turn a BrokenPipeError into an exit
         if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
             raise
-        discard(sys.stdout)  # `gptkit generate | head`: the reader has had enough
+        discard(sys.stdout)  # `gptkit generate | head`: the reader closed the pipe
         return 0
     except _ClickException as error:
         if not error.format_message():  # no arguments: the help was shown instead

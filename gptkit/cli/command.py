@@ -1,4 +1,4 @@
-"""How a function becomes a command: its docstring is the help, and every command takes --debug."""
+"""Registers functions as commands: the docstring is the help, and every command takes --debug."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What is printed when a command fails, and its exit code.
 
-In: an exception: a GptkitError, a command line that typer cannot parse, or anything else. Out: one to three
-lines on standard error that say what, where and what to do.
+Input: an exception: a GptkitError, a command line that typer cannot parse, or anything else. Output: one to
+three lines on standard error that say what, where and what to do.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from gptkit.errors import DiskError, GptkitError, OutOfMemoryError, PluginError
 from gptkit.files import DISK_FULL
 from gptkit.words import printable
 
-# What the operating system refuses for its own reasons, in whatever code that happens
+# Refusals by the operating system, which may occur in any code
 _REFUSED = (
     *(*DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENXIO, errno.ESTALE),
     *(errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN),
 )
-# How a command is called whose argument is missing
+# An example for the message about a missing argument
 _EXAMPLES = {
     "gptkit train": "gptkit train experiments/shakespeare.toml",
     "gptkit resume": "gptkit resume latest",
@@ -61,7 +61,7 @@ def explain_usage(message: str, command: str, arguments: Sequence[str]) -> str:
 
 
 def unexpected(error: Exception) -> tuple[str, int]:
-    """Message and exit code of an exception that nobody has turned into a GptkitError.
+    """Message and exit code of an exception that was not turned into a GptkitError.
 
     In this order the cause is memory, a package, a plugin, the disk, and only then a defect of gptkit.
     """

@@ -90,11 +90,11 @@ def check_json(as_json: bool, others: dict[str, bool]) -> None:
 
 
 Flags = Mapping[str, Any] | None
-"""The values of FLAGS by the key of the field, None where a flag is not given."""
+"""The values of FLAGS by the key of the field, None if a flag is not given."""
 
 
 def takes_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command an option for each of FLAGS, in place of its parameter `flags`.
+    """Replaces the parameter `flags` of a command by an option for each of FLAGS.
 
     The function receives their values as `Flags`, for `parse_overrides`.
     """
@@ -130,7 +130,7 @@ def _option(flag: Flag) -> Any:
     return typer.Option(
         *flag.names,
         metavar=flag.metavar or None,
-        help=f"{flag.help} \\[{flag.key}]",  # in brackets that are no markup
+        help=f"{flag.help} \\[{flag.key}]",  # escaped brackets: not markup
         rich_help_panel=flag.panel or None,
         autocompletion=_COMPLETERS.get(flag.key),
     )

@@ -1,7 +1,7 @@
 """What `train`, `resume` and `rerun` share: a view of the training, and how the command ends.
 
-In: what the command line asked for. Out: the context in which `gptkit.training` runs, then the exit by the
-signal that stopped it. Imports rich only for a terminal, and no torch until a training begins.
+Input: what the command line asked for. Output: the context in which `gptkit.training` runs, then the exit by
+the signal that stopped it. Imports rich only for a terminal, and no torch until a training begins.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _warnings_only(event: events.Event) -> None:
 
 
 def finish(trained: TrainingResult, *, quiet: bool) -> None:
-    """Prints the run's folder if `quiet`. Raises a StoppedError where a signal ended the training."""
+    """Prints the run's folder if `quiet`. Raises a StoppedError if a signal ended the training."""
     if quiet:
         write_path(trained.run.path)
     trained.raise_if_stopped(", saved")

@@ -1,7 +1,7 @@
 """Standard output and standard error that may be closed, full, ASCII, or a terminal that has gone away.
 
-Whatever they are, a command whose output is lost ends with a message and an exit code of the table, and no
-training stops because of it.
+A command whose output is lost ends with a message and the exit code for it; training never stops because of
+it.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def show_warning(
 
 
 def write_line(text: str) -> None:
-    """A line on standard output, at once, for work that is to be done even if nobody can read about it."""
+    """Prints a line and flushes it. If the output is lost, the work continues without it."""
     try:
         print(text, flush=True)
     except OSError as error:  # the log's disk is full, or its terminal was closed
         discard(sys.stdout)
-        if not isinstance(error, BrokenPipeError):  # `gptkit train | head`: the reader has had enough
+        if not isinstance(error, BrokenPipeError):  # `gptkit train | head`: the reader closed the pipe
             warn(f"cannot write standard output: {error.strerror}; continuing without it.")
 
 

@@ -1,8 +1,9 @@
 """Datasets by name: listed, resolved, read, described, fetched and added.
 
-In: the name of a dataset or text, and the folders in which texts are searched. Out: dataset plugins and their
-text; frozen rows and descriptions for display; a copy of a text where its name will find it. Prints nothing;
-knows no models and no runs. numpy and the experiment schema are imported on use, so that listing is quick.
+Input: the name of a dataset or text, and the folders in which texts are searched. Output: dataset plugins and
+their text; frozen rows and descriptions for display; a copy of a text where it is found by its name. Prints
+nothing; knows nothing of models or runs. numpy and the experiment schema are imported on use, so that listing
+is quick.
 """
 
 from __future__ import annotations
@@ -243,7 +244,9 @@ def read_dataset(name: str, dataset: Dataset, folders: DataFolders) -> str:
     with _plugin_errors(name):
         text: object = dataset.read(folders)
     if not isinstance(text, str):
-        raise PluginError(f"dataset {name!r} returned {type(text).__name__}, not text. Tell its author.")
+        raise PluginError(
+            f"dataset {name!r} returned {type(text).__name__}, not text. Report it to its author."
+        )
     if not text:
         raise DataError(f"dataset {name!r} is empty.")
     return text
@@ -257,7 +260,7 @@ def _plugin_errors(name: str) -> Iterator[None]:
     except (GptkitError, MemoryError):
         raise
     except Exception as error:
-        raise PluginError(f"dataset {name!r} failed: {_reason(error)}. Tell its author.") from error
+        raise PluginError(f"dataset {name!r} failed: {_reason(error)}. Report it to its author.") from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The corpus of a run: a text split, tokenized and hashed.
 
-In: the text, and a tokenizer or the class of one to train. Out: the ids of both splits, and the counts that a
-run records. Knows no models.
+Input: the text, and a tokenizer or the class of one to train. Output: the ids of both splits, and the counts
+that a run records. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def build_corpus(
 
     `progress` is called while the tokenizer is trained; `tokenizing`, with characters, between the splits of
     a long text. Raises DataError for a text that is too short or has characters that the tokenizer lacks;
-    PluginError for ids that are no array of integers within the vocabulary.
+    PluginError for ids that are not an array of integers within the vocabulary.
     """
     if len(text) < _LONG_TEXT:
         tokenizing = no_progress
@@ -85,12 +85,12 @@ def _encode(tokenizer: Tokenizer, text: str) -> Ids:
     if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)):
         raise PluginError(
             f"{name}.encode should return a numpy array of integers, shape (T,), not {_describe(ids)}. "
-            "Tell its author."
+            "Report it to its author."
         )
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
         raise PluginError(
             f"{name} returned ids from {ids.min()} to {ids.max()}, but its vocab_size is {size}. "
-            "Tell its author."
+            "Report it to its author."
         )
     return ids
 

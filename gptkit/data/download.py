@@ -1,6 +1,7 @@
 """Downloads one file into memory, with a deadline, a minimum rate, retries and a size limit.
 
-In: a URL. Out: its bytes, unverified, or a NetworkError that says what happened. Writes nothing to the disk.
+Input: a URL. Output: its bytes, unverified, or a NetworkError with the reason. Writes nothing to the
+disk.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads text files: plain text, JSON lines and CSV, each optionally compressed with gzip.
 
-In: paths, and the name of the field that holds the text of a record. Out: the text of all documents; a plain
-file is one document, in other files each record is one. No character is changed; only a byte-order mark is
-dropped. Raises DataError with file and line for what cannot be read. Does not search for files.
+Input: paths, and the name of the field that holds the text of a record. Output: the text of all documents; a
+plain file is one document, in other files each record is one. No character is changed; only a byte-order mark
+is dropped. Raises DataError with file and line for what cannot be read. Does not search for files.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Batches of training windows: a pure function of (seed, batch number). Windows of an evaluation.
 
-In: the ids of a split. Out: windows of T + 1 tokens, of which the first T are inputs and the last T targets.
-An epoch lays windows of T tokens side by side from a random offset and visits each once, in random order; the
-next epoch draws another offset and order. So a token is seen once per epoch (or not, if it is among the few
-before or after the windows), and a batch does not depend on the batches before it. Knows no models.
+Input: the ids of a split. Output: windows of T + 1 tokens, of which the first T are inputs and the last T
+targets. An epoch lays windows of T tokens side by side from a random offset and visits each once, in random
+order; the next epoch draws another offset and order. So a token is seen once per epoch (or not, if it is
+among the few before or after the windows), and a batch does not depend on the batches before it. Knows no
+models.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gptkit.seeds import derive_seed
 class BatchSampler:
     """An endless sequence of batches of `batch_size` windows of `context_length` tokens.
 
-    Raises ValueError where the ids hold no window.
+    Raises ValueError if the ids hold no window.
     """
 
     def __init__(self, ids: Ids, *, context_length: int, batch_size: int, seed: int) -> None:

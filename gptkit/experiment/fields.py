@@ -1,4 +1,4 @@
-"""The fields of an experiment, read off the schema: the one walker over it.
+"""The fields of an experiment, from its schema: the only code that traverses it.
 
 Returns a frozen description for each dotted key. Flags, completion, the JSON schema, the differences between
 runs, the report and the tables of the documentation all take what they need from here. `json_schema` adds the
@@ -41,7 +41,7 @@ class ExperimentField:
 
     @property
     def table(self) -> str:
-        """The table that it stands in; "" at the top of the file."""
+        """The table that contains it; "" at the top of the file."""
         return self.key.rpartition(".")[0]
 
     @property

@@ -29,7 +29,7 @@ from gptkit.files import MAX_DEPTH, parse_toml
 from gptkit.plugins import registry
 from gptkit.words import closest
 
-MAX_BYTES = 1_000_000  # a larger file is no experiment
+MAX_BYTES = 1_000_000  # a larger file is not an experiment
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
@@ -52,7 +52,7 @@ class LoadedExperiment:
 def load_experiment(path: Path | str, overrides: Overrides = ()) -> Experiment:
     """The experiment of a TOML file. Its name is the file's, unless it sets one.
 
-    A dataset of a name that no plugin has is a text of one's own, looked for when training begins.
+    A dataset of a name that no plugin has is the user's own text, looked for when training begins.
     Raises UsageError if there is no such file, ExperimentError, PluginError.
     """
     return read_experiment(path, overrides).experiment
@@ -270,7 +270,7 @@ class _Draft:
     def fill_plugin(self, field: ExperimentField, *, texts: bool) -> None:
         """Makes the options of the plugin that a field names explicit.
 
-        With `texts`, a name that no plugin has is a text of one's own: its options stay as they are given.
+        With `texts`, a name that no plugin has is the user's own text: its options stay as they are.
         """
         *tables, last = field.key.split(".")
         table: Any = self._tables
@@ -331,7 +331,7 @@ class _Draft:
             raise PluginError(f"{table}: the options of {name!r} failed: {reason}") from error
 
     def _check_text(self, name: str, options: dict[str, Any], table: str) -> None:
-        """Checks the name of a text and the options beside it, which are those of the dataset `text`."""
+        """Checks the name of a text and its options, which are those of the dataset `text`."""
         if any(sign in name for sign in "\a\b\t\n\f\r"):
             message = f"{table} = {ascii(name)[:60]}: a name has no such characters; {_ESCAPE}"
             self._add(message, (*table.split("."), "type"))

@@ -22,7 +22,7 @@ from gptkit.experiment.schema import OPTIMIZERS, Experiment
 from gptkit.experiment.source import Entry, Path, Source, dotted, in_line
 from gptkit.words import closest, nearest
 
-SHOWN = 20  # problems that a message shows; a file with more has one cause
+SHOWN = 20  # problems that a message shows; more usually have a single cause
 MOST = 1000  # problems that are collected
 
 # The names of fields in other projects
@@ -86,7 +86,7 @@ def render(source: Source, problems: Sequence[Problem]) -> str:
 
 
 def add_place(error: GptkitError, source: Source) -> None:
-    """Notes on an error that is about a field where the field is set: in the file or on the command line."""
+    """Adds to an error about a field where that field is set: in the file or on the command line."""
     if error.field:
         path = tuple(error.field.split("."))
         origin, entry = _place(source, Problem("", (path,)), source.entries([path]))

@@ -14,7 +14,7 @@ from typing import Any
 from gptkit.errors import UsageError
 from gptkit.files import parse_toml
 
-LENGTHS = ("training.max_steps", "training.epochs", "training.minutes")  # three answers to one question
+LENGTHS = ("training.max_steps", "training.epochs", "training.minutes")  # mutually exclusive
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ FLAGS = (
 
 
 def parse_override(text: str) -> Override:
-    """`model.n_layer=6`, as after --set. The value is TOML, or else a string as it stands.
+    """`model.n_layer=6`, as after --set. The value is TOML, or else the text itself.
 
     Raises UsageError for a text that is not KEY=VALUE.
     """
@@ -136,7 +136,7 @@ def parse_override(text: str) -> Override:
 def parse_overrides(pairs: Sequence[str], flags: Mapping[str, Any]) -> list[Override]:
     """The overrides of a command line: texts of --set, and the values of flags by key (None: not given).
 
-    A table comes before its fields. Raises UsageError for two that answer the same question.
+    A table comes before its fields. Raises UsageError for two of the same field, or two lengths of training.
     """
     overrides = [parse_override(pair) for pair in pairs]
     overrides += [flag.override(flags[flag.key]) for flag in FLAGS if flags.get(flag.key) is not None]

@@ -88,7 +88,7 @@ class _LostError(Exception):
 
 
 class _Scanner:
-    """Reads over a TOML text with \\n ends from left to right and keeps the entries that are wanted."""
+    """Scans a TOML text with \\n ends from left to right and keeps the entries that are wanted."""
 
     def __init__(self, text: str, wanted: Collection[Path]) -> None:
         self.found: dict[Path, Entry] = {}

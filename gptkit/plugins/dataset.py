@@ -86,7 +86,7 @@ class Dataset(ABC):
         """
 
     def size(self, folders: DataFolders) -> int | None:
-        """Bytes of the text as UTF-8, within 1 %, for listings; None where reading it would be needed."""
+        """Bytes of the text as UTF-8, within 1 %, for listings; None if reading it would be needed."""
         return None
 
     def facts(self) -> dict[str, str | float]:

@@ -20,7 +20,7 @@ def no_progress(done: int, total: int) -> None:
 
 
 class PluginOptions(BaseModel):
-    """The options of a plugin: the keys beside `type` in its table of an experiment file.
+    """The options of a plugin: the keys other than `type` in its table of an experiment file.
 
     Subclass it as `Options` inside the plugin class, with a typed field for each option and a default where
     there is a sensible one. Values are validated by pydantic and unknown keys are refused; the message names

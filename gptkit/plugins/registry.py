@@ -4,7 +4,7 @@ Input: a family, which is an entry-point group, and a name. Output: a `Plugin` (
 registers), its class, or a description of it. Looking names up imports nothing: only the plugin that is named
 is loaded, so that a broken one affects only those who use it. A name that two distributions register is an
 error that names both. GPTKIT_PLUGINS, where it is set, lists the distributions whose plugins may be used
-beside gptkit's own. Knows nothing of experiments.
+in addition to gptkit's own. Knows nothing of experiments.
 """
 
 from __future__ import annotations
@@ -91,15 +91,15 @@ class PluginOption:
 
 @dataclass(frozen=True)
 class PluginDescription:
-    """An installed plugin, and what its class says about it; or why it cannot be used."""
+    """An installed plugin with the description by its class, or the reason why it cannot be used."""
 
     plugin: Plugin
-    cls: Any = None  # None where there is a problem
+    cls: Any = None  # None if there is a problem
     problem: str = ""
 
     @property
     def summary(self) -> str:
-        """One line, empty where there is a problem."""
+        """One line, empty if there is a problem."""
         return (str(self.cls.summary).splitlines() or [""])[0] if self.cls else ""
 
     @property
@@ -117,7 +117,7 @@ class PluginDescription:
         return list(options_of(self.cls))
 
 
-# Which plugins there are
+# Names
 
 
 @cache
@@ -200,7 +200,7 @@ def _unknown(family: str, name: str, known: Iterable[str]) -> str:
 
 
 def families_of(name: str) -> list[str]:
-    """The families that have a plugin of that name. Raises PluginError where none has."""
+    """The families that have a plugin of that name. Raises PluginError if none has."""
     found = [family for family in KINDS if name in installed(family)]
     if not found:
         known = sorted({known for family in KINDS for known in names(family)})
@@ -210,14 +210,14 @@ def families_of(name: str) -> list[str]:
     return found
 
 
-# The class of one
+# Classes
 
 
 def load(family: str, name: str) -> Any:
     """The class of the plugin of that name.
 
-    Raises PluginError where there is none or more than one, where it fails when imported, was written for
-    another version of the plugin API, is of no such family, or needs a package that is not installed.
+    Raises PluginError if there is none or more than one, where it fails when imported, was written for
+    another version of the plugin API, is not of that family, or needs a package that is not installed.
     """
     plugin = find(family, name)
     what = f"{KINDS[family]} {name!r}"
@@ -240,7 +240,7 @@ def load(family: str, name: str) -> Any:
         )
     if not is_of(family, cls):
         raise PluginError(
-            f"{what} ({source}) is no subclass of gptkit.plugins.{BASES[family]}. Report it to its author."
+            f"{what} ({source}) is not a subclass of gptkit.plugins.{BASES[family]}. Report it to its author."
         )
     for module in cls.needs:
         if find_spec(module.partition(".")[0]) is None:
@@ -309,12 +309,12 @@ def _everything() -> Iterator[Plugin]:
 
 
 def _package(plugin: Plugin) -> str:
-    """The top-level package of its class; empty where the entry point is malformed."""
+    """The top-level package of its class; empty if the entry point is malformed."""
     match = plugin.entry_point.pattern.match(plugin.entry_point.value)
     return match["module"].partition(".")[0] if match else ""
 
 
-# What each one is
+# Descriptions
 
 
 def list_plugins() -> list[PluginDescription]:
@@ -332,7 +332,7 @@ def _listing(plugin: Plugin) -> PluginDescription:
 
 
 def describe_plugin(family: str, name: str) -> PluginDescription:
-    """Everything about one plugin. Raises PluginError where it does not load."""
+    """Everything about one plugin. Raises PluginError if it does not load."""
     return PluginDescription(find(family, name), load(family, name))
 
 

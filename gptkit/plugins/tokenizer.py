@@ -22,7 +22,7 @@ class Splits:
     """The text of a run, which a tokenizer is trained on.
 
     Attributes:
-        train: the text that the model is trained on. Count in this one alone.
+        train: the text that the model is trained on. Take all statistics from this one.
         val: the text that it is evaluated on. Take at most its set of characters, so that it stays unseen.
         progress: call it with the work done and in all, where training the tokenizer takes long.
     """
@@ -66,10 +66,10 @@ class StreamDecoder:
 class Tokenizer(ABC):
     """Maps text to token ids and back. Trained on the text of a run, saved with the run as tokenizer.json.
 
-    Rules beside those of the methods: the same options and text give the same tokenizer in every process; a
-    loaded one does the same as the one that was saved; bytes that are no whole character decode to U+FFFD
-    (`bytes(...).decode("utf-8", errors="replace")`), never to an error, as a model may write any ids and
-    generation decodes them one by one (see `StreamDecoder`).
+    Rules in addition to those of the methods: the same options and text give the same tokenizer in every
+    process; a loaded one does the same as the one that was saved; bytes that are not a whole character decode
+    to U+FFFD (`bytes(...).decode("utf-8", errors="replace")`), never to an error, as a model may generate any
+    ids and generation decodes them one by one (see `StreamDecoder`).
 
         class CodePoints(Tokenizer):
             summary = "code points of ASCII"
@@ -127,21 +127,21 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, each in [0, vocab_size), as Python's or numpy's integers.
 
-        Never raises for such ids, and returns no lone surrogates: bytes that are no whole character, also at
-        the end, give U+FFFD.
+        Never raises for such ids, and returns no lone surrogates: bytes that are not a whole character, also
+        at the end, give U+FFFD.
         """
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Everything that `from_json` needs, as JSON values. Saved as the run's tokenizer.json.
 
-        Let it have a "type" of its own, by which `from_json` refuses the JSON of another tokenizer.
+        Include a "type" of its own, by which `from_json` refuses the JSON of another tokenizer.
         """
 
     @classmethod
     @abstractmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The tokenizer that `to_json` described. Raises ValueError where `data` describes no such tokenizer.
+        """The tokenizer that `to_json` described. Raises ValueError if `data` describes no such tokenizer.
 
         Check `data`: a run folder may come from somebody else, or be damaged.
         """

@@ -59,7 +59,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point that stands out, with its label."""
+    """A highlighted point, with its label."""
 
     x: float
     y: float
@@ -90,7 +90,7 @@ class Drawn:
 
 
 def draw(chart: Chart) -> Drawn | None:
-    """The chart, or None where no series has a point."""
+    """The chart, or None if no series has a point."""
     series = [one.finite() for one in chart.series]
     series = [one for one in series if len(one.x)]
     if not series:
@@ -137,7 +137,7 @@ def draw(chart: Chart) -> Drawn | None:
 
 
 def describe(chart: Chart, series: Sequence[Series]) -> str:
-    """The chart in words, for those who cannot see it."""
+    """A description of the chart for screen readers."""
     return " ".join(
         f"{one.label}: from {number_text(float(one.y[0]))} at {x_text(float(one.x[0]), chart.x_label)} "
         f"to {number_text(float(one.y[-1]))} at {x_text(float(one.x[-1]), chart.x_label)}, "

@@ -63,7 +63,7 @@ _ENDINGS = {
 def write_report(run: Run) -> Path:
     """Writes the run's report.html and returns its path.
 
-    Raises DiskError where it cannot be written, CheckpointError where something in the folder is a link.
+    Raises DiskError if it cannot be written, CheckpointError if something in the folder is a link.
     """
     run.refuse_special_files()
     path = run.path / REPORT
@@ -147,12 +147,12 @@ def _curves(run: Run, notes: list[str]) -> Curves:
     if curves.left_out:
         notes.append(f"{curves.left_out:,} lines of metrics.jsonl are damaged and were left out.")
     if curves.thinned:
-        notes.append("Thinned out: of long curves, the lowest and highest value in each stretch are shown.")
+        notes.append("Thinned out: of long curves, the lowest and highest value in each interval are shown.")
     return curves
 
 
 def _bits_per_nat(record: RunRecord, curves: Curves) -> float | None:
-    """Bits per byte for one nat per token in the val split; None where it is not recorded."""
+    """Bits per byte for one nat per token in the val split; None if it is not recorded."""
     pairs = [(record.best_bits_per_byte, record.best_val_loss)]
     if val := curves["val_loss"]:
         pairs.insert(0, (val.bits_per_byte[-1], val.values[-1]))
@@ -302,7 +302,7 @@ def _described(key: str, value: Value, field: ExperimentField | None) -> Setting
 
 
 def _sections(settings: list[Setting]) -> dict[str, list[Setting]]:
-    """By the table that they stand in; those in none under ""."""
+    """Settings by table; those at the top of the file under ""."""
     sections: dict[str, list[Setting]] = {}
     for setting in settings:
         table, dot, _ = setting.key.partition(".")

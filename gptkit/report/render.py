@@ -115,7 +115,7 @@ def duration_text(seconds: float) -> str:
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that can stand in a script element: no '<', '>' or '&', only ASCII."""
+    """JSON that is safe in a script element: no '<', '>' or '&', only ASCII."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

@@ -1,7 +1,7 @@
 """Two trainings of the same experiment, compared bit for bit.
 
-In: the folders of both. Out: the recorded losses, and the tensors of their newest common checkpoint, that
-differ.
+Input: the folders of both. Output: the recorded losses, and the tensors of their newest common checkpoint,
+that differ.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Comparison:
 
 
 def compare_runs(run: Run, again: Run, start: int, end: int, differences: tuple[str, ...]) -> Comparison:
-    """Raises CheckpointError where the two have neither a common checkpoint nor losses."""
+    """Raises CheckpointError if the two have neither a common checkpoint nor losses."""
     compared, steps = _compare_losses(run, again, start, end)
     pair = _newest_common(run, again)
     if pair is None and not compared:

@@ -1,6 +1,6 @@
 """Trains steps of a run again and compares the result bit for bit.
 
-In: a run. Out: a `Comparison`. `replay_run` trains the steps after the checkpoint before the last, in a
+Input: a run. Output: a `Comparison`. `replay_run` trains the steps after the checkpoint before the last, in a
 temporary folder that is removed whatever happens; `rerun_run` trains the whole run, as a new run beside it.
 The run itself stays as it is.
 """
@@ -44,7 +44,7 @@ from gptkit.training.trainer import StepPlan
 
 @dataclass(frozen=True)
 class Rerun:
-    """A run, the new run that repeats it, and how they compare; None where a signal stopped the new one."""
+    """A run, the new run that repeats it, and how they compare; None if a signal stopped the new one."""
 
     run: Run
     trained: TrainingResult
@@ -54,8 +54,8 @@ class Rerun:
 def replay_run(run: Run, context: RunContext) -> Comparison:
     """Trains again from the checkpoint before the last, or from the initial weights if there is only one.
 
-    Raises CheckpointError where no checkpoint verifies, or the initial weights were those of another run;
-    DataError, PluginError; StoppedError where a signal asked to stop.
+    Raises CheckpointError if no checkpoint verifies, or the initial weights were those of another run;
+    DataError, PluginError; StoppedError if a signal asked to stop.
     """
     run.refuse_special_files()
     with lock_run(run):
@@ -78,7 +78,7 @@ def replay_run(run: Run, context: RunContext) -> Comparison:
 def rerun_run(run: Run, context: RunContext) -> Rerun:
     """Trains the run's experiment again, to the step that the run reached, as a new run beside it.
 
-    Raises UsageError for a run of minutes, which is not reproducible; CheckpointError where there is nothing
+    Raises UsageError for a time-budgeted run, which is not reproducible; CheckpointError if there is nothing
     to compare with, or the run that it began from is missing; DataError, PluginError.
     """
     run.refuse_special_files()
@@ -99,7 +99,7 @@ def rerun_run(run: Run, context: RunContext) -> Rerun:
 
 
 def _newest_two(setup: ResumedRun, context: RunContext) -> tuple[Checkpoint | None, Checkpoint]:
-    """The two newest checkpoints that verify, older first; the older is None where there is only one."""
+    """The two newest checkpoints that verify, older first; the older is None if there is only one."""
     run = setup.run
     run.require_checkpoint(setup.experiment)
     found: list[Checkpoint] = []
@@ -171,7 +171,7 @@ def _only_training(experiment: Experiment, end: int) -> Experiment:
 
 
 def _recorded_estimates(run: Run) -> dict[int, int]:
-    """The expected steps of a run of minutes, by the step at which they were logged."""
+    """The expected steps of a time-budgeted run, by the step at which they were logged."""
     found: dict[int, int] = {}
     for row in run.metrics():
         expected: Any = row.get("expected_steps")
@@ -225,7 +225,7 @@ def _prepare_again(
 
 
 def _recorded_source(run: Run, experiment: Experiment, record: RunRecord) -> WeightSource | None:
-    """The checkpoint of another run that the run began from. Raises CheckpointError where it is missing."""
+    """The checkpoint of another run that the run began from. Raises CheckpointError if it is missing."""
     loaded = record.loaded_from
     if loaded is None:
         return None

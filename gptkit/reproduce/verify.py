@@ -1,6 +1,6 @@
 """Checks every file of a run: against its hashes, and against the run that it is part of.
 
-In: a run's folder. Out: a finding per file or checkpoint. Nothing in the run is changed.
+Input: a run's folder. Output: a finding per file or checkpoint. Nothing in the run is changed.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _check_checkpoints(
         message = "" if fit.is_known else "whole; not compared with the model"
         yield Finding(Verdict.OK, f"checkpoint {step}", message)
     if good:
-        remedy = f"'gptkit resume' goes on from step {good[-1]}"
+        remedy = f"'gptkit resume' continues from step {good[-1]}"
     else:
         remedy = f"train it again: {run.train_again_command()}"
     for step, message in damaged:

@@ -122,7 +122,7 @@ def newest_checkpoint(
 ) -> Checkpoint:
     """The newest checkpoint that verifies; `on_bad` is called for each newer one that does not.
 
-    Raises CheckpointError where none verifies.
+    Raises CheckpointError if none verifies.
     """
     steps = list_steps(folder)
     for step in reversed(steps):

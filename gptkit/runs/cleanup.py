@@ -38,19 +38,19 @@ from gptkit.runs.summary import summarise
 def run_to_delete(wanted: str, runs_folder: Path) -> Run:
     """The run that `wanted` names: one of `runs_folder`, or any by its path.
 
-    Raises UsageError where it is no run, or a link; CheckpointError where there is a link in it.
+    Raises UsageError if it is not a run, or a link; CheckpointError if there is a link in it.
     """
     run = find_run(wanted, runs_folder)
     is_path = os.sep in wanted or bool(os.altsep and os.altsep in wanted)
     if not is_path and not _same(run.path.absolute().parent, runs_folder):
         raise UsageError(
-            f"{wanted} is not in {runs_folder}; to delete it all the same, pass its path: "
+            f"{wanted} is not in {runs_folder}; to delete it anyway, pass its path: "
             f"{os.path.join(os.curdir, wanted)}"
         )
     foreign = foreign_entries(run.path)
     if foreign and not (run.path / RECORD).is_file():
         raise UsageError(
-            f"{run.path} is no run folder: it has no {RECORD}, but {', '.join(foreign[:3])}. "
+            f"{run.path} is not a run folder: it has no {RECORD}, but {', '.join(foreign[:3])}. "
             "Nothing was deleted."
         )
     run.refuse_special_files()
@@ -80,10 +80,10 @@ class Removable:
 
 @dataclass(frozen=True)
 class Removal:
-    """What became of something removable."""
+    """The result of removing something."""
 
     path: Path
-    freed: int | None  # bytes; None where it was kept
+    freed: int | None  # bytes; None if it was kept
     reason: str = ""  # why it was kept
 
 
@@ -204,14 +204,14 @@ def _move_to_trash(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file or folder; the experiment file first, so that what is left of a run is no run."""
+    """Removes a file or folder; the experiment file first, so that what is left does not look like a run."""
     if not path.is_dir():
         disk.remove_file(path)
         return
     disk.remove_file(path / EXPERIMENT)
     disk.remove_folder(path)
     if os.path.lexists(path):
-        raise DiskError(f"{path} could not be removed whole; remove what is left by hand.")
+        raise DiskError(f"{path} could not be removed completely; delete the rest yourself.")
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -30,7 +30,7 @@ _LABEL = re.compile(r"[\w .,+-]{1,40}", re.ASCII)
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run beside others. What is not recorded is None, or empty."""
+    """A run in a comparison. What is not recorded is None, or empty."""
 
     summary: RunSummary
     folder: Path
@@ -67,7 +67,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that is not the same in all runs, with its value for each group; None where it is not set.
+    """A setting that is not the same in all runs, with its value for each group; None if it is not set.
 
     Values that differ within a group, such as its seeds, are joined: "1, 2, 3".
     """

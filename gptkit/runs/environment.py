@@ -59,7 +59,7 @@ def trackers_again(
             found += [choose_tracker(name, value)] if value is not False else []
         except PluginError as error:
             remedy = what_to_install(record, [(registry.TRACKERS, name)])
-            warn(f"{error}\nThe run goes on without it. {remedy}".rstrip())
+            warn(f"{error}\nThe run continues without it. {remedy}".rstrip())
     return found
 
 
@@ -88,7 +88,7 @@ def warn_of_changed_plugins(record: RunRecord, experiment: Experiment, warn: Cal
 
 
 def environment_differences(record: RunRecord, experiment: Experiment, backend: Backend) -> tuple[str, ...]:
-    """What differs from where the run was trained before, each as 'threads 2 -> 4'; nothing: exact.
+    """Differences from the recorded environment, such as 'threads 2 -> 4'; empty: exact.
 
     Raises PluginError.
     """
@@ -133,7 +133,7 @@ def recorded_backend(record: RunRecord, chosen: Backend) -> Backend:
 
 
 def check_text(record: RunRecord, run_id: str, sha256: str) -> None:
-    """Raises DataError where the text is no longer the one that the run was trained on."""
+    """Raises DataError if the text is no longer the one that the run was trained on."""
     recorded = record.dataset.sha256
     if recorded != sha256:
         raise DataError(

@@ -54,7 +54,7 @@ def list_steps(checkpoints: Path) -> list[int]:
 
 
 def saved_steps(checkpoints: Path) -> list[SavedStep]:
-    """The same with paths; a link is no checkpoint, and an unreadable folder has none."""
+    """The same with paths; a link is not a checkpoint, and an unreadable folder has none."""
     try:
         steps = [] if checkpoints.is_symlink() else list_steps(checkpoints)
     except OSError:
@@ -92,7 +92,7 @@ def leftovers(run_folder: Path) -> list[Path]:
 
 
 def foreign_entries(run_folder: Path) -> list[str]:
-    """The names in a run's folder that are not of gptkit."""
+    """The names in a run's folder that gptkit does not use."""
     return sorted(
         path.name
         for path in entries(run_folder)
@@ -122,7 +122,7 @@ def size_of(path: Path) -> int:
 
 
 def entries(folder: Path) -> Iterator[Path]:
-    """What is in a folder that is no link; nothing where it cannot be read."""
+    """The entries of a folder that is not a link; none if it cannot be read."""
     try:
         if not folder.is_symlink() and folder.is_dir():
             yield from list(folder.iterdir())

@@ -51,11 +51,11 @@ class Curves:
 
     by_name: Mapping[str, Curve] = field(default_factory=dict)
     last_step: int = 0  # of the last row
-    left_out: int = 0  # lines that are no rows; a last line that a crash cut off does not count
+    left_out: int = 0  # lines that are not rows; a last line that a crash cut off does not count
     thinned: bool = False  # whether a curve has fewer points than the file
 
     def __getitem__(self, name: str) -> Curve:
-        """Empty where no row has that name."""
+        """Empty if no row has that name."""
         return self.by_name.get(name, Curve())
 
 

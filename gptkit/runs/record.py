@@ -43,7 +43,7 @@ def _none() -> None:
 
 
 def _text(value: object) -> str | None:
-    """Any short text, lone surrogates included: a command line may contain bytes that are no UTF-8."""
+    """Any short text, lone surrogates included: a command line may contain bytes that are not UTF-8."""
     return value if isinstance(value, str) and len(value) <= _MAX_TEXT else None
 
 
@@ -140,7 +140,7 @@ class RunRecord(_Lenient):
     started: Text = None  # ISO 8601 with the offset from UTC
     command: Text = None
     process: Annotated[Process | None, _or_else(_none)] = None  # while it trains
-    target_step: Whole = None  # None where the run ends after a time
+    target_step: Whole = None  # None if the run ends after a time
     dataset: Annotated[DatasetRecord, _or_else(DatasetRecord)] = DatasetRecord()
     tokenizer: Annotated[TokenizerRecord, _or_else(TokenizerRecord)] = TokenizerRecord()
     hyperparameters: Annotated[Hyperparameters, _or_else(Hyperparameters)] = Hyperparameters()
@@ -163,7 +163,7 @@ class RunRecord(_Lenient):
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
-        """Raises CheckpointError where the file cannot be read or is no JSON object."""
+        """Raises CheckpointError if the file cannot be read or is not a JSON object."""
         return cls.model_validate(read_json_object(path, max_bytes=_MAX_BYTES))
 
     def write(self, path: Path) -> None:

@@ -98,7 +98,7 @@ class Run:
         return self.path / SAMPLES
 
     def refuse_special_files(self) -> None:
-        """Raises CheckpointError where something in the folder is neither a file nor a folder.
+        """Raises CheckpointError if something in the folder is neither a file nor a folder.
 
         A symbolic link may lead anywhere, and opening a pipe may block forever.
         """
@@ -115,11 +115,11 @@ class Run:
         return read_json_object(self.path / RECORD)
 
     def read_record(self) -> RunRecord:
-        """run.json with typed fields. Raises CheckpointError where it is no JSON object."""
+        """run.json with typed fields. Raises CheckpointError if it is not a JSON object."""
         return RunRecord.read(self.path / RECORD)
 
     def read_record_or_empty(self) -> RunRecord:
-        """The same, empty where run.json is missing or damaged."""
+        """The same, empty if run.json is missing or damaged."""
         with suppress(CheckpointError):
             return self.read_record()
         return RunRecord()
@@ -153,7 +153,7 @@ class Run:
     def read_sample(self, step: int, *, max_characters: int, errors: str = "replace") -> Sample:
         """The sample of a step, or its beginning.
 
-        `errors` is that of bytes.decode. Raises OSError or ValueError where it cannot be read.
+        `errors` is that of bytes.decode. Raises OSError or ValueError if it cannot be read.
         """
         path = self.samples / sample_name(step)
         if path.is_symlink() or not path.is_file():
@@ -164,7 +164,7 @@ class Run:
         return Sample(step, text[:max_characters], len(text) <= max_characters)
 
     def last_sample(self, *, max_characters: int = 100_000) -> Sample | None:
-        """The sample of the last step; None where there is none, or it cannot be read."""
+        """The sample of the last step; None if there is none, or it cannot be read."""
         with suppress(OSError, ValueError):
             if steps := self.sample_steps():
                 return self.read_sample(steps[-1], max_characters=max_characters)
@@ -181,7 +181,7 @@ class Run:
     def experiment(self) -> Experiment:
         """The experiment as it was resolved: every field explicit.
 
-        Raises CheckpointError where the file is damaged, PluginError with what to install.
+        Raises CheckpointError if the file is damaged, PluginError with what to install.
         """
         from gptkit.experiment.load import load_recorded
         from gptkit.runs.environment import what_to_install
@@ -204,7 +204,7 @@ class Run:
     def tokenizer(self, experiment: Experiment | None = None) -> Tokenizer:
         """The tokenizer of the run; `experiment` saves reading it again.
 
-        Raises CheckpointError where tokenizer.json is damaged, PluginError.
+        Raises CheckpointError if tokenizer.json is damaged, PluginError.
         """
         from gptkit.plugins import registry
 
@@ -284,7 +284,7 @@ class Run:
     def load(self, checkpoint: str | int = "best") -> tuple[GPT, Tokenizer]:
         """The model, in fp32 on the CPU and in eval mode, and its tokenizer.
 
-        `checkpoint` is "best", "last" or a step. Raises CheckpointError where it does not verify.
+        `checkpoint` is "best", "last" or a step. Raises CheckpointError if it does not verify.
         """
         loaded = self.load_model(checkpoint)
         return loaded.model, loaded.tokenizer
@@ -295,7 +295,7 @@ class Run:
         """As `load`, with warnings: for a tokenizer or positional encoding of another version than in
         training, and for a checkpoint that does not verify and is passed over.
 
-        Raises CheckpointError where files do not verify or do not fit together, PluginError.
+        Raises CheckpointError if files do not verify or do not fit together, PluginError.
         """
         from gptkit.model.build import build_model_for, load_weights
         from gptkit.runs.environment import warn_of_changed_plugins
@@ -311,7 +311,7 @@ class Run:
         return LoadedModel(model.eval(), tokenizer, read)
 
     def check_tokenizer(self, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-        """Raises CheckpointError where the checkpoint was trained with another tokenizer."""
+        """Raises CheckpointError if the checkpoint was trained with another tokenizer."""
         if checkpoint.state.get("tokenizer_sha256") != tokenizer_hash(tokenizer):
             raise CheckpointError(
                 f"the tokenizer of run {self.id} is not the one that step {checkpoint.step} was trained "
@@ -417,7 +417,7 @@ class Recorder:
 def lock_run(run: Run) -> Iterator[None]:
     """Holds the run for this process.
 
-    Raises RunInUseError where another process holds it, DiskError where the folder cannot be written.
+    Raises RunInUseError if another process holds it, DiskError if the folder cannot be written.
     """
     lock = filelock.FileLock(run.path / LOCK, timeout=0)
     with disk_errors(f"locking the run {run.id}"):
@@ -446,7 +446,7 @@ def is_locked(run: Run) -> bool:
 
 
 def refuse_use(run: Run) -> None:
-    """Raises RunInUseError where a process holds the run; changes nothing."""
+    """Raises RunInUseError if a process holds the run; changes nothing."""
     if is_locked(run):
         with lock_run(run):  # raises with the process that holds it; or it has been released meanwhile
             pass

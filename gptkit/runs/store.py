@@ -77,7 +77,7 @@ def create_run(runs_folder: Path, *, stem: str, experiment_toml: str) -> Run:
 def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> Run:
     """The run that `wanted` means: a folder, an id, a unique beginning of an id, or 'latest'.
 
-    Raises UsageError where there is none, or more than one.
+    Raises UsageError if there is none, or more than one.
     """
     if "\0" in wanted or not wanted:
         raise UsageError(f"{wanted!r} names no run.")
@@ -100,7 +100,7 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> Run:
             "Type more of the id, or 'latest'."
         )
     if os.path.isdir(path):
-        raise UsageError(f"{wanted} is no run folder: it has no {EXPERIMENT}.")
+        raise UsageError(f"{wanted} is not a run folder: it has no {EXPERIMENT}.")
     shown = wanted if len(wanted) <= 200 else wanted[:200] + "…"
     beginnings = {name[: len(wanted)]: name for name in ids}
     near = nearest(wanted, ids) or nearest(beginnings.get(closest(wanted, beginnings) or "", ""), ids)
@@ -153,7 +153,7 @@ class Condition:
             return _ORDER[self.sign](value, self.wanted)
         number = _number(self.wanted)
         if number is None:
-            raise UsageError(f"--where {self}: {self.key} is a number, and {self.wanted!r} is none.")
+            raise UsageError(f"--where {self}: {self.key} is a number, but {self.wanted!r} is not.")
         return _ORDER[self.sign](value, number)
 
     def __str__(self) -> str:
@@ -211,7 +211,7 @@ def select_runs(
 
 
 class _Fields:
-    """The values of one run by key; its experiment is read only for a key that is no column."""
+    """The values of one run by key; its experiment is read only for a key that is not a column."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -253,7 +253,7 @@ def _names_of_text(path: str) -> list[Value]:
 
 
 def _refuse_unknown(unknown: set[str], known: set[str]) -> None:
-    """Raises UsageError for a key that no run has and that is no field of an experiment."""
+    """Raises UsageError for a key that is neither in a run nor a field of an experiment."""
     if not unknown:
         return
     from gptkit.experiment.fields import fields as experiment_fields

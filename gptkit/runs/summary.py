@@ -1,4 +1,4 @@
-"""A run in short, for a line of a table; a run in full; its settings and facts by dotted key.
+"""The summary of a run, for a line of a table; its details; its settings and facts by dotted key.
 
 Input: a run, whose files may be damaged. Output: frozen values with short texts and plain numbers, which know
 nothing of how they are shown; what cannot be read is left out. Loads no plugin and no torch, so that a
@@ -108,7 +108,7 @@ class RunDetails:
     loaded_from: dict[str, Value]
     command: str
     checkpoints: tuple[SavedStep, ...]
-    commands: tuple[tuple[str, str], ...]  # how to go on: what for, and the command
+    commands: tuple[tuple[str, str], ...]  # commands to use next: the purpose, and the command
 
 
 def summarise(run: Run, record: RunRecord | None = None) -> RunSummary:
@@ -176,7 +176,7 @@ def describe_run(run: Run) -> RunDetails:
 def read_settings(run: Run) -> dict[str, Value]:
     """The resolved experiment as `model.n_embd` -> 128; `model.position` is its type, its options beside it.
 
-    Empty where the file cannot be read.
+    Empty if the file cannot be read.
     """
     path = run.experiment_file
     try:

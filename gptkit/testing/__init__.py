@@ -7,7 +7,7 @@
         plugin = WordTokenizer
 
 There is one contract per family: TokenizerContract, PositionContract, DatasetContract and TrackerContract.
-Their docstrings list what to set beside `plugin`; the docstring of each check says its rule and the fix.
+Their docstrings list what to set besides `plugin`; the docstring of each check states its rule and the fix.
 `gptkit plugins check` and `gptkit.check_plugin` run the same checks without pytest. Nothing is downloaded.
 
 PositionContract needs torch, so each contract is imported when it is first used.
@@ -90,7 +90,7 @@ def check_plugin(
 ) -> Iterator[CheckResult]:
     """The results of all checks of a plugin, one by one, from the basic to the special.
 
-    `plugin` may be anything, also what is no plugin. Without `options` it is checked with
+    `plugin` may be any object, even one that is not a plugin. Without `options` it is checked with
     `plugin.Options.example`. `folders` is where a dataset looks for its text.
     """
     yield from run_contract(contract_for(family, plugin, options, folders))

@@ -1,8 +1,8 @@
 """What the contracts of all families share: how a check runs, and the checks that every plugin must pass.
 
 Input: a subclass of `PluginContract` with a plugin class. Output: a `CheckResult` for each of its methods
-`test_...`, under pytest or without it. Whatever a plugin raises, also SystemExit, is a bad result and never
-ends the checking. Knows nothing of what a family's plugins do.
+`test_...`, under pytest or without it. Whatever a plugin raises, including SystemExit, is a bad result and
+never ends the checking. Knows nothing of what a family's plugins do.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class CheckResult:
 
 
 class ContractError(AssertionError):
-    """The plugin breaks a rule of its contract. The message says which input shows it, and the fix."""
+    """The plugin breaks a rule of its contract. The message names the input that shows it, and the fix."""
 
 
 class _TimeUpError(BaseException):
@@ -231,7 +231,7 @@ class PluginContract:
     def test_summary(self) -> None:
         """`summary` is one line of text, which listings show beside the name.
 
-        Fix: set the class attribute `summary` to a short line that says what the plugin is.
+        Fix: set the class attribute `summary` to a short line that describes the plugin.
         """
         summary = self.plugin.summary
         require(isinstance(summary, str), f"summary is {quote(summary)}, not a string")
@@ -289,7 +289,7 @@ class PluginContract:
     def subprocess_fingerprint(self) -> str:
         """`fingerprint` in another process, whose strings hash differently: a set has another order there.
 
-        Raises SkipTest where no process can be started or the class cannot be imported there.
+        Raises SkipTest if no process can be started or the class cannot be imported there.
         """
         folders = self.folders or data_folders(None)
         job = {
@@ -343,7 +343,7 @@ class PluginContract:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Stops Python code that does not end, where there are alarm signals and nobody else has set one.
+    """Stops Python code that does not end, where there are alarm signals and no other code has set one.
 
     Code in C that does not return cannot be stopped from within its process.
     """
@@ -398,7 +398,7 @@ def shorten(text: str, longest: int) -> str:
 
 
 def quote(value: object, longest: int = 40) -> str:
-    """A value for a message, in ASCII: other characters might not be seen, or upset the terminal."""
+    """A value for a message, in ASCII: other characters might be invisible, or control the terminal."""
     if not isinstance(value, str):
         return shorten(ascii(value), longest)
     more = f" (and {len(value) - longest:,} characters more)" if len(value) > longest else ""

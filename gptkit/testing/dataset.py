@@ -103,7 +103,7 @@ class DatasetContract(PluginContract):
     def test_text(self) -> None:
         """`read(folders)` returns a text that is not empty.
 
-        Fix: return a str; raise gptkit.plugins.DataError where there is no text.
+        Fix: return a str; raise gptkit.plugins.DataError if there is no text.
         """
         if not self.here:
             raise SkipTest(f"not here: gptkit datasets fetch {self._name()}")
@@ -183,7 +183,7 @@ class DatasetContract(PluginContract):
 
     @check("made")
     def test_size(self) -> None:
-        """`size(folders)` returns the bytes of the text as UTF-8, within 1 %, or None where it is unknown.
+        """`size(folders)` returns the bytes of the text as UTF-8, within 1 %, or None if it is unknown.
 
         Fix: return an int, or None.
         """

@@ -34,7 +34,7 @@ from gptkit.training.optim import Optimizer, flatten_parameters
 
 COMMON_SHAPES = (ModelShape(16, 32, 2), ModelShape(16, 64, 4), ModelShape(16, 16, 1))
 ODD_SHAPES = (
-    ModelShape(16, 24, 3),  # a number of heads that is no power of two
+    ModelShape(16, 24, 3),  # a number of heads that is not a power of two
     ModelShape(24, 20, 4),  # an odd head size
     ModelShape(9, 7, 1),  # everything odd
     ModelShape(2, 8, 2),
@@ -188,7 +188,7 @@ class PositionContract(PluginContract):
         for hook, tensor in first.items():
             same = torch.equal(tensor, second[hook])
             require(same, f"{hook}: called twice with the same, it returns something else")
-        self.report("made and called twice, it gives the same")
+        self.report("made and called twice, it returns the same")
 
     @check("shapes")
     def test_checkpoint(self) -> None:
@@ -273,7 +273,7 @@ class PositionContract(PluginContract):
             rotated = position.rotate(q[:, :, start:end], k[:, :, start:end], here)
             parts = {"embed()": position.embed(x[:, start:end], here)}
             parts |= {"rotate() of q": rotated[0], "rotate() of k": rotated[1]}
-            differs = f"positions {start} to {end - 1} alone give something else than within the whole"
+            differs = f"positions {start} to {end - 1} alone differ from the same positions within the whole"
             for hook, tensor in parts.items():
                 same = _close(tensor, whole[hook][..., start:end, :])
                 require(same, f"{hook}: {differs}")
@@ -301,7 +301,7 @@ class PositionContract(PluginContract):
             got = torch.cat([model(part, cache) for part in torch.split(tokens, sizes, dim=1)], dim=1)
             how = "token by token" if sizes[0] == 1 else "in two parts"
             _require_close(got, wanted, f"{how} with a cache, the logits differ from those of the whole")
-        self.report("token by token a model gives the same as at once")
+        self.report("token by token a model returns the same as at once")
 
     @check("cached", "rotation tables")
     @torch.inference_mode()
@@ -323,7 +323,7 @@ class PositionContract(PluginContract):
 
     @check("same twice")
     def test_trains_in_fp32(self) -> None:
-        """In a few steps a GPT learns a batch by heart; each parameter gets a finite gradient.
+        """In a few steps a GPT memorizes a batch; each parameter gets a finite gradient.
 
         Fix: work in training mode, use every parameter, and avoid functions with infinite slopes.
         """
@@ -378,7 +378,7 @@ class PositionContract(PluginContract):
         with calling("compiled, the model"):
             got = _compiled(model, tokens)
         _require_close(got, model(tokens), "compiled, the model has other logits")
-        self.report("a compiled model gives the same")
+        self.report("a compiled model returns the same")
 
     def _perturbed_model(self, n_layer: int = 2) -> GPT:
         """New weights give the same logits for every token; these matter everywhere."""
@@ -419,7 +419,7 @@ def _compiled(model: GPT, tokens: Tensor) -> Tensor:
 
 @cache
 def _compiler_error() -> str:
-    """What torch.compile raises for a plain model, on this Python and platform; empty where it works."""
+    """What torch.compile raises for a plain model, on this Python and platform; empty if it works."""
     try:
         _compiled(_model(PositionalEncoding(PluginOptions(), COMMON_SHAPES[0]), n_layer=1), _tokens(1, 4))
     except Exception as error:

@@ -34,7 +34,7 @@ from gptkit.testing.edge_cases import OTHER_VAL, SAMPLE, TRAIN, UNSEEN, VAL, all
 
 _SLOWEST = 20_000  # characters per second: an hour for a text of 70 MB
 _MANY_IDS = 3000  # ids that are decoded one by one, at most
-_REPLACEMENT = "\ufffd"  # what decode returns for bytes that are no whole character
+_REPLACEMENT = "\ufffd"  # what decode returns for bytes that are not a whole character
 
 
 class TokenizerContract(PluginContract):
@@ -43,7 +43,7 @@ class TokenizerContract(PluginContract):
     Attributes:
         plugin: the tokenizer class. Set it.
         options: options to check it with; by default those of `plugin.Options.example`.
-        texts: more texts to try it on, by name, beside those of `gptkit.testing.edge_cases`.
+        texts: more texts to try it on, by name, in addition to those of `gptkit.testing.edge_cases`.
     """
 
     family = TOKENIZERS
@@ -152,7 +152,7 @@ class TokenizerContract(PluginContract):
         """
         self._require_alike(self.train(), "trained twice on the same text")
         self._require_alike(self.tokenizer, "called twice")
-        self.report("training and encoding twice give the same")
+        self.report("training and encoding twice return the same")
 
     def _require_alike(self, other: Any, when: str) -> None:
         first, second = self.tokenizer.to_json(), other.to_json()
@@ -224,7 +224,7 @@ class TokenizerContract(PluginContract):
     def test_any_ids(self) -> None:
         """`decode` returns text for any ids in [0, vocab_size), Python's or numpy's; a model may write them.
 
-        Fix: never raise, and decode bytes with `errors="replace"`: bytes that are no whole character give
+        Fix: never raise, and decode bytes with `errors="replace"`: bytes that are not a whole character give
         U+FFFD.
         """
         size, random = self.tokenizer.vocab_size, np.random.RandomState(0)
@@ -300,7 +300,7 @@ class TokenizerContract(PluginContract):
         self.report(f"{len(damaged)} descriptions that it did not write, with ValueError")
 
     def _is_valid(self, accepted: Any, data: dict[str, Any]) -> bool:
-        """Whether a key that is missing was optional: its default is what stood there, or is written back."""
+        """Whether a missing key was optional: its default equals the removed value, or is written back."""
         written = {key: value for key, value in accepted.to_json().items() if value is not None}
         if written == {key: value for key, value in data.items() if value is not None}:
             return True  # another tokenizer, which a run notices by its hash

@@ -194,7 +194,7 @@ class TrackerContract(PluginContract):
 
 
 def _open_files() -> Iterator[Path]:
-    """The files that this process has open. Raises SkipTest where the system does not list them."""
+    """The files that this process has open. Raises SkipTest if the system does not list them."""
     place = Path("/proc/self/fd")
     if not place.is_dir():
         raise SkipTest("this system does not list open files")

@@ -1,7 +1,7 @@
 """The tokenizer `bigram`: frequent pairs of characters, single characters for the rest.
 
-In: the text of a run. Out: one id per pair or character. Bounded memory beside text and ids. Knows no files
-and no models.
+Input: the text of a run. Output: one id per pair or character. Bounded memory in addition to text and ids.
+Knows nothing of files or models.
 """
 
 from __future__ import annotations

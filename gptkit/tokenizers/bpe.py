@@ -1,7 +1,7 @@
 """The tokenizer `bpe`: byte-level byte-pair encoding, learned from the text by the package `tokenizers`.
 
-In: text. Out: ids, and a tokenizer.json in the package's own format, which other programs open too. Knows no
-files. The package is imported when a tokenizer is made, so that gptkit works without it.
+Input: text. Output: ids, and a tokenizer.json in the package's own format, which other programs open too.
+Knows nothing of files. The package is imported when a tokenizer is made, so that gptkit works without it.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ class BpeTokenizer(Tokenizer):
 
     No character is unknown. A text is split by GPT-2's pattern, which merges never cross. Learning takes
     memory proportional to the number of distinct words of the training text; encoding takes some 100 MB
-    beside text and ids. The ids are those of the whole text, unless 2**20 characters have no white space:
-    there it is encoded as two texts.
+    in addition to text and ids. The ids are those of the whole text, unless 2**20 characters have no white
+    space: there it is encoded as two texts.
     """
 
     class Options(PluginOptions):
@@ -166,7 +166,7 @@ class BpeTokenizer(Tokenizer):
     needs = ("tokenizers",)
 
     def __init__(self, data: dict[str, Any]) -> None:
-        """Raises ValueError where `data` is not a tokenizer.json of this kind."""
+        """Raises ValueError if `data` is not a tokenizer.json of this kind."""
         tokens = _check(data)
         self._data = data
         # Vocabulary and merges alone, so that other keys and versions of the file make no difference

@@ -1,6 +1,6 @@
 """The tokenizer `byte`, and the stream decoder of every tokenizer whose ids are pieces of UTF-8.
 
-In: any text. Out: one id per byte of its UTF-8. Nothing is learned from a text.
+Input: any text. Output: one id per byte of its UTF-8. Nothing is learned from a text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tokenizer `char`, and the character tables that `bigram` shares with it.
 
-In: the text of a run. Out: one id per character. Bounded memory beside text and ids. Knows no files and no
-models.
+Input: the text of a run. Output: one id per character. Bounded memory in addition to text and ids. Knows no
+files and no models.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from gptkit.plugins import PluginOptions, Splits, Tokenizer
 from gptkit.plugins.tokenizer import Ids
 
-CHUNK = 1 << 20  # characters processed at a time, which bounds the memory beside text and ids
+CHUNK = 1 << 20  # characters processed at a time, which bounds the memory in addition to text and ids
 
 
 def smallest_type(vocab_size: int) -> np.dtype[Any]:
@@ -84,7 +84,7 @@ def characters_from_json(data: dict[str, Any], kind: str) -> list[str]:
 
 
 def check_keys(data: dict[str, Any], expected: set[str]) -> None:
-    """Raises ValueError where a tokenizer.json has other keys than these."""
+    """Raises ValueError if a tokenizer.json has other keys than these."""
     if set(data) != expected:
         raise ValueError(f"its keys should be {', '.join(sorted(expected))}")
 

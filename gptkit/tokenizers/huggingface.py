@@ -1,7 +1,7 @@
 """The tokenizer `hf`: any tokenizer.json that the package `tokenizers` reads, used as it is.
 
-In: a file in the format of Hugging Face; text. Out: the package's ids, without special tokens around them;
-the run keeps the whole file. Knows neither training nor downloads.
+Input: a file in the format of Hugging Face; text. Output: the package's ids, without special tokens around
+them; the run keeps the whole file. Knows nothing of training or downloads.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class HuggingFaceTokenizer(Tokenizer):
     needs = ("tokenizers",)
 
     def __init__(self, data: dict[str, Any]) -> None:
-        """Raises ValueError where the package does not accept `data`."""
+        """Raises ValueError if the package does not accept `data`."""
         self._data = _without_chance(data)
         self._opened = open_tokenizer(self._data)
         ids = self._opened.get_vocab(with_added_tokens=True).values()
@@ -98,7 +98,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._vocab_size
 
     def encode(self, text: str) -> Ids:
-        """Ids of `text`, shape (T,). Raises DataError where the package cannot encode it."""
+        """Ids of `text`, shape (T,). Raises DataError if the package cannot encode it."""
         try:
             return encode_pieces(self._opened, [text], self._dtype)
         except ValueError as error:
@@ -194,7 +194,7 @@ class _WindowStreamDecoder(StreamDecoder):
         waiting = len(self._ids) - self._done
         if not text.startswith(before) or (text.endswith("\ufffd") and waiting < self.LONGEST):
             return ""
-        if len(text) > len(before):  # ids without text are no context for those after them
+        if len(text) > len(before):  # ids without text are not context for those after them
             self._done = len(self._ids)
             self._texts.append(text[len(before) :])
         return text[len(before) :]

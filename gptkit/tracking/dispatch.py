@@ -1,8 +1,8 @@
 """Calls a run's trackers as the run reports events.
 
 Input: names and options of trackers, then events. Output: calls of the trackers, and a warning for each that
-fails: whatever a tracker raises ends here, the tracker is switched off, and the run goes on. Knows nothing of
-any particular tracker.
+fails: whatever a tracker raises ends here, the tracker is switched off, and the run continues. Knows nothing
+of any particular tracker.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ChosenTracker:
 def choose_tracker(name: str, value: bool | Mapping[str, Any]) -> ChosenTracker:
     """The tracker for a key of `[tracking]`, whose value is true or a table of options.
 
-    Raises PluginError where the tracker does not load or does not accept these options.
+    Raises PluginError if the tracker does not load or does not accept these options.
     """
     cls = registry.load(registry.TRACKERS, name)
     if not _FOLDER_NAME.fullmatch(name):
@@ -126,7 +126,7 @@ class Tracking:
             raise
         except BaseException as error:  # SystemExit, and panics of Rust extensions, which are no Exceptions
             self._active.pop(name, None)
-            off = "" if method == "finish" else "\nIt is switched off for this session; training goes on."
+            off = "" if method == "finish" else "\nIt is switched off for this session; training continues."
             self._warn(f"tracker {name!r} failed in {method}(): {_describe(error)}{off}")
 
 

@@ -1,6 +1,6 @@
-"""How far a run has come, and when it ends: by the number of steps, or by the minutes spent in training.
+"""Progress of a run, and when its schedule ends: at a step, or after minutes of training.
 
-A run of minutes estimates how many steps it will make from its speed so far, and its learning rate follows
+A time-budgeted run estimates how many steps it will make from its speed so far, and its learning rate follows
 the schedule over that number: after half of the time it is where it would be after half of the steps. The
 estimate is part of the progress and of metrics.jsonl, so a step remains a function of what is recorded.
 """
@@ -23,7 +23,7 @@ _Number = Annotated[float, Field(strict=True, gt=-1e300, lt=1e300, allow_inf_nan
 
 @dataclass
 class TrainingProgress:
-    """How far a run has come; saved with every checkpoint, so that a resumed run reports as if unbroken."""
+    """Progress of a run; saved with every checkpoint, so that a resumed run reports as if uninterrupted."""
 
     step: _Count = 0
     tokens: _Count = 0
@@ -35,11 +35,11 @@ class TrainingProgress:
     best_val_loss: _Number | None = None
     best_step: _Count | None = None
     bad_evals: _Count = 0  # evaluations since the best
-    expected_steps: _Count | None = None  # of a run of minutes, as of the last step that was logged
+    expected_steps: _Count | None = None  # of a time-budgeted run, as of the last step that was logged
 
     @classmethod
     def from_json(cls, data: Any) -> TrainingProgress:
-        """Raises ValueError where `data` is not what `to_json` returned."""
+        """Raises ValueError if `data` is not what `to_json` returned."""
         if not isinstance(data, dict) or data.keys() != {field.name for field in fields(cls)}:
             raise ValueError("its progress has other fields")
         try:
@@ -69,8 +69,8 @@ _ADAPTER = TypeAdapter(TrainingProgress)
 class TrainingBudget:
     """Where the schedule of a run ends: at a step, or after minutes of training.
 
-    A run of minutes that is trained again takes its expected steps from `recorded` (step -> expected steps,
-    as in metrics.jsonl) instead of from the clock.
+    A time-budgeted run that is trained again takes its expected steps from `recorded` (step -> expected
+    steps, as in metrics.jsonl) instead of from the clock.
     """
 
     max_steps: int | None  # None: the clock decides
@@ -82,14 +82,14 @@ class TrainingBudget:
         return cls(training.max_steps if training.minutes is None else None, training.minutes, recorded)
 
     def schedule_end(self, progress: TrainingProgress) -> int | None:
-        """The last step of the schedule; None before a run of minutes has its first estimate."""
+        """The last step of the schedule; None before a time-budgeted run has its first estimate."""
         return progress.expected_steps if self.max_steps is None else self.max_steps
 
     def time_is_up(self, progress: TrainingProgress) -> bool:
         return self.minutes is not None and self.recorded is None and progress.seconds >= 60 * self.minutes
 
     def expected_steps(self, progress: TrainingProgress) -> int | None:
-        """The number of steps that a run of minutes will make, estimated from its speed so far."""
+        """The number of steps that a time-budgeted run will make, estimated from its speed so far."""
         if self.minutes is None:
             return None
         if self.recorded is not None:

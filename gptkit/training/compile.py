@@ -1,6 +1,7 @@
 """torch.compile with a trial run, so that a failure is found before training starts.
 
-In: a model and a batch of the shape that it will train on. Out: the compiled model, or a CompilationError.
+Input: a model and a batch of the shape that it will train on. Output: the compiled model, or a
+CompilationError.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What training costs: FLOP and memory, estimated before it starts, and an error that says what to lower.
+"""What training costs: FLOP and memory, estimated before it starts, and an error that names what to lower.
 
-In: an experiment and the size of its vocabulary. Out: numbers, or an OutOfMemoryError. Knows nothing of runs.
+Input: an experiment and the size of its vocabulary. Output: numbers, or an OutOfMemoryError. Knows nothing of
+runs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _TRAINING_BYTES = 4 + 4 + 8 + 2 + 2
 def training_flops(experiment: Experiment, vocab_size: int) -> float:
     """FLOP of all steps of a run, approximately: per token 6 per weight, and 12 L C T for attention.
 
-    Chowdhery et al. 2022 (PaLM), appendix B. For a run of minutes, what a GPU computes in that time.
+    Chowdhery et al. 2022 (PaLM), appendix B. For a time-budgeted run, what a GPU computes in that time.
     """
     if experiment.training.minutes is not None:
         return 60 * experiment.training.minutes * SUPPOSED_SPEED
@@ -34,7 +35,7 @@ def training_flops(experiment: Experiment, vocab_size: int) -> float:
 
 
 def check_memory(experiment: Experiment, vocab_size: int) -> None:
-    """Raises OutOfMemoryError where training needs more memory than this machine has."""
+    """Raises OutOfMemoryError if training needs more memory than this machine has."""
     parameters = model_shapes(experiment, vocab_size).parameter_count
     model, training = experiment.model, experiment.training
     weights = parameters * _TRAINING_BYTES

@@ -1,6 +1,6 @@
 """Cross-entropy, and the loss over a validation split.
 
-In: logits and targets, or a model and token ids. Out: mean nats per token. Knows nothing of updates.
+Input: logits and targets, or a model and token ids. Output: mean nats per token. Knows nothing of updates.
 """
 
 from __future__ import annotations

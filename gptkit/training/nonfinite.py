@@ -1,7 +1,7 @@
 """Detects non-finite losses and gradients without synchronizing with the GPU.
 
-In: each step's loss and gradient norm, on the device, before its update. Out: on a CPU a DivergedError at
-once; on a GPU a flag on the device that makes this update and all later ones change nothing, and a
+Input: each step's loss and gradient norm, on the device, before its update. Output: on a CPU a DivergedError
+at once; on a GPU a flag on the device that makes this update and all later ones change nothing, and a
 DivergedError that names the step when the host synchronizes. Adds up the losses meanwhile. Knows nothing of
 optimizers.
 """
@@ -28,7 +28,7 @@ class NonFiniteGuard(ABC):
     def record(self, step: int, loss: Tensor, norm: Tensor) -> Tensor | None:
         """Takes the loss and the gradient norm of `step` (fp32 scalars) before its update.
 
-        Returns 1.0 on the device where the update is to be skipped and 0.0 where not, or None where the host
+        Returns 1.0 on the device where the update is to be skipped and 0.0 where not, or None if the host
         knows already. Raises DivergedError if it is immediate.
         """
 
@@ -36,7 +36,7 @@ class NonFiniteGuard(ABC):
     def synchronize(self) -> float:
         """Waits for the device and brings `progress` up to date; returns the gradient norm of the last step.
 
-        Raises DivergedError where a step since the last call was not finite. `progress` is then that of the
+        Raises DivergedError if a step since the last call was not finite. `progress` is then that of the
         step before it, except for loss_sum and seconds.
         """
 

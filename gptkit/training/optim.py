@@ -1,7 +1,7 @@
 """AdamW and Muon over flat parameters.
 
-In: flat parameters with their gradient. Out: the parameters, updated in place. Weight decay is decoupled and
-applies to matrices only (embeddings included), as is usual for GPTs.
+Input: flat parameters with their gradient. Output: the parameters, updated in place. Weight decay is
+decoupled and applies to matrices only (embeddings included), as is usual for GPTs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gptkit.training.parameters import FlatParameters, ParameterSlice
 # Newton-Schulz: the coefficients of the quintic in each iteration (Jordan et al. 2024)
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 
-# Where torch's fused AdamW heeds `found_inf`; the one of MPS takes it and does not (torch 2.13)
+# Where torch's fused AdamW supports `found_inf`; that of MPS accepts and ignores it (torch 2.13)
 SKIPPING = ("cpu", "cuda")
 
 _DECAYED, _PLAIN, _MUON = 0, 1, 2  # kinds of parameters, in the order in which they lie in the flat tensors
@@ -59,7 +59,7 @@ class Optimizer:
 
         `skip`, a scalar in fp32 on the device of the parameters, is 1.0 for an update that is to change
         nothing, neither parameters nor state, and else 0.0. The host does not read it. Raises
-        NotImplementedError where `skip` is given and torch's AdamW on that device does not heed it.
+        NotImplementedError if `skip` is given and torch's AdamW on that device ignores it.
         """
         if skip is not None and skip.device.type not in SKIPPING:
             raise NotImplementedError(f"no update can be skipped on {skip.device.type} without a readback")
@@ -75,7 +75,7 @@ class Optimizer:
         self._parameters.sync_model()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the next update depends on beside the parameters: copies on the CPU.
+        """All that the next update depends on besides the parameters: copies on the CPU.
 
         Keys are "exp_avg.NAME", "exp_avg_sq.NAME" and "momentum.NAME" by parameter name, and "step.NAME" by
         the first parameter of an AdamW group.
@@ -84,7 +84,7 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raises ValueError where names or shapes differ."""
+        """Raises ValueError if names or shapes differ."""
         own = dict(self._state())
         for key, target in own.items():
             if key not in tensors:

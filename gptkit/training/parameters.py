@@ -1,6 +1,6 @@
 """The parameters of a model in training: fp32 master values in one flat tensor, and a copy to compute with.
 
-In: a model. Its parameters become views of one flat tensor in the precision that it computes in; the fp32
+Input: a model. Its parameters become views of one flat tensor in the precision that it computes in; the fp32
 master values and the gradients are flat tensors of the same layout. So casting, clipping and updating are one
 operation each instead of one per parameter.
 
@@ -90,7 +90,7 @@ class FlatParameters:
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Sets the master values. Raises ValueError where names or shapes differ."""
+        """Sets the master values. Raises ValueError if names or shapes differ."""
         own = self.named()
         if own.keys() != tensors.keys():
             raise ValueError(f"its tensors are not this model's: {sorted(own.keys() ^ tensors.keys())[:3]}")

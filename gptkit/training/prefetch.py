@@ -1,6 +1,6 @@
 """Batches on the device that computes, the next one copied there while this one is used.
 
-In: a sampler, whose batches are arrays. Out: inputs and targets as tensors. Knows nothing of models.
+Input: a sampler, whose batches are arrays. Output: inputs and targets as tensors. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 class Prefetcher:
-    """Batches by number. On a CPU nothing is gathered ahead, since nothing would run beside it."""
+    """Batches by number. On a CPU nothing is gathered ahead, since nothing would run in parallel."""
 
     def __init__(self, sampler: BatchSampler, device: torch.device) -> None:
         self._sampler = sampler

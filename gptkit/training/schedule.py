@@ -1,4 +1,4 @@
-"""The learning rate over the steps of a run. In: a step. Out: a factor of the peak rate."""
+"""The learning rate over the steps of a run. Input: a step. Output: a fraction of the peak."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One training session: the loop plus evaluation, sampling, checkpoints, and what is recorded of it.
 
-In: an experiment to train a new run with, or a run to resume. Out: the run's folder, and events to the
+Input: an experiment to train a new run with, or a run to resume. Output: the run's folder, and events to the
 listener. Knows nothing of command lines or terminals.
 """
 
@@ -105,7 +105,7 @@ def train_run(
 ) -> TrainingResult:
     """Trains a new run to the end of its schedule, or to `stop_at`; with `load_from` from that run's weights.
 
-    Raises a GptkitError that fits. Nothing is written before text, tokenizer and model are known to be
+    Raises a subclass of GptkitError. Nothing is written before text, tokenizer and model are known to be
     usable.
     """
     setup = prepare_new(experiment, context, load_from)
@@ -137,7 +137,7 @@ def resume_run(
 ) -> TrainingResult:
     """Continues a run to its end, to the `steps` given now or earlier, or to `stop_at`.
 
-    Raises CheckpointError where no checkpoint verifies, DataError where the text has changed, PluginError
+    Raises CheckpointError if no checkpoint verifies, DataError if the text has changed, PluginError
     where the result would not be bit-identical and `require_exact` asks for that.
     """
     run.refuse_special_files()
@@ -149,7 +149,7 @@ def resume_run(
         if inexact and require_exact:
             raise PluginError(
                 f"run {run.id} would not come out the same, bit for bit: {', '.join(inexact)}. "
-                "Without --require-exact it goes on all the same."
+                "Without --require-exact it continues anyway."
             )
         checkpoint = _recover(run, setup, context)
         final_step = _final_step(setup, checkpoint.step, steps)
@@ -178,7 +178,7 @@ def run_stem(experiment: Experiment) -> str:
 def _recover(run: Run, setup: ResumedRun, context: RunContext) -> Checkpoint:
     """The newest checkpoint that verifies; removes what a crash left, and sets damaged checkpoints aside.
 
-    Raises CheckpointError where none verifies.
+    Raises CheckpointError if none verifies.
     """
     for folder in (run.path, run.checkpoints, run.samples):
         clear_temporaries(folder)
@@ -196,7 +196,7 @@ def _recover(run: Run, setup: ResumedRun, context: RunContext) -> Checkpoint:
 
 
 def _final_step(setup: ResumedRun, step: int, steps: int | None) -> int | None:
-    """The last step of a run that is resumed at `step`; None where the clock decides.
+    """The last step of a run that is resumed at `step`; None if the clock decides.
 
     Raises UsageError for `steps` that it is past, or that are before the end of its schedule.
     """
@@ -238,7 +238,7 @@ class Session:
         self._fp32_model = _fp32_model(setup, trainer)
 
     def train(self, plan: StepPlan) -> TrainingResult:
-        """Trains, and records how it ends, whatever is raised."""
+        """Trains, and records how it ends, also if an exception is raised."""
         progress = self.trainer.progress
         with self._tracking:
             self._start(plan)
@@ -356,7 +356,7 @@ class Session:
                 eager = fingerprint(replace(backend, compile=False))
                 self._recorder.record.environment = Environment.model_validate(eager)
                 self.run.write_record(self._recorder.record)
-            self.context.warn(f"torch.compile failed here: {error}\nTraining goes on without it.")
+            self.context.warn(f"torch.compile failed here: {error}\nTraining continues without it.")
 
     def _finish(
         self, status: RunStatus, plan: StepPlan, reason: str = "", *, error: BaseException | None = None

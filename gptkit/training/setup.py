@@ -1,7 +1,7 @@
 """From an experiment, or from a run, to everything that its training needs.
 
-In: a checked experiment, or a run's folder. Out: a `NewRun` or a `ResumedRun` (text, tokenizer, backend,
-trackers), and a `Trainer` once there is a model. Writes nothing. Knows nothing of the training loop.
+Input: a checked experiment, or a run's folder. Output: a `NewRun` or a `ResumedRun` (text, tokenizer,
+backend, trackers), and a `Trainer` once there is a model. Writes nothing. Knows nothing of the training loop.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from gptkit.training.trainer import Trainer
 from gptkit.words import quote_characters
 
 StopRequested = Callable[[], RunStatus | None]
-"""Called between steps: None to go on, or the status to stop with (INTERRUPTED, TERMINATED)."""
+"""Called between steps: None to continue, or the status to stop with (INTERRUPTED, TERMINATED)."""
 
 
 def never() -> None:
@@ -67,7 +67,7 @@ def never() -> None:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where runs and texts are, who listens, and who may stop the training."""
+    """What the caller of a training sets: folders, listener, stop request."""
 
     runs_folder: Path = DEFAULT_RUNS_FOLDER
     folders: DataFolders = field(default_factory=DataFolders)
@@ -157,7 +157,7 @@ class NewRun(RunSetup):
 
 @dataclass(frozen=True)
 class ResumedRun(RunSetup):
-    """What an existing run goes on with; nothing in its folder has changed yet."""
+    """What an existing run continues with; nothing in its folder has changed yet."""
 
     run: Run
     record: RunRecord
@@ -166,7 +166,7 @@ class ResumedRun(RunSetup):
     def build_model(self, checkpoint: Checkpoint | None) -> GPT:
         """The model that `build_trainer` continues from a checkpoint; None: the initial model.
 
-        Raises CheckpointError where the checkpoint is not of this model, OutOfMemoryError.
+        Raises CheckpointError if the checkpoint is not of this model, OutOfMemoryError.
         """
         if checkpoint is None:
             return self.initial_model()
@@ -174,7 +174,7 @@ class ResumedRun(RunSetup):
 
 
 def prepare_new(experiment: Experiment, context: RunContext, load_from: Run | None) -> NewRun:
-    """Reads and tokenizes the text, and resolves the experiment. Raises a GptkitError that fits."""
+    """Reads and tokenizes the text, and resolves the experiment. Raises a subclass of GptkitError."""
     source = weight_source(load_from, experiment) if load_from else None
     trackers = new_trackers(experiment)
     text = load_text(experiment.data, context)
@@ -187,7 +187,7 @@ def prepare_new(experiment: Experiment, context: RunContext, load_from: Run | No
 def prepare_resumed(run: Run, context: RunContext) -> ResumedRun:
     """Reads a run and its text; the caller holds the lock. Its trackers are left out.
 
-    Raises DataError where the text has changed, CheckpointError where a file of the run is damaged,
+    Raises DataError if the text has changed, CheckpointError if a file of the run is damaged,
     PluginError.
     """
     experiment = run.experiment()
@@ -211,7 +211,7 @@ def prepare_resumed(run: Run, context: RunContext) -> ResumedRun:
 
 
 def load_text(data: DataSettings, context: RunContext) -> LoadedText:
-    """The text to train on. Raises DataError or NetworkError where there is none and no fallback."""
+    """The text to train on. Raises DataError or NetworkError if there is none and no fallback."""
     folders = replace(context.folders, progress=context.progress("downloading the text"))
     try:
         dataset, used = _fetch(data.dataset, folders, "data.dataset")
@@ -307,7 +307,7 @@ def _resolve(
 
 
 def target_step(experiment: Experiment) -> int | None:
-    """The last step of the schedule, as recorded; None where the clock decides."""
+    """The last step of the schedule, as recorded; None if the clock decides."""
     return experiment.training.max_steps if experiment.training.minutes is None else None
 
 
@@ -317,7 +317,7 @@ _MAY_DIFFER = ("dropout", "attention_dropout", "init")
 
 
 def weight_source(run: Run, experiment: Experiment, which: str = "best") -> WeightSource:
-    """A checkpoint of `run` to start from. Raises UsageError where it does not fit the experiment's model."""
+    """A checkpoint of `run` to start from. Raises UsageError if it does not fit the experiment's model."""
     theirs = run.experiment()
     fields = [name for name in ModelSettings.model_fields if name not in _MAY_DIFFER]
     values = [(name, _as_flag(theirs.model, name), _as_flag(experiment.model, name)) for name in fields]
@@ -397,7 +397,7 @@ def restore_checkpoint(
 
 
 def read_progress(checkpoint: Checkpoint) -> TrainingProgress:
-    """Raises CheckpointError where the checkpoint has none, or that of another step."""
+    """Raises CheckpointError if the checkpoint has none, or that of another step."""
     try:
         progress = TrainingProgress.from_json(checkpoint.state.get("progress"))
         if progress.step != checkpoint.step:

@@ -1,6 +1,6 @@
 """The training loop: batch, forward, loss, backward, clip, update.
 
-In: a model with its flat parameters and optimizer, a sampler, where to start and stop. Out: updated
+Input: a model with its flat parameters and optimizer, a sampler, where to start and stop. Output: updated
 parameters, and calls of the hooks between steps: evaluate, sample, save, emit an event. A step is a function
 of (experiment, parameters, optimizer state, step number): all randomness in it is seeded by (seed, purpose,
 step).
@@ -58,11 +58,11 @@ class StepPlan:
 
     stop_at: int | None  # stop after this step; None: not before the end
     final_step: int | None  # the run is finished after this step; None: when the time is up
-    evaluate_at: Container[int] = ()  # beside every eval_interval
+    evaluate_at: Container[int] = ()  # in addition to every eval_interval
 
     @property
     def last_step(self) -> int | None:
-        """Where the loop stops at the latest; None where only the clock ends it."""
+        """Where the loop stops at the latest; None if only the clock ends it."""
         return min([step for step in (self.stop_at, self.final_step) if step is not None], default=None)
 
 
@@ -193,7 +193,7 @@ class Trainer:
         return StopReason.LAST_STEP
 
     def end_reached(self) -> StopReason | None:
-        """Why the run is finished where it stands, short of its last step; None where it is not."""
+        """Why the run is finished before its last step; None if it is not."""
         if self.budget.time_is_up(self.progress):
             return StopReason.TIME_IS_UP
         most = self.experiment.evaluation.stop_after_bad_evals
@@ -204,7 +204,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class _Due:
-    """What follows a step."""
+    """The work that is due after a step."""
 
     log: bool
     evaluate: bool

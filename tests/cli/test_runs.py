@@ -112,7 +112,7 @@ def test_runs_are_sorted_by_any_key(sort: str, reverse: bool, order: str, three:
         (["--where", "environment.trch=1"], "did you mean 'environment.torch'?"),
         (["--where", "best"], "expected KEY=VALUE"),
         (["--where", "=3"], "expected KEY=VALUE"),
-        (["--where", "best<low"], "is a number, and 'low' is none"),
+        (["--where", "best<low"], "is a number, but 'low' is not"),
     ],
 )
 def test_a_key_that_nothing_has_gets_the_nearest(

@@ -125,7 +125,7 @@ def test_a_plugin_of_another_api_version_is_refused_with_both_versions(
 def test_a_thing_that_is_no_plugin_is_refused(install: Install) -> None:
     install("odd", "[gptkit.datasets]\nodd = odd_code:thing\n", "thing = 5\n")
     message = plugin_error(registry.DATASETS, "odd")
-    assert message.endswith("is no subclass of gptkit.plugins.Dataset. Report it to its author.")
+    assert message.endswith("is not a subclass of gptkit.plugins.Dataset. Report it to its author.")
 
 
 def test_only_the_distributions_that_are_allowed_are_there(
@@ -211,7 +211,7 @@ def test_what_a_plugin_prints_when_it_is_imported_is_no_part_of_the_output(
     ("broken", "message"),
     [
         ("return [1, 2, 3]", "UpperTokenizer.encode should return a numpy array of integers"),
-        ("return np.zeros(3)", "not float64 of shape (3,). Tell its author."),
+        ("return np.zeros(3)", "not float64 of shape (3,). Report it to its author."),
         ("return np.full(3, 128)", "returned ids from 128 to 128, but its vocab_size is 128"),
         ("return 1 / 0", "tokenizer 'upper' failed: ZeroDivisionError: division by zero"),
         ("import json; return json.loads(text)", "tokenizer 'upper' failed: JSONDecodeError"),

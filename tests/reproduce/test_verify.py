@@ -120,7 +120,7 @@ def other_text(run: Run) -> None:
 DAMAGE = {
     "a bit of the newest": (
         lambda run: flip(step_folder(run.checkpoints, 20) / "model.safetensors"),
-        r"bad   checkpoint 20: .*SHA-256 differs\); 'gptkit resume' goes on from step 18",
+        r"bad   checkpoint 20: .*SHA-256 differs\); 'gptkit resume' continues from step 18",
     ),
     "a bit of an older one": (
         lambda run: flip(step_folder(run.checkpoints, 12) / "optimizer.safetensors"),

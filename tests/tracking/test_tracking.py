@@ -268,7 +268,7 @@ def test_a_run_goes_on_without_the_packages_of_its_trackers(
     assert resumed.code == 0, resumed.err
     assert "resume: exact, from step 20" in resumed.out
     assert "no tracker is called 'diary'" in resumed.err
-    assert "goes on without it. The run had it from fancy 1.2: pip install fancy==1.2" in resumed.err
+    assert "continues without it. The run had it from fancy 1.2: pip install fancy==1.2" in resumed.err
     assert "pip install 'gptkit[tensorboard]'" in resumed.err
     assert calls(run)[-1] == ["finish", "stopped"]
     assert weights(run)["step-000000000030"] == weights(plain)["step-000000000030"]

@@ -151,7 +151,7 @@ def generate(
 
 
 def _write_samples(pieces: Iterable[tuple[int, str]], begin: str, num_samples: int) -> None:
-    """One sample as it is generated; several, whose pieces come in turn, one after another at the end."""
+    """Writes one sample as it is generated; several, generated in parallel, one after another at the end."""
     if num_samples == 1:
         write_text(begin)
         for _, piece in pieces:

@@ -112,8 +112,9 @@ def check_command(
 
       gptkit plugins check text --set path=novel.txt
 
-    Checks what gptkit relies on, with a line for each check: that a tokenizer decodes what it encoded, say,
-    or that later tokens do not affect earlier ones. Downloads nothing. Exits with 3 if a check fails.
+    Checks what gptkit relies on, with a line for each check: for example, that a tokenizer decodes what it
+    encoded, or that later tokens do not affect earlier ones. Downloads nothing. Exits with 3 if a check
+    fails.
     """
     from gptkit.cli.display import tables
     from gptkit.data.catalog import data_folders
@@ -177,7 +178,7 @@ def _group(family: str | None) -> str | None:
     if family is not None and family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UsageError(
-            f"{family!r} is no family of plugins{nearest(family, FAMILIES) or '.'} There are: {known}."
+            f"{family!r} is not a family of plugins{nearest(family, FAMILIES) or '.'} There are: {known}."
         )
     return FAMILIES[family] if family else None
 

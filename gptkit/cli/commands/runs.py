@@ -88,7 +88,7 @@ def list_command(
       gptkit runs list --where 'started>=2026-11' --json
 
     Lists the runs, newest last: id, status, dataset, hyperparameters, steps, best val loss, also in bits per
-    byte, when. A key of --where or --sort that is no column is added as one.
+    byte, when. A key of --where or --sort that is not a column is added as one.
     """
     _list(runs_dir or context.obj, where, sort, reverse=reverse, as_json=json)
 
@@ -194,13 +194,13 @@ def delete_command(context: typer.Context, run: _Runs, yes: _Yes = False, runs_d
       gptkit runs delete runs/tiny.c16.e32.h2.b2-20261122-104012 --yes
 
     Deletes whole run folders, after confirmation on the terminal. A run that is in use is refused, as is a
-    folder that is no run. A run outside of --runs-dir is deleted only if its path is given.
+    folder that is not a run. A run outside of --runs-dir is deleted only if its path is given.
     """
     from gptkit.cli.display import runs as display
     from gptkit.runs.cleanup import delete_run, run_to_delete
     from gptkit.runs.run import refuse_use
 
-    # Nothing is deleted if one of them is no run or in use, or if there is no terminal to ask on
+    # Nothing is deleted if one of them is not a run or is in use, or if there is no terminal to ask on
     found = [run_to_delete(name, runs_dir or context.obj) for name in run]
     runs = list({one.path.absolute(): one for one in found}.values())
     for one in runs:
@@ -213,7 +213,7 @@ def delete_command(context: typer.Context, run: _Runs, yes: _Yes = False, runs_d
 
 
 def _confirmed(question: str) -> bool:
-    """Asks on the terminal. Raises UsageError where there is none."""
+    """Asks on the terminal. Raises UsageError if there is none."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("there is no terminal to ask on. To delete without confirmation: --yes")
     print(question, end=" ", flush=True)

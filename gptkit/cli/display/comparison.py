@@ -1,4 +1,4 @@
-"""How `gptkit runs compare` looks: what differs, the losses, and a chart of letters in plain ASCII."""
+"""The output of `gptkit runs compare`: differences, losses, and a chart of letters in plain ASCII."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Losses by step, drawn in characters: braille or ASCII in the live panel, letters in a comparison.
 
-In: points (step, loss). Out: lines of text of the size that is asked for. Knows nothing of events, colors or
-terminals.
+Input: points (step, loss). Output: lines of text of the size that is asked for. Knows nothing of events,
+colors or terminals.
 """
 
 from __future__ import annotations

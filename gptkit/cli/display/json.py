@@ -1,7 +1,7 @@
 """Training as JSON lines, for programs: `gptkit train … --json`.
 
-In: events. Out: standard output, one object a line, written at once: "event" is the event's name in snake
-case, and its fields follow. Warnings go to standard error as well. Knows nothing of terminals.
+Input: events. Output: standard output, one object a line, written at once: "event" is the event's name in
+snake case, and its fields follow. Warnings go to standard error as well. Knows nothing of terminals.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training on a terminal: lines that stay, and below them a panel that is drawn again and again.
 
 Input: events. Output: the terminal, restored however training ends. `LiveView` draws the panel between steps,
-in the thread that trains (another one would race with what is printed), so seldom that it takes a
+in the thread that trains (another one would race with what is printed), so rarely that it takes a
 three-hundredth of the time at most. `LiveRegion` adds to rich's Live what it leaves out: keys are not echoed
 into the region, Ctrl-Z removes it, a narrower window leaves no remains of it, a lost terminal is ignored.
 """
@@ -298,6 +298,6 @@ def _set_echo(on: bool) -> bool:
         before = bool(modes[3] & termios.ECHO)
         modes[3] = modes[3] | termios.ECHO if on else modes[3] & ~termios.ECHO
         termios.tcsetattr(number, termios.TCSADRAIN, modes)
-    except (termios.error, OSError, ValueError):  # standard input is no terminal
+    except (termios.error, OSError, ValueError):  # standard input is not a terminal
         return on
     return before

@@ -1,7 +1,7 @@
 """The panel below the lines that stay: progress, numbers, the curve of the loss, the latest sample.
 
-In: the state of a run, and the size of the terminal. Out: lines of text, never wider or more than that; what
-matters least is left out first. Knows nothing of the order of events, of time or of control sequences.
+Input: the state of a run, and the size of the terminal. Output: lines of text, never wider or more than that;
+what matters least is left out first. Knows nothing of the order of events, of time or of control sequences.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training as plain lines: for pipes, log files and terminals that cannot move their cursor.
 
-In: events. Out: standard output, a line each log_interval; warnings go to standard error. The live display
-uses the same descriptions of events. Knows nothing of rich.
+Input: events. Output: standard output, a line each log_interval; warnings go to standard error. The live
+display uses the same descriptions of events. Knows nothing of rich.
 """
 
 from __future__ import annotations

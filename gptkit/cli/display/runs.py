@@ -1,6 +1,7 @@
-"""How `gptkit runs` looks, and the verdicts of `gptkit resume --verify` and `gptkit rerun`.
+"""The output of `gptkit runs`, and the verdicts of `gptkit resume --verify` and `gptkit rerun`.
 
-In: frozen values of gptkit.runs and gptkit.reproduce. Out: standard output, with control characters escaped.
+Input: frozen values of gptkit.runs and gptkit.reproduce. Output: standard output, with control characters
+escaped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ HEADER = ("id", "status", "dataset", "hyperparameters", "steps", "best val loss"
 
 
 def show_runs(runs: Sequence[Selected], runs_dir: Path, *, chosen: bool = False) -> None:
-    """A table, with a column for each key that was asked for and is no column; `chosen`: by conditions."""
+    """A table, with a further column for each requested key that has none; `chosen`: by conditions."""
     if not runs and chosen:
         print(f"No run in {runs_dir} is like that.")
     elif not runs:

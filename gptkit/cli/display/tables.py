@@ -60,7 +60,7 @@ def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
     for name in header:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: what others wrote is no markup
+        table.add_row(*(Text(cell) for cell in row))  # Text: not parsed as markup
     Console().print(table)
 
 
@@ -309,7 +309,7 @@ def show_check_result(result: CheckResult) -> None:
 
 
 def show_new_plugin(package: Path, name: str) -> None:
-    path = str(package) if package.is_absolute() else f"./{package}"  # else pip takes it for a name
+    path = str(package) if package.is_absolute() else f"./{package}"  # else it is a package name for pip
     print(
         printable(f"{path} is written. To install it and check that it works:")
         + f"\n\n  pip install -e {shlex.quote(path + '[dev]')}"

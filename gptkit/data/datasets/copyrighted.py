@@ -1,6 +1,6 @@
 """Datasets whose text the user has to supply, because it is under copyright.
 
-In: the data folders. Out: the text of a file there, or a DataError that says how to add one.
+Input: the data folders. Output: the text of a file there, or a DataError that explains how to add one.
 """
 
 from __future__ import annotations

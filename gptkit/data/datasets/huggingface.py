@@ -1,9 +1,9 @@
 """The dataset `hf`: datasets of Hugging Face, from the hub or a local folder.
 
-In: a name on the hub or a folder, and the column with the text. Out: the rows of a split, joined. The package
-`datasets` finds, downloads and caches them; it is imported on first use, which takes seconds. Code that comes
-with a dataset is never run. The package's errors become errors of gptkit, its output is suppressed. Knows no
-tokens and no runs.
+Input: a name on the hub or a folder, and the column with the text. Output: the rows of a split, joined. The
+package `datasets` finds, downloads and caches them; it is imported on first use, which takes seconds. Code
+that comes with a dataset is never run. The package's errors become errors of gptkit, its output is
+suppressed. Knows nothing of tokens or runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gptkit.words import nearest
 
 _NAME_ON_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ROWS = 500  # rows read at a time, which bounds the memory beside the text
+_ROWS = 500  # rows read at a time, which bounds the memory in addition to the text
 _LIBRARIES = ("datasets", "huggingface_hub", "filelock", "fsspec", "httpx", "urllib3")
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 _PAGE = "huggingface.co/datasets"

@@ -1,7 +1,7 @@
 """A synthetic dataset of known entropy: text of a seeded Markov chain.
 
-In: the chain's options. Out: its text, and the entropy rate in nats per character, below which no model's
-loss can go. numpy is imported where it is used, so that listing datasets stays quick.
+Input: the chain's options. Output: its text, and the entropy rate in nats per character, below which no
+model's loss can go. numpy is imported where it is used, so that listing datasets stays quick.
 """
 
 from __future__ import annotations

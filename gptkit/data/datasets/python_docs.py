@@ -1,6 +1,6 @@
 """The documentation that ships with Python.
 
-In: nothing but this Python. Out: its language reference as one text. Needs no network and no file.
+Input: nothing but this Python. Output: its language reference as one text. Needs no network and no file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tiny Shakespeare, from a data folder or downloaded.
 
-In: the data folders. Out: the text, verified against its SHA-256.
+Input: the data folders. Output: the text, verified against its SHA-256.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The dataset `text`: the user's own files, folders and globs, and how they are found.
 
-In: paths as a user writes them, and the data folders. Out: the files, and their text, which
-gptkit.data.readers reads. Knows no tokens and no runs.
+Input: paths as a user writes them, and the data folders. Output: the files, and their text, which
+gptkit.data.readers reads. Knows nothing of tokens or runs.
 """
 
 from __future__ import annotations
