@@ -14,7 +14,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WrapValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, ValidationError
 
 from gptkit.errors import CheckpointError
@@ -62,6 +70,14 @@ Table = Annotated[dict[str, Any], _or_else(dict)]
 
 class _Lenient(BaseModel):
     model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_keys_that_are_no_text(cls, value: Any) -> Any:
+        """A key of JSON may be half of a surrogate pair, which pydantic does not take as a name."""
+        if not isinstance(value, dict):
+            return value
+        return {key: item for key, item in value.items() if key.encode("utf-8", "replace").decode() == key}
 
 
 class Process(_Lenient):

@@ -136,3 +136,15 @@ def test_a_value_of_any_kind_is_read_as_one_of_the_right_type_or_none(value: Any
             assert text is None or len(text) <= 100_000
         assert record.status is None or isinstance(record.status, RunStatus)
         assert all(isinstance(plugin, PluginOrigin) for plugin in record.plugins or ())
+
+
+def test_a_key_that_is_half_of_a_surrogate_pair_is_left_out(tmp_path: Path) -> None:
+    run = make(tmp_path, "mine-1")
+    (run.path / "run.json").write_bytes(
+        rb'{"status": "stopped", "\ud800": 1, "dataset": {"title": "t", "\udfff": {}}, "new": "\ud800"}'
+    )
+    record = run.read_record()
+    assert (record.status, record.dataset.title) == (RunStatus.STOPPED, "t")
+    run.write_record(record)
+    assert run.record()["new"] == "\ud800"
+    assert run.record().keys() == {"status", "dataset", "new"}
