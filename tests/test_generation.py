@@ -124,8 +124,8 @@ def test_generating_leaves_other_chance_and_the_model_alone() -> None:
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("prompt", ["a", "abc", "abcdefgh", "abcdefghijkabcdefghijk"])
 @pytest.mark.parametrize("position", registry.names(registry.POSITIONS))
-def test_writing_goes_on_past_the_context(position: str, prompt: str) -> None:
-    """Token by token what the model says, without a cache, of what it then sees.
+def test_generation_continues_past_the_context(position: str, prompt: str) -> None:
+    """Logits token by token, without a cache, for the context at that time.
 
     That is all there is, up to the context; when this is full, the last half of it, and on from there.
     """
@@ -172,7 +172,7 @@ def frequencies(**fields: Any) -> np.ndarray:
 def expected_frequencies(
     temperature: float = 1.0, top_k: int = 0, min_p: float = 0.0, top_p: float = 1.0
 ) -> np.ndarray:
-    """The same by the book, a token at a time."""
+    """The same by definition, one token at a time."""
     weights = [math.exp(logit / temperature) for logit in LOGITS.tolist()]
     ranked = sorted(range(len(weights)), key=lambda token: -weights[token])
     if top_k:
@@ -219,7 +219,7 @@ def test_tokens_are_chosen_as_often_as_they_are_probable(fields: dict[str, Any])
 
 
 def test_limits_leave_the_tokens_that_they_should() -> None:
-    """Of probabilities 0.4, 0.3, 0.2, 0.1, by hand."""
+    """Worked examples with probabilities 0.4, 0.3, 0.2, 0.1."""
     logits = torch.tensor([0.3, 0.1, 0.4, 0.2]).log().expand(N, -1)
     for fields, kept in (
         ({"top_k": 2}, {0, 2}),
@@ -387,7 +387,7 @@ def test_nothing_is_computed_when_every_sample_has_stopped() -> None:
 # Prompts
 
 
-def test_a_prompt_is_what_it_says_and_its_ids() -> None:
+def test_a_prompt_is_its_text_and_its_ids() -> None:
     assert encode_prompt(CHAR, "cab") == ("cab", [2, 0, 1])
 
 

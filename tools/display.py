@@ -1,4 +1,4 @@
-"""What the live display costs: the same short training with it and without, in turn.
+"""What the live display costs: the same short training with and without it, alternately.
 
     python -m tools.display --pairs 6
 
@@ -102,7 +102,7 @@ def _read(master: int) -> None:
     try:
         while os.read(master, 1 << 16):
             pass
-    except OSError:  # how Linux says that the other end is closed
+    except OSError:  # Linux's error for a closed other end
         return
 
 

@@ -142,7 +142,7 @@ def outcome(folder: Path, name: str, settings: tuple[str, ...], native: bool) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(  # without tools.support, so that it runs beside any version of gptkit
+    parser = argparse.ArgumentParser(  # without tools.support, so that it runs with any version of gptkit
         prog="python -m tools.exactness",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

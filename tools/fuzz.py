@@ -67,7 +67,7 @@ NAMES = (
 )
 # fmt: on
 MAX_SECONDS = 60  # per case; a legitimate one takes at most about one
-MAX_MEMORY = 2 * GIGABYTE  # for all cases, beside what gptkit itself needs
+MAX_MEMORY = 2 * GIGABYTE  # for all cases, in addition to what gptkit itself needs
 BATCH = 500  # cases per run of hypothesis, which remembers them all
 
 JSON = st.recursive(
@@ -118,8 +118,8 @@ class Fuzzer:
             text = EXPERIMENT.format(tokenizer=tokenizer, position=position, optimizer=optimizer)
             Path("base.toml").write_text(text)
             self.experiments.append(tomllib.loads(text))
-            code, said = self.run("train", "base.toml", "--stop-at", "3", "--runs-dir", f"made-{tokenizer}")
-            assert code == 0, said
+            code, output = self.run("train", "base.toml", "--stop-at", "3", "--runs-dir", f"made-{tokenizer}")
+            assert code == 0, output
             (made,) = Path(f"made-{tokenizer}").iterdir()
             self.runs.append(read_folder(made))
 
@@ -145,19 +145,19 @@ class Fuzzer:
         signal.alarm(MAX_SECONDS)
         try:
             with self.guard.armed():
-                code, said = self.run(*arguments)
+                code, output = self.run(*arguments)
         except EscapedError as error:
-            code, said = -1, f"escaped: {error}"
+            code, output = -1, f"escaped: {error}"
         except TookTooLongError:
-            code, said = -2, f"took more than {MAX_SECONDS} s"
+            code, output = -2, f"took more than {MAX_SECONDS} s"
         except BaseException as error:  # no exception may escape, not even SystemExit
-            code, said = -3, f"{type(error).__name__}: {error}"
+            code, output = -3, f"{type(error).__name__}: {error}"
         finally:
             signal.alarm(0)
         self.figures.slowest = max(self.figures.slowest, (time.monotonic() - began, where[:1000]))
         self.figures.cases[drawn.kind, code] += 1
-        if code not in (0, *range(2, 11)) or "Traceback" in said:
-            self.violated(f"{where}\n  exit code {code}: {said[-600:]}")
+        if code not in (0, *range(2, 11)) or "Traceback" in output:
+            self.violated(f"{where}\n  exit code {code}: {output[-600:]}")
 
     def violated(self, text: str) -> None:
         self.figures.violations.append(text)
@@ -313,7 +313,7 @@ def report(figures: Figures, seconds: float, memory: int) -> None:
         print(f"  {kind}: {sum(codes.values())}; by exit code {listed}")
     if figures.slowest[0] > 5:
         print(f"  the slowest: {figures.slowest[1]}".encode("utf-8", "backslashreplace").decode())
-    print(f"memory beside gptkit's own: {memory / 1e6:.0f} MB")
+    print(f"memory in addition to gptkit's own: {memory / 1e6:.0f} MB")
     print(f"exit codes 1, tracebacks, escapes, hangs: {len(figures.violations)}")
 
 

@@ -4,7 +4,7 @@
   experiments/shakespeare.toml.
 - docs/report.png and comparison.png, light and dark: pages of twelve runs of shakespeare_quick.toml,
   four positional encodings by three seeds, as Chromium shows them.
-- In docs/getting-started.md, what stands below each `<!-- output of: COMMAND -->`.
+- In docs/getting-started.md, the text below each `<!-- output of: COMMAND -->`.
 
 It takes some three minutes on two CPU cores, and Tiny Shakespeare in a data folder.
 """

@@ -6,8 +6,8 @@ Records the disk operations of a training, a resume after a crash, a download an
 each of them (or each K-th), simulates a full disk, a disk that stays full, an I/O error, a short write, and
 power cuts that lose all unsynced bytes and names, unsynced bytes only, or some of both. After each fault,
 every checkpoint must verify, no committed one may be missing, and `resume` must reach the weights and losses
-of an undisturbed run. Every failed operation must give exit code 6, except while a report is written. Prints
-statistics; exit code 1 after any violation.
+of an undisturbed run. Every failed operation must end with exit code 6, except while a report is written.
+Prints statistics; exit code 1 after any violation.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def scenarios(scratch: Path) -> list[Scenario]:
 
 @dataclass
 class Sweep:
-    """One scenario, with the disk failing at each `every`-th of its operations in turn."""
+    """One scenario, once for each `every`-th of its disk operations, which fails."""
 
     scenario: Scenario
     scratch: Path

@@ -24,7 +24,7 @@ from gptkit.cli.app import run_command
 from gptkit.experiment.load import experiment_from_dict
 from tools.support import TINY, small_text
 
-NOWHERE = "http://127.0.0.1:9/nothing"  # a server that nobody runs
+NOWHERE = "http://127.0.0.1:9/nothing"  # no server listens there
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def test_the_memory_of_a_long_run_is_bounded_and_keeps_its_shape() -> None:
 
 @pytest.fixture
 def on_terminal(tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Trains in a pseudo-terminal, in this process, and gives what was written to it."""
+    """Trains in a pseudo-terminal, in this process, and returns what was written to it."""
 
     def run(*arguments: str, columns: int = 100, rows: int = 24, **environment: str) -> str:
         tiny_experiment.write_text(TINY.replace("sample_interval = 0", "sample_interval = 10"))
@@ -290,7 +290,7 @@ def test_drawing_is_bounded_by_time_not_by_steps(takes: float, most: int) -> Non
         assert 4 <= drawn[0] <= most
 
 
-def test_a_run_that_goes_on_shows_all_of_its_curve(tiny_experiment: Path, gptkit_command: Command) -> None:
+def test_a_resumed_run_shows_all_of_its_curve(tiny_experiment: Path, gptkit_command: Command) -> None:
     assert gptkit_command("train", tiny_experiment, "--stop-at", 15, "--quiet").code == 0
     rows = find_run("latest").metrics()
     view = LiveView(Console(file=io.StringIO()))
@@ -441,7 +441,7 @@ def test_json_shares_standard_output_with_nothing(
     assert not list(Path("runs").iterdir())
 
 
-# Long work beside the training
+# Long work besides training
 
 
 def test_an_evaluation_reports_its_progress_and_has_the_same_result() -> None:

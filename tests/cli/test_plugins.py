@@ -135,7 +135,7 @@ def test_what_cannot_be_done_is_answered_with_what_can(
 
 
 @pytest.mark.slow
-def test_a_check_has_a_line_for_each_thing_and_its_exit_code_says_whether_all_is_well(
+def test_a_check_prints_a_line_each_and_its_exit_code_is_3_if_one_fails(
     workspace: Path, gptkit_command: Command, install: Install
 ) -> None:
     good = gptkit_command("plugins", "check", "byte", "text", "--family", "tokenizer")

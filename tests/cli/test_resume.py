@@ -1,4 +1,4 @@
-"""`gptkit resume`: a run that was stopped, damaged, moved or interrupted by the disk goes on."""
+"""`gptkit resume`: continues a run that was stopped, damaged, moved or interrupted by the disk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(
 
 
 @pytest.mark.slow
-def test_resume_goes_on_past_the_end_and_remembers_how_far(
+def test_resume_continues_past_the_end_and_records_the_new_end(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     run = run_of(gptkit_command("train", tiny_experiment, "--set", "schedule.type=constant", "--quiet"))
@@ -51,7 +51,7 @@ def test_resume_goes_on_past_the_end_and_remembers_how_far(
 
 
 @pytest.mark.slow
-def test_a_finished_run_resumed_again_says_so_and_is_not_harmed(
+def test_resuming_a_finished_run_reports_that_and_changes_nothing(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     run = run_of(gptkit_command("train", tiny_experiment, "--quiet"))
@@ -96,7 +96,7 @@ def test_a_run_whose_folder_was_renamed_or_copied_works_as_before(
     resumed = gptkit_command("resume", moved.path)
     assert (resumed.code, resumed.err) == (0, "")
     assert hashes(moved) == hashes(straight)
-    assert "gptkit generate 'archive/best so far'\n" in resumed.out  # to be copied and run as it stands
+    assert "gptkit generate 'archive/best so far'\n" in resumed.out  # to be copied and run unchanged
     assert gptkit_command("generate", moved.path, "-n", 5).code == 0
 
 

@@ -93,7 +93,7 @@ def test_runs_are_chosen_by_columns_by_their_experiment_and_by_their_record(
         ("", False, "abc"),
         ("", True, "cba"),
         ("best", False, "bac"),
-        ("best", True, "abc"),  # those without a value are last all the same
+        ("best", True, "abc"),  # those without a value are still last
         ("model.n_embd", False, "bca"),
         ("status", True, "cab"),
         ("seed", True, "cab"),
@@ -124,7 +124,7 @@ def test_a_key_that_nothing_has_gets_the_nearest(
     assert refused.out == ""
 
 
-def test_a_field_of_the_schema_that_no_run_has_is_no_mistake(three: None, gptkit_command: Command) -> None:
+def test_a_field_of_the_schema_that_no_run_has_is_accepted(three: None, gptkit_command: Command) -> None:
     done = gptkit_command("runs", "--where", "training.minutes>1")
     assert (done.code, done.err) == (0, "")
     assert "No run in runs is like that" in done.out
@@ -500,7 +500,7 @@ def test_a_kill_in_a_deletion_leaves_a_whole_run_or_none(workspace: Path, gptkit
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_disk_that_fails_in_a_deletion_is_said_to(
+def test_a_disk_that_fails_in_a_deletion_is_reported(
     at: int, workspace: Path, gptkit_command: Command
 ) -> None:
     make("one-1")

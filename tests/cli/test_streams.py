@@ -61,7 +61,7 @@ def full_disk(*streams: str) -> Iterator[None]:
 
 @contextmanager
 def pipe_without_reader() -> Iterator[None]:
-    """Within it standard output is a pipe that nobody reads any more."""
+    """Within it standard output is a pipe whose reader has closed it."""
     ours, theirs = os.pipe()
     os.close(ours)
     with pytest.MonkeyPatch.context() as patch, open(theirs, "w") as out:
@@ -126,7 +126,7 @@ def test_both_streams_on_a_full_disk_do_not_stop_it_either(tiny_experiment: Path
         "runs verify mine",
     ],
 )
-def test_a_reader_that_has_gone_is_no_error(
+def test_a_closed_pipe_is_not_an_error(
     command: str, finished: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pipe_without_reader():

@@ -30,7 +30,7 @@ def test_quiet_prints_the_folder_and_nothing_else(tiny_experiment: Path, gptkit_
     assert record["step"] == 20
 
 
-def test_piped_training_is_plain_lines_and_ends_with_the_commands_to_go_on(
+def test_piped_training_is_plain_lines_and_ends_with_the_commands_to_use_next(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     done = gptkit_command("train", tiny_experiment)

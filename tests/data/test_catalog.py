@@ -184,7 +184,7 @@ def test_a_missing_path_is_an_error_with_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny_shakespeare.txt", "tiny_shakespeare"])
-def test_the_file_name_of_a_dataset_stands_for_it(name: str) -> None:
+def test_the_file_name_of_a_dataset_names_it(name: str) -> None:
     dataset, table = resolve_dataset(PluginTable(type=name), data_folders(None))
     assert isinstance(dataset, ShakespeareDataset)
     assert table.type == "shakespeare"
@@ -206,7 +206,7 @@ def test_an_empty_name_is_not_the_working_folder(novel: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\udce9"])
-def test_an_impossible_name_is_an_error_and_no_crash(name: str) -> None:
+def test_an_impossible_name_is_an_error_not_a_crash(name: str) -> None:
     with pytest.raises(GptkitError):
         describe_dataset(name, data_folders(None))
 
@@ -247,7 +247,7 @@ def test_the_facts_of_a_dataset_are_shown() -> None:
         ("return 'half \\ud800'", DataError, "surrogate"),
     ],
 )
-def test_a_plugin_that_misbehaves_is_an_error_and_no_crash(
+def test_a_plugin_that_misbehaves_is_an_error_not_a_crash(
     install: Install, body: str, kind: type[Exception], words: str
 ) -> None:
     install("odd-texts", "odd", PLUGIN.format(body=body))

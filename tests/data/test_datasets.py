@@ -258,7 +258,7 @@ def test_a_server_that_sends_without_end_is_stopped(
         small.fetch(folders)
 
 
-def test_nobody_listening_is_a_network_error(small: SmallShakespeare, folders: DataFolders) -> None:
+def test_a_refused_connection_is_a_network_error(small: SmallShakespeare, folders: DataFolders) -> None:
     small.url = "http://127.0.0.1:9/"
     with pytest.raises(NetworkError, match="no connection"):
         small.fetch(folders)

@@ -491,7 +491,7 @@ def test_the_list_shows_texts_of_every_kind_by_the_name_that_finds_them(here: Pa
 # Named without a table
 
 
-def test_options_may_stand_beside_the_name_of_a_text(here: Path) -> None:
+def test_a_text_by_name_may_have_options(here: Path) -> None:
     put("data/corpus.jsonl", '{"body": "one"}\n{"body": "two"}\n')
     folders = data_folders(None)
     for name in ("data/corpus.jsonl", "corpus.jsonl", "corpus"):

@@ -45,7 +45,7 @@ def sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
         yield "optimizer", MuonSettings
 
 
-# What a good file gives
+# Valid files
 
 
 def test_an_empty_file_is_an_experiment_of_defaults_named_after_the_file(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_missing_file_lists_those_there_are(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     Path("experiments").mkdir()
     Path("experiments/good.toml").write_text("")
-    Path("pyproject.toml").write_text("")  # beside it, but no experiment
+    Path("pyproject.toml").write_text("")  # beside it, but not an experiment
     with pytest.raises(
         UsageError, match=r"no experiment file goood\.toml; did you mean experiments/good\.toml\?"
     ):

@@ -41,7 +41,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.dictionaries(KEYS, VALUES, max_size=4), st.booleans())
-def test_every_value_of_a_file_is_found_where_it_stands(data: dict[str, Any], multiline: bool) -> None:
+def test_every_value_of_a_file_is_found_at_its_position(data: dict[str, Any], multiline: bool) -> None:
     text = tomli_w.dumps(data, multiline_strings=multiline)
     wanted = {path: leaf for path, leaf in leaves(data).items() if len(path) < 8}
     found = find(text, wanted)
@@ -160,7 +160,7 @@ def test_a_mark_of_windows_at_the_beginning_of_a_file_does_no_harm(tmp_path: Pat
 def test_a_hostile_file_is_answered_shortly_and_soon(text: str, tmp_path: Path) -> None:
     began = time.process_time()
     message = message_of(tmp_path / "my.toml", text)
-    assert time.process_time() - began < 20  # seconds of this process; a second or two where nobody disturbs
+    assert time.process_time() - began < 20  # seconds of this process; a second or two on a quiet machine
     assert len(message) < 10_000
     assert message.replace("\n", "").isprintable()
 

@@ -33,7 +33,7 @@ from gptkit.experiment.overrides import Override, parse_override, parse_override
         ("seed={" + "a." * 40_000 + "a=1}", "seed", "{" + "a." * 40_000 + "a=1}"),
     ],
 )
-def test_a_value_is_toml_and_else_the_text_as_it_stands(text: str, key: str, value: object) -> None:
+def test_a_value_is_toml_or_else_the_text_itself(text: str, key: str, value: object) -> None:
     parsed = parse_override(text)
     assert (parsed.key, parsed.value) == (key, value)
     assert type(parsed.value) is type(value)

@@ -94,7 +94,7 @@ def test_rope_refuses_a_head_with_an_odd_size() -> None:
 @pytest.mark.parametrize(
     ("n_head", "slopes"),
     [
-        # Powers of two: the geometric sequence that starts at, and goes on by, 2^(-8/H)
+        # Powers of two: the geometric sequence that starts at 2^(-8/H) with the same ratio
         (1, [2**-8]),
         (2, [2**-4, 2**-8]),
         (8, [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]),
@@ -159,7 +159,7 @@ def test_a_cache_can_be_cleared_and_used_again(position: str) -> None:
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_every_encoding_but_none_tells_the_order_of_what_was_read(position: str) -> None:
+def test_every_encoding_but_none_depends_on_the_order_of_tokens(position: str) -> None:
     """In one layer; a second one sees the order through the causal mask."""
     model = tiny_gpt(position=position, n_layer=1)
     tokens = torch.tensor([[1, 2, 3, 4, 5], [3, 1, 2, 4, 5]])

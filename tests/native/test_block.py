@@ -171,7 +171,7 @@ def test_a_bias_that_is_learned_has_its_gradient(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_two_threads_give_what_one_gives_and_the_same_every_time() -> None:
+def test_two_threads_compute_what_one_computes_and_the_same_every_time() -> None:
     model, ids = build(bias=True, norm="layernorm"), tokens(5, 61)
     before = torch.get_num_threads()
     try:

@@ -218,7 +218,7 @@ def test_processes_that_build_at_once_do_not_disturb_one_another(tmp_path: Path)
 # What is kept apart
 
 
-def test_the_key_says_what_was_compiled_how_and_for_what(
+def test_the_key_depends_on_sources_flags_and_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key(identity: bytes = b"cc 1", flags: tuple[str, ...] = ("-O3",)) -> str:

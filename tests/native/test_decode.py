@@ -34,7 +34,7 @@ V = 13  # no whole number of vectors
 
 
 def tiny(position: str = "rope", **model: Any) -> GPT:
-    """A model with weights that matter everywhere; new modern ones give the same logits for every token."""
+    """A model whose weights all matter; new modern ones compute the same logits for every token."""
     shape = {"context_length": 7, "n_layer": 2, "n_head": 2, "n_embd": 20, "position": position, **model}
     gpt = build_new_model(Experiment.model_validate({"model": shape}), V, seed=1).eval()
     return stirred(gpt)
@@ -118,7 +118,7 @@ def test_contexts_and_heads_of_any_size(shape: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])
-def test_a_sequence_has_the_same_bits_beside_others_and_with_more_threads(position: str) -> None:
+def test_a_sequence_has_the_same_bits_in_any_batch_and_with_more_threads(position: str) -> None:
     """From an empty context, as torch multiplies what is read at once."""
     gpt, tokens = tiny(position, mlp="swiglu", norm="layernorm"), some_tokens(13, 7)
 
@@ -183,7 +183,7 @@ class TurnsByHalfOfItsTables(RotaryPosition):
 
 
 @pytest.mark.parametrize("cls", [TurnsItsOwnWay, TurnsOtherwise, TurnsByHalfOfItsTables])
-def test_turning_that_tables_do_not_say_is_left_to_torch(cls: type[PositionalEncoding]) -> None:
+def test_rotations_that_tables_do_not_describe_are_left_to_torch(cls: type[PositionalEncoding]) -> None:
     gpt, tokens = with_position(cls), some_tokens(2, 7)
     with torch.inference_mode():
         decoder, wanted = decoder_for(gpt, 2), gpt(tokens)

@@ -188,7 +188,7 @@ def test_rotate(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "change", [Tensor.bfloat16, Tensor.double, lambda table: laid(table, "every second")]
 )
-def test_tables_that_c_cannot_read_as_they_are_turn_as_they_should(change: Callable[..., Tensor]) -> None:
+def test_tables_that_c_cannot_read_directly_rotate_correctly(change: Callable[..., Tensor]) -> None:
     x, (cosine, sine) = random(2, 3, 40, 8), (change(table) for table in tables(40, 8))
     wanted = exact_rotate(x.double(), cosine.double(), sine.double())
     close(ops.rotate(x, cosine, sine), wanted, torch.float32)
@@ -318,7 +318,7 @@ def test_a_loss_of_numbers_that_are_none_is_none(dtype: torch.dtype, place: int,
     assert gradient[[0, 1, 3]].isfinite().all()
 
 
-def test_a_token_that_cannot_be_has_an_infinite_loss() -> None:
+def test_an_impossible_token_has_an_infinite_loss() -> None:
     logits = random(4, 37)
     logits[2, 3] = -math.inf
     assert ops.cross_entropy(logits, torch.tensor([1, 2, 3, 4])) == math.inf

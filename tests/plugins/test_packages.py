@@ -235,7 +235,7 @@ def test_a_run_names_the_packages_that_it_used_and_their_options(trained: Path) 
 
 
 def test_the_text_of_the_dataset_is_the_same_everywhere(trained: Path) -> None:
-    """A hash from the day that it was written: neither Python nor the processor has a say in it."""
+    """A hash from the day that it was written: it depends on neither Python nor the processor."""
     assert record_of(trained)["dataset"]["sha256"] == (
         "e6d6a370b23b0939465b3ca8c446bac03fbdb10edbd73f20a601a54b36957bb7"
     )
@@ -279,7 +279,7 @@ def test_options_are_refused_with_their_place_in_the_file(environment: Environme
         assert message in refused.err
 
 
-def test_without_its_position_a_run_says_what_to_install_and_the_rest_goes_on(
+def test_without_its_position_the_message_names_the_package_and_the_rest_works(
     trained: Path, environment: Environment
 ) -> None:
     with environment.without(T5):
@@ -293,7 +293,7 @@ def test_without_its_position_a_run_says_what_to_install_and_the_rest_goes_on(
     assert (texts.code, "recipes" in texts.out) == (0, True), texts.err
 
 
-def test_without_its_dataset_a_run_says_what_to_install(trained: Path, environment: Environment) -> None:
+def test_without_its_dataset_the_message_names_the_package(trained: Path, environment: Environment) -> None:
     with environment.without(RECIPES):
         refused = environment.gptkit("resume", trained, "--steps", 25)
         written = environment.gptkit("generate", trained, "-n", 5, "--seed", 1)
@@ -338,7 +338,7 @@ def test_another_version_is_a_warning_that_names_both(trained: Path, environment
 def test_packages_that_raise_or_exit_when_imported_harm_only_who_names_them(
     environment: Environment,
 ) -> None:
-    """They are installed beside the others all the time: every other test here goes well."""
+    """They are installed beside the others all the time, and every other test here passes."""
     texts = environment.gptkit("datasets", "list")
     named = environment.gptkit(
         "train", "all.toml", "--set", "tokenizer=raises", "--set", "model.position=exits"

@@ -190,7 +190,7 @@ def test_a_module_that_is_missing_is_answered_with_the_extra_that_brings_it(inst
         (registry.TRACKERS, "tensorboard", "tensorboard", "tensorboard"),
     ],
 )
-def test_without_its_package_a_built_in_plugin_says_which_extra_brings_it(
+def test_without_its_package_the_message_names_the_extra_of_a_built_in_plugin(
     family: str, name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
@@ -217,7 +217,7 @@ def test_what_a_plugin_prints_when_it_is_imported_is_no_part_of_the_output(
         ("import json; return json.loads(text)", "tokenizer 'upper' failed: JSONDecodeError"),
     ],
 )
-def test_what_a_plugin_does_wrong_is_said_to_be_the_plugins_fault(
+def test_a_fault_of_a_plugin_is_reported_as_the_plugins(
     broken: str, message: str, tiny_experiment: Path, gptkit_command: Command, install: Install
 ) -> None:
     module = TOKENIZER.replace("return np.frombuffer", f"{broken}\n        return np.frombuffer")
@@ -238,7 +238,7 @@ def test_an_unknown_name_lists_those_installed(name: str) -> None:
         registry.find(registry.POSITIONS, name)
 
 
-def test_a_run_goes_on_with_the_plugin_it_had_and_says_what_to_install_when_that_is_gone(
+def test_a_run_needs_the_plugin_it_had_and_the_message_names_its_package(
     tiny_experiment: Path,
     gptkit_command: Command,
     install: Install,
@@ -279,7 +279,7 @@ HOSTILE = [
 
 
 @pytest.mark.slow
-def test_what_a_run_says_of_its_packages_is_shown_only_where_it_is_a_package(
+def test_a_recorded_package_is_shown_only_if_it_is_well_formed(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     """It goes to a terminal, and into a command that a person may paste."""
@@ -314,7 +314,7 @@ def test_what_a_run_says_of_its_packages_is_shown_only_where_it_is_a_package(
 
 
 @pytest.mark.parametrize("plugins", [None, 3, "char", {}, [3], ["x"], [{"name": "char"}], [[]]])
-def test_a_run_that_does_not_say_what_packages_it_had_writes_all_the_same(
+def test_a_run_without_recorded_packages_still_generates(
     plugins: object, tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     assert gptkit_command("train", tiny_experiment, "--stop-at", 1, "--quiet").code == 0

@@ -1,4 +1,4 @@
-"""The report in a real browser: it renders, answers the pointer, asks nobody, and can be read everywhere."""
+"""The report in a real browser: it renders, reacts to the pointer, makes no request, and is readable."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_the_pointer_shows_the_nearest_recorded_value(browser: Any, page: Path) 
     assert browser.execute_script(legend)[0] == "train loss 3.8000 step 2"
 
 
-def test_what_a_sample_says_is_text(browser: Any, page: Path) -> None:
+def test_a_sample_is_shown_as_text(browser: Any, page: Path) -> None:
     look(browser, page)
     text = browser.execute_script("return document.querySelector('details.sample[open] pre').textContent")
     assert text.startswith("</script><script>alert(1)</script>\"'><img src=x onerror=alert(1)>")

@@ -107,7 +107,7 @@ def test_other_tokenizers_are_compared_in_bits_per_byte_alone() -> None:
     assert "Val loss (bits per byte)" in page.words
 
 
-def test_what_the_runs_say_stays_text_and_what_they_lack_is_left_out() -> None:
+def test_values_of_runs_stay_text_and_missing_ones_are_left_out() -> None:
     nothing = run(EVIL, sample=EVIL)
     odd = run("odd", Curve((1,), (3,), (None,), (2,), (None,)))
     compared = Comparison(

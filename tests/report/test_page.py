@@ -48,7 +48,7 @@ RECORD: dict[str, Any] = {
 
 
 class Page(HTMLParser):
-    """What stands in a page: its text, its elements, and what is in each script and style."""
+    """The contents of a page: its text, its elements, its scripts and styles."""
 
     def __init__(self, page: bytes) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def test_a_run_that_ends_has_its_report(
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_says_so_and_a_resumed_one_has_a_new_report(
+def test_a_stopped_run_is_reported_as_stopped_and_a_resumed_one_has_a_new_report(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     assert gptkit_command("train", tiny_experiment, "--stop-at", 10).code == 0
@@ -208,7 +208,7 @@ def test_the_command_writes_the_report_anew_and_prints_its_path(
 # What it shows
 
 
-def test_the_page_says_what_the_run_recorded(tmp_path: Path) -> None:
+def test_the_page_shows_what_the_run_recorded(tmp_path: Path) -> None:
     page = Page(run_page(make(tmp_path / "mine")))
     for shown in (
         "Best val loss 2.1000 (3.1500 bits per byte), at step 20",
@@ -251,11 +251,11 @@ def test_the_page_can_be_read_aloud(tmp_path: Path) -> None:
         ("interrupted", "interrupted It was interrupted (Ctrl-C, or SIGINT)"),
         ("terminated", "(SIGTERM, or its terminal was closed)"),
         ("diverged", "not finite"),
-        ("running", "crashed Its process was killed"),  # nobody holds its lock
+        ("running", "crashed Its process was killed"),  # no process holds its lock
         ("odd", "unknown How it ended is not recorded"),
     ],
 )
-def test_the_page_says_why_the_run_ended(tmp_path: Path, status: str, message: str) -> None:
+def test_the_page_shows_why_the_run_ended(tmp_path: Path, status: str, message: str) -> None:
     assert message in Page(run_page(make(tmp_path / "mine", RECORD | {"status": status}))).words
 
 
@@ -302,10 +302,10 @@ def test_a_plugin_that_is_not_here_leaves_its_options_unmarked(tmp_path: Path) -
     assert "'t5' is not installed, so its defaults are not known" in message
 
 
-# Nothing from elsewhere, nothing that runs
+# No requests, no foreign script
 
 
-def test_the_page_asks_nobody_and_lets_nothing_run_but_its_own(tmp_path: Path) -> None:
+def test_the_page_makes_no_request_and_runs_only_its_own_script(tmp_path: Path) -> None:
     page = Page(run_page(make(tmp_path / "mine")))
     for tag, attributes in page.elements:
         assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form", "image", "use")
@@ -332,7 +332,7 @@ def test_the_page_asks_nobody_and_lets_nothing_run_but_its_own(tmp_path: Path) -
 EVIL = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u2028{{ 7 * 7 }}\x00\x1b[31m\u202e"
 
 
-def test_what_a_run_says_stays_text(tmp_path: Path) -> None:
+def test_values_of_a_run_stay_text(tmp_path: Path) -> None:
     run = make(tmp_path / "mine", _poisoned(RECORD))
     run.write_sample(5, EVIL)
     run.experiment_file.write_text(
@@ -372,7 +372,7 @@ WILD: list[Any] = [
 
 
 @pytest.mark.parametrize("number", range(len(WILD)))
-def test_a_record_of_any_kind_gives_a_page(tmp_path: Path, number: int) -> None:
+def test_a_record_of_any_kind_has_a_page(tmp_path: Path, number: int) -> None:
     wild = WILD[number]
     for record in (wild, dict.fromkeys(RECORD, wild), {**RECORD, "dataset": dict.fromkeys(RECORD, wild)}):
         run = make(tmp_path / f"of {type(record).__name__} {id(record)}", record)
@@ -390,7 +390,7 @@ def test_a_record_of_any_kind_gives_a_page(tmp_path: Path, number: int) -> None:
     "grad_norm": st.integers() | st.none() | st.text(max_size=3),
 }), max_size=8))  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_metrics_of_any_size_give_a_page(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
+def test_metrics_of_any_size_have_a_page(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
     run = make(tmp_path_factory.mktemp("any") / "run", rows=rows)
     page = run_page(run).decode()
     assert not re.search(r"\b(nan|inf|NaN|Infinity)\b", "".join(Page(page.encode()).inside["script"][:-1]))
@@ -433,7 +433,7 @@ def test_links_in_a_run_are_not_followed(workspace: Path, gptkit_command: Comman
 
 
 @pytest.mark.slow
-def test_a_long_run_gives_a_small_page_that_says_what_it_leaves_out(tmp_path: Path) -> None:
+def test_a_long_run_has_a_small_page_that_notes_what_it_leaves_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     run = make(tmp_path / "mine", rows=[])
     losses = rng.normal(3, 0.1, 60_000)
@@ -471,9 +471,9 @@ def test_ticks_are_few_round_and_around_the_values(low: float, span: float) -> N
         return
     at = ticks(low, high, 5)
     assert 2 <= len(at) <= 8
-    room = (high - low) * 1e-6
-    assert at[0] <= low + room
-    assert at[-1] >= high - room
+    margin = (high - low) * 1e-6
+    assert at[0] <= low + margin
+    assert at[-1] >= high - margin
 
 
 def test_many_runs_are_laid_over_one_another_with_marks_and_bands() -> None:

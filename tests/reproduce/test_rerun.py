@@ -87,7 +87,7 @@ def test_a_run_that_was_resumed_past_its_end_is_trained_again_as_far(
 
 
 @pytest.mark.slow
-def test_a_run_that_crashed_is_trained_again_as_far_as_its_files_tell(
+def test_a_run_that_crashed_is_trained_again_to_its_last_recorded_step(
     train: Command, gptkit_command: Command
 ) -> None:
     run = train("--stop-at", 6)

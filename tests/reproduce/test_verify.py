@@ -57,9 +57,7 @@ def forge(checkpoint: Path, name: str, data: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_whole_is_said_to_be_and_nothing_in_it_changes(
-    run: Run, gptkit_command: Command
-) -> None:
+def test_an_undamaged_run_verifies_and_nothing_in_it_changes(run: Run, gptkit_command: Command) -> None:
     before = contents(run.path)
     done = gptkit_command("runs", "verify", run.id)
     assert (done.code, done.err) == (0, "")
@@ -384,7 +382,7 @@ def test_what_is_not_as_recorded_is_a_warning_or_where_it_is_asked_for_a_refusal
 # A run that was killed before it saved anything
 
 
-def test_a_run_without_a_checkpoint_says_why_and_how_to_train_it_again(
+def test_for_a_run_without_a_checkpoint_the_message_has_the_reason_and_how_to_train_it_again(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     runs = Path("else where")

@@ -253,7 +253,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "reason"), DAMAGE, ids=[reason for _, reason in DAMAGE])
-def test_a_damaged_checkpoint_does_not_verify_and_says_why(
+def test_a_damaged_checkpoint_does_not_verify_and_the_message_has_the_reason(
     damage: Callable[[Path], object], reason: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "checkpoints"
@@ -305,7 +305,7 @@ HOSTILE = {
     "a shape that overflows": safetensors_file({"a": entry("F32", [2**40, 2**40], 0, 4)}, bytes(4)),
     "a shape of no numbers that overflows": safetensors_file({"a": entry("F32", [0, 2**63], 0, 0)}),
     "a type that torch lacks": safetensors_file({"a": entry("F4", [2, 4], 0, 4)}, bytes(4)),
-    "a type that nobody has": safetensors_file({"a": entry("F33", [1], 0, 4)}, bytes(4)),
+    "an unknown type": safetensors_file({"a": entry("F33", [1], 0, 4)}, bytes(4)),
     "a header nested without end": safetensors_file(b'{"a":' + b"[" * 100_000),
     "a header that is no text": safetensors_file(b"\xff\xfe"),
     "nothing": b"",
@@ -334,7 +334,7 @@ def test_the_pickle_of_these_tests_is_harmful(tmp_path: Path, monkeypatch: pytes
 
 def test_a_huge_sparse_file_is_refused_without_being_read(tmp_path: Path) -> None:
     path = save(tmp_path, 7)
-    os.truncate(path / MODEL, 2**40)  # a terabyte that takes no room
+    os.truncate(path / MODEL, 2**40)  # a sparse terabyte
     with pytest.raises(CheckpointError, match="has 1099511627776 bytes, not"):
         load_checkpoint(tmp_path, 7, run_id=RUN)
 
@@ -460,7 +460,7 @@ def test_a_save_on_a_failing_disk_leaves_what_was_there_and_no_temporaries(
     assert tried >= 15  # a folder, four files of three operations, two renames and fsyncs
 
 
-def test_saving_a_step_again_on_a_failing_disk_keeps_the_old_or_gives_the_new(tmp_path: Path) -> None:
+def test_saving_a_step_again_on_a_failing_disk_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     tried = 0
     for folder in failures(tmp_path, lambda folder: save(folder, 20, seed=21), stays_full=False):
         tried += 1
@@ -497,9 +497,7 @@ def test_pruning_on_a_failing_disk_harms_no_checkpoint(stays_full: bool, tmp_pat
     ],
     ids=["full", "quota", "file size limit", "I/O error", "read-only"],
 )
-def test_the_message_says_which_step_was_lost_and_which_is_good(
-    number: int, message: str, tmp_path: Path
-) -> None:
+def test_the_message_names_the_lost_step_and_the_good_one(number: int, message: str, tmp_path: Path) -> None:
     save(tmp_path, 20)
     with disk_that_fails(3, stays_full=False, number=number), pytest.raises(DiskError, match=message):
         save(tmp_path, 30)

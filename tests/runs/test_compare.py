@@ -52,7 +52,7 @@ def seeds(workspace: Path) -> None:
     ],
     ids=["names", "not set", "two settings", "nothing", "too many", "hostile", "long"],
 )
-def test_a_group_is_called_by_what_tells_it_apart(
+def test_a_group_is_named_by_what_distinguishes_it(
     workspace: Path, first: dict[str, Any], second: dict[str, Any], titles: tuple[str, str]
 ) -> None:
     make("a", {}, first)
@@ -84,7 +84,7 @@ def test_runs_that_differ_by_their_seed_alone_are_a_group_with_its_spread(seeds:
         ({}, {"model": {**MODEL, "qk_norm": 0}}),  # false is not 0
     ],
 )
-def test_what_was_trained_otherwise_is_no_group(
+def test_runs_trained_differently_are_not_a_group(
     record: dict[str, Any], experiment: dict[str, Any], workspace: Path
 ) -> None:
     make("one")
@@ -92,7 +92,7 @@ def test_what_was_trained_otherwise_is_no_group(
     assert [group.members for group in compare("one", "other").groups] == [(0,), (1,)]
 
 
-def test_a_name_trains_nothing_and_is_told_all_the_same(workspace: Path) -> None:
+def test_a_name_does_not_change_training_but_is_listed(workspace: Path) -> None:
     make("one")
     make("other", None, {"name": "other"})
     comparison = compare("one", "other")
@@ -106,7 +106,7 @@ def test_runs_whose_experiments_cannot_be_read_are_never_taken_for_the_same(work
     assert len(compare("one", "other").groups) == 2
 
 
-def test_a_setting_that_one_run_does_not_have_is_told(workspace: Path) -> None:
+def test_a_setting_that_one_run_does_not_have_is_listed(workspace: Path) -> None:
     make("one")
     make("other", None, {"model": {**MODEL, "position": {"type": "alibi"}}})
     assert differences(compare("one", "other")) == {
@@ -123,7 +123,7 @@ def test_a_setting_that_one_run_does_not_have_is_told(workspace: Path) -> None:
         ({}, {"data": {"val_fraction": 0.2}}, "data.val_fraction"),
     ],
 )
-def test_what_does_not_compare_is_said(
+def test_what_does_not_compare_is_noted(
     record: dict[str, Any], experiment: dict[str, Any], message: str, workspace: Path
 ) -> None:
     make("one")

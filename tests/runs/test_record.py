@@ -41,7 +41,7 @@ def test_a_command_line_with_bytes_that_are_no_text_is_recorded(tmp_path: Path) 
     run = make(tmp_path, "mine-1")
     run.write_record(RunRecord(command="gptkit train \udcff.toml"))
     assert run.record() == {"command": "gptkit train \udcff.toml"}
-    (run.path / "run.json").read_bytes().decode()  # and is UTF-8 all the same
+    (run.path / "run.json").read_bytes().decode()  # and is still UTF-8
 
 
 @pytest.mark.parametrize(

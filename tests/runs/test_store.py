@@ -171,7 +171,7 @@ def summaries(runs: Path) -> list[RunSummary]:
     return [found.run for found in select_runs(runs)]
 
 
-def test_a_summary_says_what_the_record_says(tmp_path: Path) -> None:
+def test_a_summary_has_the_values_of_the_record(tmp_path: Path) -> None:
     make(tmp_path, "mine-1", RECORD)
     assert summaries(tmp_path) == [
         RunSummary(
@@ -229,7 +229,7 @@ def test_runs_are_listed_oldest_first_and_those_that_cannot_be_read_too(tmp_path
         {"status": "running", "step": None},
     ],
 )
-def test_a_record_of_odd_values_is_summarised_all_the_same(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_record_of_odd_values_is_still_summarised(change: dict[str, Any], tmp_path: Path) -> None:
     run = make(tmp_path, "mine-1", {**RECORD, **change})
     (run.path / "metrics.jsonl").write_text('{"step": 1, "val_loss": 1' + "0" * 400 + "}\n")
     (summary,) = summaries(tmp_path)

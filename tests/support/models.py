@@ -1,4 +1,4 @@
-"""Small models. The initial weights of a modern GPT give the same logits for every token; these do not."""
+"""Small models. The initial weights of a modern GPT compute the same logits for every token; these do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A terminal for tests: what stands on its screen after what was written to it, and gptkit in a real one."""
+"""A terminal for tests: the contents of its screen after some output, and gptkit in a real one."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def terminal(columns: int, rows: int) -> Iterator[tuple[int, int, Read]]:
         try:
             while data := os.read(ours, 1 << 16):
                 read.data += data
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # Linux's error for a closed other end
             return
 
     reader = threading.Thread(target=listen, daemon=True)

@@ -141,7 +141,7 @@ def test_what_is_no_plugin_at_all_is_one_bad_result(family: str, what: Any) -> N
 
 
 @pytest.mark.slow
-def test_a_bad_result_says_what_was_called_and_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_result_names_the_call_and_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PluginContract, "subprocess_fingerprint", lambda self: self.fingerprint())
     message = {cls.__name__: bad(checked(family, cls))[check] for family, cls, check in SAYING}
     assert message["Raises"].startswith("train() raised ZeroDivisionError: no text is long enough (wrong_tok")
@@ -165,13 +165,13 @@ SAYING = [
 ]
 
 
-def test_what_needs_a_bad_check_is_skipped_and_says_why() -> None:
+def test_what_needs_a_bad_check_is_skipped_with_the_reason() -> None:
     found = checked(TOKENIZERS, wrong_tokenizers.FloatVocabulary)
     assert found["ids"] == CheckResult("ids", Verdict.SKIPPED, "until 'vocabulary' is right")
     assert found["stream"].said == "until 'vocabulary' is right"
 
 
-def test_a_text_that_is_not_here_is_not_fetched_but_what_it_says_is_checked() -> None:
+def test_a_text_that_is_not_here_is_not_fetched_but_its_description_is_checked() -> None:
     """`Far` fails where it is read or fetched."""
     found = checked(DATASETS, wrong_datasets.Far)
     assert found["text"] == CheckResult("text", Verdict.SKIPPED, "not here: gptkit datasets fetch NAME")

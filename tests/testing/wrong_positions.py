@@ -277,7 +277,7 @@ class LearnedBias(NoPosition):
 
 
 class TurnsTwice(RotaryPosition):
-    """Inherits tables that say less than its `rotate` does, and that the model therefore leaves alone."""
+    """Inherits tables that do not describe its `rotate`, and that the model therefore ignores."""
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return super().rotate(*super().rotate(q, k, positions), positions)

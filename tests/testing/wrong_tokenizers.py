@@ -1,6 +1,6 @@
 """Tokenizers with one defect each, a few odd ones that are right, and which check has to find it.
 
-They stand in a module of their own because another process imports them too.
+They are in a module of their own because another process imports them too.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class GrowsEachTime(ByteTokenizer):
 
 
 class UnseenBecomesFirst(CharTokenizer):
-    """Says that nothing is unknown, and has one id for all that is."""
+    """Reports nothing as unknown, and has one id for all that is."""
 
     def unknown_characters(self, text: str) -> str:
         return ""
@@ -439,7 +439,7 @@ class KeepsWhatItReads(ByteTokenizer):
 
 
 class MayShout(ByteTokenizer):
-    """Where the key is missing it is another tokenizer, and says so."""
+    """If the key is missing it is another tokenizer, and reports it."""
 
     lossless = False
 

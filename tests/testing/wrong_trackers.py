@@ -159,7 +159,7 @@ class OnlyScalars(Tracker):
 
 
 class ForgetsWhatComesAgain(Right):
-    """What is void when a run goes on is cut out of its file."""
+    """Cuts the steps that a resumed run repeats out of its file."""
 
     def start(self, run: TrackedRun) -> None:
         place = run.place / "lines.txt"

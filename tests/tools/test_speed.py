@@ -27,7 +27,7 @@ def speed(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_what_needs_nobody_else_is_measured_and_the_rest_says_why_not(tmp_path: Path) -> None:
+def test_what_needs_no_baseline_is_measured_and_the_rest_has_the_reason_why_not(tmp_path: Path) -> None:
     only = "streams,tokenizer,light,whole"
     done = speed("--only", only, "--seconds", "0.01", "--blocks", "1", "--json")
     assert done.returncode == 0, done.stderr

@@ -85,7 +85,7 @@ def assert_shows_the_metrics(run: Run) -> None:
 
 
 def texts(run: Run, name: str) -> dict[int, str]:
-    """Texts by step, as they were before they were made to stand as they are in Markdown."""
+    """Texts by step, as they were before they were indented for Markdown."""
     found = {}
     for event in shown(run).Tensors(name):
         (value,) = event.tensor_proto.string_val
@@ -120,7 +120,7 @@ def test_samples_may_be_left_out(train: Train) -> None:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_where_steps_were_lost_and_shows_none_twice(
+def test_a_resumed_run_continues_where_steps_were_lost_and_shows_none_twice(
     train: Train, gptkit_command: Command
 ) -> None:
     """Also where the clock went back: TensorBoard reads the files by name."""
@@ -176,9 +176,7 @@ def test_a_tracker_of_another_package_gets_every_call_in_order(
 
 
 @pytest.mark.slow
-def test_trackers_stand_side_by_side_and_what_one_does_with_its_numbers_is_its_own(
-    train: Train, diary: None
-) -> None:
+def test_several_trackers_do_not_affect_one_another(train: Train, diary: None) -> None:
     """That of the other package empties every mapping that it gets."""
     run = train("diary = true\ntensorboard = true")
     assert_shows_the_metrics(run)
@@ -241,7 +239,7 @@ def test_a_run_that_fails_finishes_its_trackers_once(tiny_experiment: Path, diar
         shutil.rmtree(run.path)
 
 
-def test_without_its_package_a_run_does_not_begin_and_says_what_to_install(
+def test_without_its_package_a_run_does_not_begin_and_the_message_names_it(
     tiny_experiment: Path, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
@@ -254,7 +252,7 @@ def test_without_its_package_a_run_does_not_begin_and_says_what_to_install(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_without_the_packages_of_its_trackers(
+def test_a_run_resumes_without_the_packages_of_its_trackers(
     train: Train, diary: None, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = train("", "--steps", "30")
@@ -280,7 +278,7 @@ def test_a_run_goes_on_without_the_packages_of_its_trackers(
 
 
 @pytest.mark.slow
-def test_a_recorded_run_may_hold_options_that_its_tracker_takes_no_more(
+def test_a_recorded_run_may_have_options_that_its_tracker_no_longer_accepts(
     train: Train, diary: None, gptkit_command: Command
 ) -> None:
     run = train("diary = true", "--stop-at", "10")
@@ -365,7 +363,7 @@ def test_a_tracker_whose_folder_a_run_needs_itself_is_refused(install: Install) 
             choose_tracker(name, True)
 
 
-def test_an_event_file_is_a_new_one_whatever_stands_there(tmp_path: Path) -> None:
+def test_an_event_file_is_always_new(tmp_path: Path) -> None:
     """A link in somebody else's run is not followed."""
     (tmp_path / "elsewhere").write_text("mine")
     place = tmp_path / "tensorboard"

@@ -68,7 +68,7 @@ def test_a_budget_of_minutes_estimates_the_steps_from_the_speed_so_far() -> None
     assert budget.time_is_up(TrainingProgress(seconds=60.0))
 
 
-def test_a_budget_of_steps_knows_no_clock() -> None:
+def test_a_budget_of_steps_ignores_the_clock() -> None:
     budget = TrainingBudget(max_steps=30)
     assert budget.schedule_end(TrainingProgress(step=10, expected_steps=7)) == 30
     assert budget.expected_steps(TrainingProgress(step=10, seconds=1e6)) is None

@@ -67,7 +67,7 @@ def test_auto_compiles_long_runs_on_a_gpu_only() -> None:
     assert not backend.choose_backend(settings.model_copy(update={"compile": False}), 1e18).compile
 
 
-def test_what_a_run_computes_is_counted_as_the_model_says() -> None:
+def test_what_a_run_computes_is_counted_from_the_model() -> None:
     """6 FLOP for each weight of a matrix product, which here is all but the embedding."""
     recipe = experiment("auto", max_steps=10)
     model = build_new_model(recipe, 30, seed=0)
@@ -86,7 +86,7 @@ def test_compile_true_without_a_compiler_is_an_error_of_the_environment(
 
 
 def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.compile gives what fails when it is called, as it does where the compiler is broken."""
+    """torch.compile returns a model that fails when called, as with a broken compiler."""
 
     def failing(model: torch.nn.Module, **_: Any) -> torch.nn.Module:
         class Failing(torch.nn.Module):
@@ -128,7 +128,7 @@ def test_auto_that_fails_warns_and_trains_without(
     assert [row["train_loss"] for row in run.metrics()] == [row["train_loss"] for row in plain.metrics()]
 
 
-def test_a_compiled_run_goes_on_where_there_is_no_compiler_and_says_so(
+def test_a_compiled_run_resumes_without_a_compiler_and_reports_the_difference(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train_run(experiment("auto"), context, stop_at=3).run

@@ -41,7 +41,7 @@ def with_val_losses(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> Non
 
 @pytest.fixture
 def steady_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that goes on by the seconds in this list whenever it is read: before a step and after it."""
+    """A clock that advances by the seconds in this list whenever it is read: before a step and after it."""
     seconds, now = [1.0], [0.0]
 
     def monotonic() -> float:
@@ -105,7 +105,7 @@ def test_stopped_and_resumed_it_ends_where_it_would_have_ended(
 
 
 @pytest.mark.slow
-def test_resumed_when_it_has_ended_it_stays_as_it_is_and_goes_on_where_it_is_asked_to(
+def test_resumed_when_it_has_ended_it_stays_as_it_is_unless_more_steps_are_requested(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_val_losses(monkeypatch, LOSSES)
@@ -144,7 +144,7 @@ def test_a_run_of_minutes_stops_with_the_time_and_its_schedule_ends_there(
     assert rows[-1]["val_loss"] > 0
 
 
-def test_a_machine_that_becomes_slower_gets_fewer_steps_and_the_rate_falls_all_the_same(
+def test_a_machine_that_becomes_slower_gets_fewer_steps_and_the_rate_still_falls(
     context: RunContext, steady_clock: list[float]
 ) -> None:
     def listen(event: events.Event) -> None:
@@ -163,7 +163,7 @@ def test_a_machine_that_becomes_slower_gets_fewer_steps_and_the_rate_falls_all_t
 
 
 @pytest.mark.slow
-def test_resumed_it_has_the_time_that_was_left_and_says_that_it_is_not_exact(
+def test_resumed_it_has_the_remaining_time_and_reports_that_it_is_not_exact(
     context: RunContext, steady_clock: list[float], gptkit_command: Command
 ) -> None:
     recipe = experiment(training={"minutes": 0.5})
@@ -184,7 +184,7 @@ def test_resumed_it_has_the_time_that_was_left_and_says_that_it_is_not_exact(
     assert "30/" not in listed
 
 
-def test_on_a_device_that_is_looked_at_seldom_the_clock_is_read_where_something_is_told(
+def test_on_a_device_that_is_rarely_synchronized_the_clock_is_read_at_each_log(
     context: RunContext, steady_clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptkit.training import nonfinite as watch

@@ -1,7 +1,7 @@
 """Resuming at every step of a 40-step run is exact: each optimizer and precision, dropout, accumulation.
 
 From each of its checkpoints a run is resumed for one step, and what it saves then is compared, byte for byte,
-with what the run that nobody stopped saved there: so, by induction, all that comes later is the same too.
+with what the undisturbed run saved there: so, by induction, all that comes later is the same too.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def experiment(optimizer: str, precision: str) -> gptkit.Experiment:
 
 
 def saved(run: Run, step: int) -> tuple[bytes, bytes, dict[str, Any]]:
-    """Weights, optimizer state, and where the run stood, without the time that it took."""
+    """Weights, optimizer state and progress, without the training time."""
     folder = step_folder(run.checkpoints, step)
     state = json.loads((folder / STATE).read_text())
     del state["progress"]["seconds"]

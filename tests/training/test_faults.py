@@ -1,7 +1,7 @@
 """Kills, signals, power cuts, failing disks and two at once: short forms of the commands that have long ones.
 
-`python -m tools.soak`, `tools.sweep`, `tools.fuzz` and `tools.pairs` say what each does; here each runs for a
-few seconds.
+`python -m tools.soak`, `tools.sweep`, `tools.fuzz` and `tools.pairs` describe what each does; here each runs
+for a few seconds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_a_run_that_is_killed_and_resumed_comes_out_as_one_that_was_not() -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-def test_of_two_that_resume_one_run_at_once_one_goes_on_and_the_other_exits_7() -> None:
+def test_of_two_that_resume_one_run_at_once_one_trains_and_the_other_exits_7() -> None:
     assert "exited with 7: 4" in run_module("tools.pairs", "--times", "4")
 
 
@@ -124,7 +124,7 @@ def test_a_signal_during_the_imports_of_training_is_kept_until_a_step_is_saved(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does, and makes pipes")
-def test_what_a_stranger_made_is_never_a_defect_nor_a_step_outside() -> None:
+def test_hostile_files_cause_neither_a_defect_nor_access_outside() -> None:
     output = run_module("tools.fuzz", "--cases", "150", "--seed", "5")
     assert "cases: 150" in output
     assert "hangs: 0" in output

@@ -21,8 +21,8 @@ BOTH = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 
 
 @pytest.fixture
-def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host synchronizes as seldom as with a GPU."""
+def rare_synchronization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host synchronizes as rarely as with a GPU."""
     monkeypatch.setattr(nonfinite, "is_deferred", lambda device: True)
 
 
@@ -81,7 +81,7 @@ def rows(run: Run) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @BOTH
-@pytest.mark.usefixtures("seldom")
+@pytest.mark.usefixtures("rare_synchronization")
 def test_a_bad_step_changes_nothing_and_none_after_it_does(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, optimizer: str, precision: str
 ) -> None:
@@ -96,7 +96,7 @@ def test_a_bad_step_changes_nothing_and_none_after_it_does(
     assert diverged == until_seven
 
 
-@pytest.mark.usefixtures("seldom")
+@pytest.mark.usefixtures("rare_synchronization")
 def test_a_bad_step_is_reported_as_the_step_before(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_bad_step_is_reported_as_the_step_before(
         (12, {}),
     ],
 )
-@pytest.mark.usefixtures("seldom")
+@pytest.mark.usefixtures("rare_synchronization")
 def test_the_host_synchronizes_before_anything_uses_the_weights(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, due: int, table: dict[str, dict[str, Any]]
 ) -> None:
@@ -144,22 +144,22 @@ def test_the_host_synchronizes_before_anything_uses_the_weights(
 
 @pytest.mark.slow
 @BOTH
-def test_synchronizing_seldom_gives_the_same_run(
+def test_synchronizing_rarely_trains_the_same_run(
     context: RunContext, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     recipe = experiment(optimizer={"type": optimizer})
     sessions = keep_sessions(monkeypatch)
     looked_at = train_run(recipe, context).run
     monkeypatch.setattr(nonfinite, "is_deferred", lambda device: True)
-    seldom = train_run(recipe, context).run
-    assert rows(seldom) == rows(looked_at)
-    assert [row["step"] for row in rows(seldom)] == [5, 10, 12]
+    rarely = train_run(recipe, context).run
+    assert rows(rarely) == rows(looked_at)
+    assert [row["step"] for row in rows(rarely)] == [5, 10, 12]
     first, second = (bits(everything(session)) for session in sessions)
     assert first == second
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("seldom")
+@pytest.mark.usefixtures("rare_synchronization")
 def test_stopped_between_two_logs_the_losses_are_summed_as_if_not(context: RunContext) -> None:
     straight = train_run(experiment(), context).run
     broken = train_run(experiment(), context, stop_at=3).run
@@ -169,7 +169,7 @@ def test_stopped_between_two_logs_the_losses_are_summed_as_if_not(context: RunCo
     assert rows(broken) == rows(straight)
 
 
-@pytest.mark.usefixtures("seldom")
+@pytest.mark.usefixtures("rare_synchronization")
 def test_the_host_reads_nothing_in_an_update(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for a GPU's own check: every copy of a value to the host raises."""
     sessions = keep_sessions(monkeypatch)

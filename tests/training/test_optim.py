@@ -160,7 +160,7 @@ def test_weight_decay_touches_matrices_only(settings: AdamWSettings | MuonSettin
 @pytest.mark.parametrize("done", [0, 2])
 @pytest.mark.parametrize("tied", [True, False])
 @BOTH
-def test_an_optimizer_goes_on_from_its_state_as_if_never_stopped(
+def test_an_optimizer_continues_from_its_state_as_if_never_stopped(
     settings: AdamWSettings | MuonSettings, tied: bool, done: int
 ) -> None:
     weights = flatten_parameters(tiny(tie_embeddings=tied), torch.float32, settings)
@@ -205,7 +205,7 @@ def test_a_state_is_a_copy_by_parameter_name(settings: AdamWSettings | MuonSetti
 def test_a_state_that_does_not_fit_is_refused(
     settings: AdamWSettings | MuonSettings, wrong: str, message: str
 ) -> None:
-    """Each of its tensors missing or of another shape in turn; or one too many."""
+    """States in which one tensor is missing or of another shape, or with one too many."""
     weights = flatten_parameters(tiny(), torch.float32, settings)
     optimizer = Optimizer(weights, settings)
     train(weights, optimizer, range(1))

@@ -50,7 +50,7 @@ def test_batches_are_those_of_the_sampler() -> None:
 
 @pytest.mark.parametrize(
     ("device", "gathered"),
-    [("cpu", [0, 1, 7]), ("meta", [0, 1, 2, 7])],  # "meta" stands for what computes beside the host
+    [("cpu", [0, 1, 7]), ("meta", [0, 1, 2, 7])],  # "meta" acts as a device that computes asynchronously
 )
 def test_the_next_batch_is_gathered_ahead_and_once(device: str, gathered: list[int]) -> None:
     batches = sampler()

@@ -50,7 +50,7 @@ def test_stopping_and_resuming_gives_the_same_bytes(
 
 
 def differences(run: Run, context: RunContext, **how: Any) -> tuple[str, ...]:
-    """What resume says of where it computes, when it goes on with the run."""
+    """The messages of resume about the environment in which it continues the run."""
     seen: list[events.Event] = []
     resume_run(run, RunContext(context.runs_folder, context.folders, seen.append), **how)
     return next(event for event in seen if isinstance(event, events.ResumeChecked)).differences
@@ -63,7 +63,7 @@ needs_native = pytest.mark.skipif(
 
 @pytest.mark.slow
 @needs_native
-def test_a_run_without_c_goes_on_without_it_exactly(
+def test_a_run_without_c_resumes_without_it_exactly(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although there is a compiler now: what the run began with, it ends with."""
@@ -79,7 +79,7 @@ def test_a_run_without_c_goes_on_without_it_exactly(
 
 @pytest.mark.slow
 @needs_native
-def test_a_run_with_c_says_so_and_goes_on_where_there_is_none(
+def test_a_run_with_c_resumes_without_it_and_reports_the_difference(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = train_run(experiment(), context, stop_at=5).run
@@ -120,7 +120,7 @@ def test_the_resolved_experiment_gives_the_same_run(context: RunContext) -> None
 
 
 @pytest.mark.slow
-def test_looking_more_often_changes_no_weight(context: RunContext) -> None:
+def test_evaluating_more_often_changes_no_weight(context: RunContext) -> None:
     rarely = train_run(
         experiment(evaluation={"eval_interval": 12}, training={"log_interval": 12}), context
     ).run
@@ -198,7 +198,7 @@ def test_a_bad_gradient_stops_the_run_before_it_is_applied(
 @pytest.mark.parametrize(
     ("number", "code", "status"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_a_signal_saves_and_resume_goes_on_exactly(
+def test_a_signal_saves_and_resume_continues_exactly(
     context: RunContext, tmp_path: Path, number: signal.Signals, code: int, status: str
 ) -> None:
     (tmp_path / "e.toml").write_text(to_toml(experiment(training={"max_steps": 4000})))
@@ -264,9 +264,7 @@ def test_the_clock_of_training_leaves_evaluation_out(
     "environment",
     [None, 7, {"device": "cpu"}, {"device": "cpu", "precision": "bf16", "threads": 10**9, "compile": False}],
 )
-def test_a_record_made_up_by_a_stranger_does_not_decide_how_a_run_computes(
-    context: RunContext, environment: object
-) -> None:
+def test_a_forged_record_does_not_decide_how_a_run_computes(context: RunContext, environment: object) -> None:
     run = train_run(experiment(), context, stop_at=3).run
     write_record(run, {**run.record(), "environment": environment})
     seen: list[events.Event] = []

@@ -1,4 +1,4 @@
-"""Measures contestants in turn, each in its own process, and compares gptkit with its baselines."""
+"""Measures contestants alternately, each in its own process, and compares gptkit with its baselines."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class Guard:
 
 
 def limit_memory(more: int) -> None:
-    """Limits the address space of this process to `more` bytes beside its present one."""
+    """Limits the address space of this process to `more` bytes above its present one."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
