@@ -62,6 +62,6 @@ def check_plugin(plugin: type | str, options: PluginOptions | None = None) -> li
         found = [(family, plugin) for family in registry.KINDS if registry.is_of(family, plugin)]
         if not found:
             raise PluginError(
-                f"{plugin!r} is no Tokenizer, PositionalEncoding, Dataset or Tracker of gptkit.plugins."
+                f"{plugin!r} is not a Tokenizer, PositionalEncoding, Dataset or Tracker of gptkit.plugins."
             )
     return [result for family, cls in found for result in testing.check_plugin(family, cls, options)]

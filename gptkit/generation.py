@@ -41,7 +41,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, *, skip_unknown: bool = Fal
         prompt = "".join(character for character in prompt if character not in unknown)
     ids = [int(token) for token in tokenizer.encode(prompt)]
     if not ids:
-        raise UsageError("the prompt has no tokens; give at least one character that the model knows.")
+        raise UsageError("the prompt has no tokens; use at least one character that the model knows.")
     return prompt, ids
 
 

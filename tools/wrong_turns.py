@@ -156,7 +156,7 @@ TURNS = [
     turn("generate unsaved", 5, "there is no checkpoint"),
     turn("generate data", 2, "data is not a run folder"),
     turn("resume", 2, "Missing argument 'RUN'; as in: gptkit resume latest"),
-    turn("resume good- --steps 5", 2, "is at step 20 already", "give more"),
+    turn("resume good- --steps 5", 2, "is at step 20 already", "use more"),
     turn(
         "train tiny.toml --load good- --emb 64",
         2,

@@ -53,7 +53,7 @@ StopAt = Annotated[
         "--stop-at",
         metavar="N",
         min=1,
-        help="Stop after step N, saved, as if interrupted; go on with resume.",
+        help="Stop after step N, saved, as if interrupted; continue with resume.",
     ),
 ]
 Set = Annotated[

@@ -121,9 +121,9 @@ def _reason(error: Exception) -> str:
     kinds: list[tuple[type[Exception], str]] = [  # the first match: some are subclasses of ConnectionError
         (web.TooManyRedirects, "the server redirects in circles"),
         (web.SSLError, "the server's certificate does not verify"),
-        (web.ChunkedEncodingError, "the connection broke off"),
-        (web.ContentDecodingError, "the connection broke off"),
-        (web.ConnectionError, "the connection broke off" if _is_temporary(error) else "no connection"),
+        (web.ChunkedEncodingError, "the connection was lost"),
+        (web.ContentDecodingError, "the connection was lost"),
+        (web.ConnectionError, "the connection was lost" if _is_temporary(error) else "no connection"),
         (Exception, (str(error).splitlines() or [type(error).__name__])[0][:200]),
     ]
     return next(reason for kind, reason in kinds if isinstance(error, kind))

@@ -188,11 +188,11 @@ def _require_reproducible(run: Run, experiment: Experiment) -> None:
     if minutes is not None:
         raise UsageError(
             f"run {run.id} trained for {minutes:g} minutes: how many steps that is depends on the moment, so "
-            "it cannot come out the same.\nTo train it for as many steps as it made: "
+            "it is not reproducible.\nTo train it for as many steps as it made: "
             f"{run.train_again_command()} --steps N"
         )
     if experiment.seed == "random":
-        raise CheckpointError(f"{run.experiment_file} has no seed, so the run cannot come out the same.")
+        raise CheckpointError(f"{run.experiment_file} has no seed, so the run is not reproducible.")
 
 
 def _reached_step(run: Run, record: RunRecord) -> int:
@@ -219,7 +219,7 @@ def _prepare_again(
     backend = backend_again(experiment, record, corpus.tokenizer.vocab_size)
     differences = environment_differences(record, experiment, backend)
     if record.tokenizer.sha256 != tokenizer_hash(corpus.tokenizer):
-        differences += ("the tokenizer that the text gives",)
+        differences += ("the tokenizer trained on the text",)
     trackers = trackers_again(experiment, record, context.warn)
     return NewRun(experiment, corpus, backend, trackers, text, source), differences
 

@@ -40,7 +40,7 @@ _MAX_SAMPLE = 25_000_000  # characters
 _LEFTOVERS = {
     TEMPORARY: "left by a save that was cut off; 'gptkit resume' removes it",
     TRASH: "left by a removal that was cut off; 'gptkit resume' removes it",
-    DAMAGED: "a checkpoint that was set aside; remove it when you need it no more",
+    DAMAGED: "a checkpoint that was set aside; remove it when you no longer need it",
 }
 
 
@@ -123,7 +123,7 @@ def _check_metrics(run: Run) -> Finding:
         message = f"no JSON object with a step in line {shown}; such lines are left out"
         return Finding(Verdict.BAD, METRICS, message)
     if torn:
-        message = "its last line was cut off by a crash; 'gptkit resume' mends it"
+        message = "its last line was cut off by a crash; 'gptkit resume' repairs it"
         return Finding(Verdict.NOTE, METRICS, message)
     return Finding(Verdict.OK, METRICS, f"{rows} lines")
 
@@ -186,14 +186,14 @@ def _check_checkpoints(
             if step in list_steps(run.checkpoints):  # not pruned meanwhile by a process that trains
                 found.append((step, str(error)))
     for step in good:
-        message = "" if fit.is_known else "whole; not compared with the model"
+        message = "" if fit.is_known else "undamaged; not compared with the model"
         yield Finding(Verdict.OK, f"checkpoint {step}", message)
     if good:
         remedy = f"'gptkit resume' continues from step {good[-1]}"
     else:
         remedy = f"train it again: {run.train_again_command()}"
     for step, message in damaged:
-        newer = "a newer one is whole" if good and step < good[-1] else remedy
+        newer = "a newer one is undamaged" if good and step < good[-1] else remedy
         yield Finding(Verdict.BAD, f"checkpoint {step}", f"{message}; {newer}")
     for step, message in foreign:
         advice = "its files are as saved, and 'gptkit resume' does not pass over it: move it away"

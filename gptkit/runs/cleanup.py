@@ -114,7 +114,7 @@ def remove_all(things: list[Removable]) -> Iterator[Removal]:
 
 
 def _remove_one(thing: Removable, verified: dict[tuple[Path, int], bool]) -> Removal:
-    run, kept = thing.run, Removal(thing.path, None, "no checkpoint that would stay is whole")
+    run, kept = thing.run, Removal(thing.path, None, "none of the remaining checkpoints verifies")
     if run is None:
         _remove(thing.path)
     elif thing.path == run.path:

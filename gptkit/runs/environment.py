@@ -83,7 +83,7 @@ def warn_of_changed_plugins(record: RunRecord, experiment: Experiment, warn: Cal
         remedy = what_to_install(record, [(plugin.family, plugin.name)])
         warn(
             f"{plugin.name!r} is of {plugin.distribution} {plugin.version} here, but was of {before} in "
-            f"training: the model may write worse.\n{remedy}".rstrip()
+            f"training: the model may generate worse text.\n{remedy}".rstrip()
         )
 
 

@@ -214,7 +214,7 @@ class Run:
         try:
             tokenizer: Tokenizer = plugin.from_json(data)
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{self.path / TOKENIZER} is no {kind} tokenizer: {error}") from error
+            raise CheckpointError(f"{self.path / TOKENIZER} is not a {kind} tokenizer: {error}") from error
         return tokenizer
 
     def tokenizer_json(self) -> dict[str, Any]:

@@ -148,14 +148,14 @@ def resume_run(
             inexact += ("the schedule follows the clock",)
         if inexact and require_exact:
             raise PluginError(
-                f"run {run.id} would not come out the same, bit for bit: {', '.join(inexact)}. "
+                f"run {run.id} would not be bit-identical: {', '.join(inexact)}. "
                 "Without --require-exact it continues anyway."
             )
         checkpoint = _recover(run, setup, context)
         final_step = _final_step(setup, checkpoint.step, steps)
         if stop_at is not None and stop_at < checkpoint.step:
             raise UsageError(
-                f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}; give more."
+                f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}; use more."
             )
         replayed = max(0, run.metrics_log.last_step() - checkpoint.step)
         context.listener(events.ResumeChecked(checkpoint.step, inexact, replayed))
@@ -211,7 +211,7 @@ def _final_step(setup: ResumedRun, step: int, steps: int | None) -> int | None:
         )
     if steps < step:
         raise UsageError(
-            f"run {run.id} is at step {step} already, past --steps {steps}; give more than {step}."
+            f"run {run.id} is at step {step} already, past --steps {steps}; use more than {step}."
         )
     if steps < scheduled:
         raise UsageError(
@@ -435,7 +435,7 @@ def _write_report(run: Run, context: RunContext) -> Path | None:
     except Exception as error:
         shown = error if isinstance(error, GptkitError) else f"{type(error).__name__}: {error}"
         context.warn(
-            f"the report of the run is not written: {shown}\nAll else of it is. To write it: "
+            f"the report of the run is not written: {shown}\nEverything else is saved. To write it: "
             f"gptkit runs report {shlex.quote(str(run.path))}"
         )
         return None

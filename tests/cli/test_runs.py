@@ -127,7 +127,7 @@ def test_a_key_that_nothing_has_gets_the_nearest(
 def test_a_field_of_the_schema_that_no_run_has_is_accepted(three: None, gptkit_command: Command) -> None:
     done = gptkit_command("runs", "--where", "training.minutes>1")
     assert (done.code, done.err) == (0, "")
-    assert "No run in runs is like that" in done.out
+    assert "No run in runs matches" in done.out
 
 
 def test_the_plain_command_takes_the_same_flags(three: None, gptkit_command: Command) -> None:
@@ -566,7 +566,7 @@ def test_clean_keeps_the_best_and_the_last(trained: Run, gptkit_command: Command
     assert list_steps(trained.checkpoints) == [10, 20]
     assert not list(trained.checkpoints.glob(".*"))
     assert gptkit_command("runs", "verify", "latest").code == 0
-    assert "nothing in runs that could go" in gptkit_command("runs", "clean").out
+    assert "Nothing in runs can be removed" in gptkit_command("runs", "clean").out
 
 
 def test_clean_keeps_what_another_run_began_from(trained: Run, gptkit_command: Command) -> None:
@@ -582,7 +582,7 @@ def test_clean_removes_no_checkpoint_where_those_that_stay_are_damaged(
     model.write_bytes(model.read_bytes()[:-1] + b"x")
     done = gptkit_command("runs", "clean", "--yes")
     assert done.code == 0
-    assert "no checkpoint that would stay is whole" in done.out
+    assert "none of the remaining checkpoints verifies" in done.out
     assert list_steps(trained.checkpoints) == [5, 10, 15, 20]
 
 

@@ -206,10 +206,10 @@ def test_a_download_with_another_hash_is_a_data_error(
     "case",
     [
         ("not-found", "the server answered 404", 1),
-        ("cut", "the connection broke off", 1),
+        ("cut", "the connection was lost", 1),
         ("loop", "redirects in circles", None),
         ("busy", "the server answered 503", datasets.ATTEMPTS),
-        ("reset", "the connection broke off", datasets.ATTEMPTS),
+        ("reset", "the connection was lost", datasets.ATTEMPTS),
     ],
 )
 def test_a_download_that_fails_is_a_network_error(

@@ -296,7 +296,7 @@ def test_a_recorded_package_is_shown_only_if_it_is_well_formed(
         written = gptkit_command("generate", run.id, "-n", 3)
         assert written.code == 0
         message = f"'char' is of gptkit {here} here, but was of an unknown package in training: "
-        assert written.err.startswith(f"gptkit: warning: {message}the model may write worse.\n")
+        assert written.err.startswith(f"gptkit: warning: {message}the model may generate worse text.\n")
         assert "pip" not in written.err
         refused = gptkit_command("resume", run.id, "--require-exact")
         assert f"char of an unknown package -> gptkit {here}" in refused.err

@@ -132,7 +132,7 @@ def test_another_learning_rate_gives_other_weights_and_exit_code_5(
     assert f"different: {newest(run).id} has other values of" in different.err
     assert "tensors (model: blocks.0." in different.err
     assert "The first step whose loss differs: 2." in different.err
-    assert "All is as recorded" in different.err
+    assert "The environment is as recorded" in different.err
 
 
 @pytest.mark.slow
@@ -157,8 +157,8 @@ def test_what_is_not_as_recorded_is_named(train: Command, gptkit_command: Comman
     write_record(run, record)
     done = gptkit_command("rerun", run.id)
     assert done.code == 0
-    assert "although not all is as recorded: torch 1.0 -> " in done.out
-    assert "the tokenizer that the text gives" in done.out
+    assert "although the environment differs from the recorded one: torch 1.0 -> " in done.out
+    assert "the tokenizer trained on the text" in done.out
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ DAMAGE = {
     ),
     "a bit of an older one": (
         lambda run: flip(step_folder(run.checkpoints, 12) / "optimizer.safetensors"),
-        r"bad   checkpoint 12: .*optimizer.safetensors is not what was saved .*; a newer one is whole",
+        r"bad   checkpoint 12: .*optimizer.safetensors is not what was saved .*; a newer one is undamaged",
     ),
     "a file too many": (
         lambda run: (step_folder(run.checkpoints, 20) / "more").write_text(""),
@@ -260,7 +260,7 @@ def test_what_differs_is_named_and_what_is_not_as_recorded(run: Run, gptkit_comm
     assert "gptkit: different: steps 19 to 20, trained again, gave other values of " in done.err
     assert "tensors (model: " in done.err
     assert "the losses of 1 steps (20)" in done.err
-    assert "What is not as recorded: torch 1.0 -> " in done.err
+    assert "Differences from the recorded environment: torch 1.0 -> " in done.err
     assert contents(run.path) == before
     assert [entry.name for entry in Path("runs").iterdir()] == [run.id]
 
@@ -274,7 +274,7 @@ def test_a_loss_that_was_recorded_otherwise_is_found(run: Run, gptkit_command: C
     done = gptkit_command("resume", run.id, "--verify")
     assert done.code == 5
     assert "gave other values of the losses of 1 steps (20)." in done.err
-    assert "All is as recorded" in done.err
+    assert "The environment is as recorded" in done.err
 
 
 @pytest.mark.slow

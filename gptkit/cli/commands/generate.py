@@ -18,14 +18,7 @@ from gptkit.experiment.overrides import Override
 
 
 def generate(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN",
-            help="A run's folder, its id, a unique beginning of it, or 'latest'.",
-            autocompletion=completion.runs,
-        ),
-    ] = "latest",
+    run: options.RunArgument = "latest",
     tokens: Annotated[
         int | None,
         typer.Option(

@@ -26,7 +26,9 @@ def resume(
     ] = False,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Only train the last steps again elsewhere, and compare every bit."),
+        typer.Option(
+            "--verify", help="Only train the last steps again, in a temporary folder, and compare every bit."
+        ),
     ] = False,
     data_dir: options.DataDir = None,
     runs_dir: options.RunsDir = Path("runs"),

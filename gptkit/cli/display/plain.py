@@ -26,7 +26,7 @@ def describe_start(event: events.RunStarted) -> list[str]:
         f"{event.dataset}: {event.train_tokens:,} tokens to train on, {event.val_tokens:,} to evaluate on "
         f"({event.tokenizer}, vocabulary {event.vocab_size:,})",
         f"{event.parameters:,} parameters, {event.device}, {event.precision}{compiled}; {length}, "
-        f"{event.tokens_per_step:,} tokens a step",
+        f"{event.tokens_per_step:,} tokens per step",
     ]
 
 
@@ -65,7 +65,7 @@ def describe_end(event: events.RunFinished, folder: str) -> list[str]:
         folder = shlex.quote(folder)
         lines.append(f"write text:  gptkit generate {folder}")
         if event.status is not events.RunStatus.FINISHED:
-            lines.append(f"go on:       gptkit resume {folder}")
+            lines.append(f"continue:    gptkit resume {folder}")
     return lines
 
 

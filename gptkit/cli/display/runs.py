@@ -33,7 +33,7 @@ HEADER = ("id", "status", "dataset", "hyperparameters", "steps", "best val loss"
 def show_runs(runs: Sequence[Selected], runs_dir: Path, *, chosen: bool = False) -> None:
     """A table, with a further column for each requested key that has none; `chosen`: by conditions."""
     if not runs and chosen:
-        print(f"No run in {runs_dir} is like that.")
+        print(f"No run in {runs_dir} matches.")
     elif not runs:
         print(f"There are no runs in {runs_dir} yet. Make one: gptkit train experiments/shakespeare.toml")
     else:
@@ -198,7 +198,7 @@ def deletion_question(runs: Sequence[Run]) -> str:
 
 def show_removable(things: Sequence[Removable], runs_dir: Path) -> None:
     if not things:
-        print(f"There is nothing in {runs_dir} that could go.")
+        print(f"Nothing in {runs_dir} can be removed.")
         return
     rows = [(printable(str(thing.path)), thing.description, size_text(thing.bytes)) for thing in things]
     total = size_text(sum(thing.bytes for thing in things))
@@ -262,14 +262,15 @@ def describe_rerun(rerun: Rerun) -> str:
 
 
 def _although(environment: str) -> str:
-    return f"\n(although not all is as recorded: {environment})" if environment else ""
+    return f"\n(although the environment differs from the recorded one: {environment})" if environment else ""
 
 
 def _why(environment: str) -> str:
     if environment:
-        return f"What is not as recorded: {environment}"
+        return f"Differences from the recorded environment: {environment}"
     return (
-        "All is as recorded, so the cause is the machine itself or a file of the run ('gptkit runs verify')."
+        "The environment is as recorded, so the cause is the machine itself or a file of the run "
+        "('gptkit runs verify')."
     )
 
 
