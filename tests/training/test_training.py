@@ -203,16 +203,17 @@ def test_a_signal_saves_and_resume_continues_exactly(
 ) -> None:
     (tmp_path / "e.toml").write_text(to_toml(experiment(training={"max_steps": 4000})))
     command = [sys.executable, "-m", "gptkit", "train", "e.toml", "--data-dir", "."]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 3 "):
-            break
-    process.send_signal(number)
-    output = process.stdout.read()
-    assert process.wait(timeout=60) == code
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 3 "):
+                break
+        process.send_signal(number)
+        output = process.stdout.read()
+        assert process.wait(timeout=60) == code
     assert "gptkit resume" in output
     run = Run(next(context.runs_folder.iterdir()))
     assert run.record()["status"] == status
