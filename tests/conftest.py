@@ -1,4 +1,4 @@
-"""What the tests share: a workspace with a text in it, a very small experiment, and the command."""
+"""Shared fixtures: a workspace with a text in it, a very small experiment, and the command."""
 
 from __future__ import annotations
 

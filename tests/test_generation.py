@@ -108,7 +108,7 @@ def test_a_longer_sample_begins_like_a_shorter_one() -> None:
 
 
 @pytest.mark.usefixtures("both_ways")
-def test_generating_leaves_other_chance_and_the_model_alone() -> None:
+def test_generating_changes_neither_global_generators_nor_the_model() -> None:
     model = tiny(dropout=0.5).train()
     torch.manual_seed(7)
     first = write(model, sampling())
@@ -150,7 +150,7 @@ def test_a_context_of_one_token_is_enough_to_write() -> None:
 
 
 @pytest.mark.usefixtures("both_ways")
-def test_a_model_that_knows_a_text_by_heart_recites_it() -> None:
+def test_a_model_that_memorized_a_text_reproduces_it() -> None:
     ids = CHAR.encode("abacabadabacabaeabacabadabacaba").tolist()
     model = reciter(ids, len(LETTERS))
     assert write(model, sampling(temperature=0.0), prompt="a") == ["bacabadabacabaeabacabadabacaba"]
@@ -218,7 +218,7 @@ def test_tokens_are_chosen_as_often_as_they_are_probable(fields: dict[str, Any])
     assert (got[wanted == 0] == 0).all()
 
 
-def test_limits_leave_the_tokens_that_they_should() -> None:
+def test_limits_keep_the_right_tokens() -> None:
     """Worked examples with probabilities 0.4, 0.3, 0.2, 0.1."""
     logits = torch.tensor([0.3, 0.1, 0.4, 0.2]).log().expand(N, -1)
     for fields, kept in (
@@ -253,7 +253,7 @@ def test_each_row_has_its_own_limits() -> None:
             assert second in (2, 3)
 
 
-def test_without_temperature_the_likeliest_is_taken() -> None:
+def test_at_temperature_zero_the_most_likely_token_is_taken() -> None:
     logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(1))
     for fields in ({}, {"top_k": 3, "top_p": 0.1, "min_p": 0.9}):
         tokens = choose_tokens(logits, GRID[:50], sampling(temperature=0.0, **fields))
@@ -362,7 +362,7 @@ def test_a_text_is_cut_the_same_whatever_its_tokens(text: str, stops: list[str])
         assert all(pieces)
 
 
-def test_text_is_given_out_as_soon_as_it_cannot_become_a_stop_text() -> None:
+def test_text_is_returned_as_soon_as_it_cannot_become_a_stop_text() -> None:
     assert recite(CHAR, "abcab", ["abd"]) == ["abc", "ab"]
     assert recite(CHAR, "abcab", []) == ["a", "b", "c", "a", "b"]
     assert recite(CHAR, "aaab", ["aab"]) == ["a"]
@@ -404,7 +404,7 @@ def test_characters_that_the_tokenizer_has_never_seen_are_named_or_skipped(token
 
 
 @pytest.mark.parametrize(("prompt", "skip_unknown"), [("", False), ("", True), ("XYZ", True)])
-def test_a_prompt_of_nothing_is_refused(prompt: str, skip_unknown: bool) -> None:
+def test_a_prompt_without_tokens_is_refused(prompt: str, skip_unknown: bool) -> None:
     with pytest.raises(UsageError, match="the prompt has no tokens"):
         encode_prompt(CHAR, prompt, skip_unknown=skip_unknown)
 

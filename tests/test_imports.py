@@ -1,4 +1,4 @@
-"""What an import loads, and what no file may contain: rules of the code that no linter knows.
+"""What an import loads, and what no file may contain: rules that no linter checks.
 
 The order of the layers, circles, unpickling, printing and docstrings are held by import-linter and ruff
 (pyproject.toml).

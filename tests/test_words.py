@@ -9,6 +9,6 @@ def test_the_nearest_name_ignores_case_and_may_be_none() -> None:
     assert (closest("zzz", ["rope"]), nearest("zzz", [])) == (None, "")
 
 
-def test_what_a_terminal_would_act_on_is_escaped() -> None:
+def test_control_characters_are_escaped() -> None:
     assert printable("naïve 日本 text") == "naïve 日本 text"
     assert printable("a\x1b[31m\n\u202e\udc80") == "a\\x1b[31m\\n\\u202e\\udc80"

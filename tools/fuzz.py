@@ -1,4 +1,4 @@
-"""Runs gptkit on hostile experiment files, run folders and names.
+"""Runs gptkit with hostile experiment files, run folders and names.
 
     python -m tools.fuzz --cases 100000 [--seed S]
 

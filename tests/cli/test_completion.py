@@ -102,7 +102,7 @@ def test_bash_cuts_at_the_equals_sign_and_is_offered_what_replaces_the_last_part
 @pytest.mark.parametrize(
     "words", [["'"], ["train", '"'], ["nosuch", ""], ["train", "a\\"], ["="], ["train", "nowhere/"], ["\x1b"]]
 )
-def test_nothing_goes_wrong_in_a_shell(words: list[str], place: Path) -> None:
+def test_completion_in_a_shell_is_silent_about_errors(words: list[str], place: Path) -> None:
     ask("bash", words)
     for odd in ("many", "-3", "99", ""):
         ask("bash", words, COMP_CWORD=odd)

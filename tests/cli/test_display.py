@@ -134,7 +134,7 @@ def test_where_only_ascii_can_be_shown_all_is_ascii(state: PanelState) -> None:
     assert any("o" in line.plain and ".." in line.plain for line in lines)
 
 
-def test_what_is_done_beside_the_training_and_a_stop_that_was_asked_for_are_shown(state: PanelState) -> None:
+def test_work_besides_training_and_a_requested_stop_are_shown(state: PanelState) -> None:
     state.working = events.Working("evaluating", 3, 12)
     assert "evaluating  25%" in panel(state, Viewport(80, 24, False), "")[1].plain
     state.stopping = True
@@ -203,7 +203,7 @@ def on_terminal(tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [160, 100, 60, 30])
-def test_what_stays_is_the_lines_and_never_a_piece_of_the_panel(columns: int, on_terminal: Run) -> None:
+def test_the_lines_remain_and_no_piece_of_the_panel_does(columns: int, on_terminal: Run) -> None:
     written = on_terminal(columns=columns)
     screen = Screen(columns)
     screen.write(written)

@@ -1,4 +1,4 @@
-"""Commands that fail: exit code, a message of few lines, and nothing left behind."""
+"""Commands that fail: exit code, a message of at most three lines, and nothing left behind."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_a_name_that_two_families_have_is_shown_for_both_or_for_the_one_asked_fo
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_done_is_answered_with_what_can(
+def test_errors_name_what_can_be_done_instead(
     words: tuple[str, ...], code: int, message: str, workspace: Path, gptkit_command: Command
 ) -> None:
     done = gptkit_command("plugins", *words)
@@ -187,13 +187,13 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_the_schema_takes_every_experiment_that_comes_along(
+def test_the_schema_accepts_every_experiment_of_the_repository(
     path: Path, validator: jsonschema.Draft202012Validator
 ) -> None:
     assert list(validator.iter_errors(tomllib.loads(path.read_text()))) == []
 
 
-def test_the_schema_takes_what_a_run_resolved(
+def test_the_schema_accepts_a_resolved_experiment(
     tiny_experiment: Path, gptkit_command: Command, validator: jsonschema.Draft202012Validator
 ) -> None:
     trained = gptkit_command("train", tiny_experiment, "--steps", 1, "--quiet")
@@ -227,7 +227,7 @@ def test_the_schema_takes_what_a_run_resolved(
     ],
     ids=str,
 )
-def test_the_schema_knows_right_from_wrong(
+def test_the_schema_refuses_invalid_values(
     experiment: dict[str, object], right: bool, validator: jsonschema.Draft202012Validator
 ) -> None:
     assert validator.is_valid(experiment) is right

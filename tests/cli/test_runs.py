@@ -138,7 +138,7 @@ def test_the_plain_command_takes_the_same_flags(three: None, gptkit_command: Com
     assert "gptkit runs list" in misplaced.err
 
 
-def test_a_key_that_is_no_column_becomes_one(three: None, gptkit_command: Command) -> None:
+def test_a_key_that_is_not_a_column_becomes_one(three: None, gptkit_command: Command) -> None:
     header, *lines = gptkit_command("runs", "--sort", "model.qk_norm").out.splitlines()
     assert header.split()[-1] == "model.qk_norm"
     assert [line.split()[-1] for line in lines] == ["false", "false", "-"]
@@ -417,7 +417,7 @@ REFUSALS = [_foreign, _no_run, _link, _link_with_slash, _link_within, _outside, 
 
 
 @pytest.mark.parametrize("case", REFUSALS, ids=[case.__name__ for case in REFUSALS])
-def test_delete_refuses_what_is_no_run_and_then_removes_none(
+def test_delete_refuses_what_is_not_a_run_and_then_removes_nothing(
     case: Any, workspace: Path, gptkit_command: Command
 ) -> None:
     make("good")
@@ -514,7 +514,7 @@ def test_a_disk_that_fails_in_a_deletion_is_reported(
 # Cleaned
 
 
-def test_clean_lists_what_could_go_with_a_total_and_removes_nothing(
+def test_clean_lists_what_can_be_removed_with_a_total_and_removes_nothing(
     workspace: Path, gptkit_command: Command
 ) -> None:
     make("done", steps=(5, 10, 15, 20))  # the best is 10, the last 20
@@ -596,7 +596,7 @@ def test_clean_leaves_runs_in_use_alone(trained: Run, gptkit_command: Command) -
     assert (run.checkpoints / ".tmp-5-ab").is_dir()
 
 
-def test_clean_leaves_a_run_alone_that_was_taken_up_since_it_was_looked_at(
+def test_clean_leaves_a_run_alone_that_was_resumed_since_it_was_listed(
     trained: Run, monkeypatch: pytest.MonkeyPatch, gptkit_command: Command
 ) -> None:
     things = list_removable(Path("runs"))

@@ -1,4 +1,4 @@
-"""Output that cannot be written: a full disk, a reader gone, a stream closed, a terminal closed."""
+"""Output that cannot be written: a full disk, a closed pipe, a closed stream, a closed terminal."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_closed_pipe_is_not_an_error(
 
 
 @pytest.mark.parametrize("view", [(), ("--json",)])
-def test_a_reader_that_has_gone_does_not_stop_the_training(
+def test_a_closed_pipe_does_not_stop_the_training(
     view: tuple[str, ...], tiny_experiment: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pipe_without_reader():
@@ -144,7 +144,7 @@ def test_a_reader_that_has_gone_does_not_stop_the_training(
     assert find_run("latest").record()["status"] == "finished"
 
 
-def test_a_reader_that_has_gone_does_not_stop_a_removal(workspace: Path) -> None:
+def test_a_closed_pipe_does_not_stop_a_removal(workspace: Path) -> None:
     for name in ("one", "two"):
         make(name)
     with pipe_without_reader():

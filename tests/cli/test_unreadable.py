@@ -1,4 +1,4 @@
-"""A run with an unreadable file or folder: a message, with an exit code of the table."""
+"""A run with an unreadable file or folder: a message and the documented exit code."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def closed(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
-def test_no_place_that_cannot_be_read_is_a_defect(
+def test_an_unreadable_file_or_folder_is_never_a_defect(
     place: str, closed: Callable[[str], None], gptkit_command: Command
 ) -> None:
     closed(place)

@@ -1,4 +1,4 @@
-"""Wrong inputs of newcomers, listed in tools/wrong_turns.py: each is answered with the right one."""
+"""Wrong inputs of newcomers, listed in tools/wrong_turns.py: the message names the right command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=str)
-def test_a_wrong_turn_is_answered_with_the_right_one(turn: Turn, place: Path) -> None:
+def test_a_wrong_input_is_answered_with_the_right_one(turn: Turn, place: Path) -> None:
     before = {path for path in place.rglob("*") if path.name != ".lock"}
     code, out, err = take(turn, place)
     printed = out + err

@@ -175,7 +175,7 @@ def test_a_download_is_verified_and_stored_under_its_name(
     assert capfd.readouterr() == ("", ""), "pooch's log must not reach the user"
 
 
-def test_what_is_here_is_not_downloaded_again(
+def test_an_existing_file_is_not_downloaded_again(
     small: SmallShakespeare, server: Server, folders: DataFolders
 ) -> None:
     small.fetch(folders)

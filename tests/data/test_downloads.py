@@ -1,4 +1,4 @@
-"""Servers that misbehave below HTTP: by the byte, over a plain socket on this machine.
+"""Servers that violate HTTP: raw bytes over a plain socket on this machine.
 
 `test_datasets.py` has those that misbehave in good HTTP.
 """

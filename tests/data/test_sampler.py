@@ -185,7 +185,7 @@ def test_evaluating_uses_no_randomness_and_restores_the_model(training: bool) ->
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_cross_entropy_is_the_mean_surprise_in_nats() -> None:
+def test_cross_entropy_is_the_mean_negative_log_probability() -> None:
     probabilities = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]])
     loss = cross_entropy(probabilities.log(), torch.tensor([[1, 2]]))
     assert loss.item() == pytest.approx(-(math.log(0.25) + math.log(0.8)) / 2)

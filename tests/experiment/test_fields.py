@@ -1,4 +1,4 @@
-"""The walker over the schema: every field, with its default, its flag and its plugins."""
+"""The fields of the schema: every one with its default, its flag and its plugins."""
 
 from __future__ import annotations
 

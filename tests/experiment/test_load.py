@@ -262,7 +262,7 @@ def test_a_problem_names_the_key_and_what_would_be_right(data: dict[str, Any], m
     ],
     ids=lambda value: value[:12] if isinstance(value, bytes) else "",
 )
-def test_a_file_that_is_no_experiment_is_refused_with_the_reason(
+def test_a_file_that_is_not_an_experiment_is_refused_with_the_reason(
     content: bytes, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "bad.toml"
@@ -292,14 +292,14 @@ def test_a_missing_file_lists_those_there_are(tmp_path: Path, monkeypatch: pytes
         load_experiment("experiments/goood.toml")
 
 
-def test_a_folder_is_no_experiment_file_but_what_is_in_it_is_listed(tmp_path: Path) -> None:
+def test_for_a_folder_the_experiments_in_it_are_listed(tmp_path: Path) -> None:
     (tmp_path / "good.toml").write_text("")
     with pytest.raises(UsageError, match=r"is a folder, not an experiment file\. There are: .*good\.toml"):
         load_experiment(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "good.toml/inside", ""])
-def test_a_path_that_cannot_be_is_a_usage_error(
+def test_an_impossible_path_is_a_usage_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

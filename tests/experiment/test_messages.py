@@ -75,7 +75,7 @@ def test_the_ways_of_writing_a_key(text: str, path: tuple[str, ...], key: str, v
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text(alphabet="ab=.[]{}\"'#,\n \\", max_size=40))
-def test_no_text_is_too_much(text: str) -> None:
+def test_any_text_is_scanned_without_error(text: str) -> None:
     for entry in find(text, [("a",), ("b",), ("a", "b"), ("a", "0")]).values():
         assert show_line(text, entry.value or entry.key, "here").count("\n") == 1
 

@@ -90,7 +90,7 @@ def test_a_dataset_named_by_the_flag_has_no_fallback_unless_one_is_set() -> None
         ([], {"training.max_steps": 5, "training.minutes": 1.0}, "--steps 5 and --minutes 1.0 both set"),
     ],
 )
-def test_two_answers_to_one_question_are_an_error_that_names_both(
+def test_contradicting_overrides_are_an_error_that_names_both(
     pairs: list[str], flags: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:

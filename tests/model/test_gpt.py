@@ -1,4 +1,4 @@
-"""The GPT: against transformers, against time's arrow, and that it learns."""
+"""The GPT: equal to transformers, causal, and able to learn."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_with_qk_norm_the_lengths_of_queries_and_keys_do_not_matter(qk_norm: boo
     ],
 )
 @pytest.mark.parametrize("position", ["sinusoidal", "learned", "rope", "alibi", "none"])
-def test_the_future_cannot_change_the_past(position: str, mlp: str, norm: str, qk_norm: bool) -> None:
+def test_later_tokens_do_not_change_earlier_logits(position: str, mlp: str, norm: str, qk_norm: bool) -> None:
     """Another token at any place changes the logits there, and none before it, trained or not."""
     model = tiny_gpt(position=position, mlp=mlp, norm=norm, qk_norm=qk_norm)
     tokens = random_tokens(1, 12)
@@ -242,7 +242,7 @@ def test_initial_weights_come_from_the_seed_alone() -> None:
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_new_modern_model_finds_every_token_as_likely() -> None:
+def test_a_new_modern_model_predicts_a_uniform_distribution() -> None:
     model = build_new_model(model_experiment({"init": "modern"}), 11, seed=1)
     assert torch.equal(model(random_tokens(2, 5)), torch.zeros(2, 5, 11))
 
@@ -302,7 +302,7 @@ class OneBatch(BatchSampler):
     ],
     ids=lambda settings: settings["type"],
 )
-def test_it_learns_one_batch_by_heart(optimizer: dict[str, Any], precision: torch.dtype) -> None:
+def test_it_memorizes_one_batch(optimizer: dict[str, Any], precision: torch.dtype) -> None:
     """Four windows of random tokens, through the loop's own update: below 0.05 nats a token."""
     settings = model_experiment(
         {"context_length": 16, "n_embd": 32},

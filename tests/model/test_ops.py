@@ -1,4 +1,4 @@
-"""The fast ways of the CPU, in C and without, give what torch's own give: values, gradients and chance."""
+"""The fast implementations for the CPU match torch's own: values, gradients and random draws."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_sinusoidal_is_the_table_of_vaswani(n_embd: int) -> None:
 
 
 @pytest.mark.parametrize("cls", [SinusoidalPosition, LearnedPosition])
-def test_what_is_added_depends_on_the_position_that_is_given(cls: type[Any]) -> None:
+def test_the_added_embedding_depends_on_the_given_position(cls: type[Any]) -> None:
     position = cls(PluginOptions(), ModelShape(16, 8, n_head=1))
     x = random(2, 16, 8)
     whole = position.embed(x, torch.arange(16))
@@ -116,7 +116,7 @@ def test_alibi_has_the_slopes_of_press(n_head: int, slopes: list[float]) -> None
                 assert bias[head, row, key].item() == pytest.approx(-slope * (query - key), rel=1e-6)
 
 
-def test_alibi_penalises_the_far_in_attention_and_never_lets_the_future_in() -> None:
+def test_alibi_penalizes_distance_and_stays_causal() -> None:
     """With nothing else to go by, attention falls by exp(-slope) a step back, and is 0 ahead."""
     gpt = tiny_gpt(position="alibi", vocab_size=16, n_layer=1, n_head=1, qk_norm=False)
     attention, seen = gpt.blocks[0].attention, []

@@ -202,7 +202,7 @@ def test_a_bias_may_shut_keys_out(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("D", [7, 8])
-def test_attention_to_nan_is_nan_and_leaves_the_past_alone(D: int, dtype: torch.dtype) -> None:
+def test_attention_to_nan_is_nan_and_earlier_queries_are_unaffected(D: int, dtype: torch.dtype) -> None:
     for which in range(3):
         inputs = [random(1, 1, 40, D, seed=seed, dtype=dtype) for seed in range(3)]
         inputs[which][0, 0, 33, D - 1] = float("nan")
@@ -256,7 +256,7 @@ def test_attention_drops_its_share_and_the_same_in_both_passes(T: int, dtype: to
     check((3, 2, T, T), dtype, p=p, keep=keep, seed=1, heads=2)
 
 
-def test_the_chance_of_attention_follows_from_torchs_seed() -> None:
+def test_attention_dropout_follows_from_torchs_seed() -> None:
     def once(seed: int) -> Tensor:
         return kept_shares(1, 2, 40, torch.float32, 0.5, seed)
 

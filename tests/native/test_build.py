@@ -1,4 +1,4 @@
-"""From C sources to a library or to none: whatever the compiler, the cache or another process does.
+"""Building the C library, or doing without it: compilers, caches and processes that fail.
 
 Mostly with a source of one line, since the real ones take seconds.
 """

@@ -1,4 +1,4 @@
-"""Decoding in C gives the model's logits: every encoding, norm and MLP, at every position of the context."""
+"""Decoding in C computes the logits of the model: every encoding, norm and MLP, at every position."""
 
 from __future__ import annotations
 

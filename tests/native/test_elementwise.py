@@ -243,7 +243,7 @@ def test_dropout_drops_the_same_elements_in_both_passes(n: int, dtype: torch.dty
     assert abs((out == 0).double().mean() - 0.3) < 5 * math.sqrt(0.21 / n)
 
 
-def test_the_chance_of_dropout_is_that_of_its_seed_whatever_the_threads(threads: Callable) -> None:
+def test_dropout_follows_from_its_seed_with_any_number_of_threads(threads: Callable) -> None:
     found = []
     for count, seed in ((1, 3), (2, 3), (5, 3), (2, 4)):
         threads(count)
@@ -289,7 +289,7 @@ def test_cross_entropy(N: int, V: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("target", [-1, -100, 9, 2**40, -(2**63)])
-def test_a_target_that_is_no_token_is_an_error(target: int) -> None:
+def test_a_target_outside_the_vocabulary_is_an_error(target: int) -> None:
     targets = torch.tensor([0, 8, target])
     with pytest.raises(IndexError, match=f"target {target} is out of bounds: there are 9 tokens"):
         ops.cross_entropy(random(3, 9), targets)
@@ -307,7 +307,7 @@ def test_too_few_targets_and_those_of_another_dtype_are_refused(targets: Tensor)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [0, 20, 36])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_loss_of_numbers_that_are_none_is_none(dtype: torch.dtype, place: int, bad: float) -> None:
+def test_a_loss_of_nan_is_nan(dtype: torch.dtype, place: int, bad: float) -> None:
     logits = random(4, 37, dtype=dtype)
     logits[2, place] = bad
     logits.requires_grad_()

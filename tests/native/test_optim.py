@@ -68,7 +68,7 @@ def test_adamw_is_that_of_torch(size: int) -> None:
 @pytest.mark.parametrize(
     "shape", [(3, 64, 64), (2, 128, 32), (2, 32, 128), (1, 2, 2), (3, 100, 66), (5, 30, 46), (1, 192, 768)]
 )
-def test_muon_is_what_torch_makes_of_it(shape: tuple[int, int, int]) -> None:
+def test_muon_is_that_of_torch(shape: tuple[int, int, int]) -> None:
     values, gradient, average = (random(*shape, seed=seed) for seed in range(3))
     before, wanted, moved = values.clone(), values.clone(), average.clone()
     update = (gradient, average, 0.9, 0.99, -0.02, NEWTON_SCHULZ, None)

@@ -1,4 +1,4 @@
-"""What the example packages of tests/plugins do, imported from their sources."""
+"""The example packages of tests/plugins, imported from their sources."""
 
 from __future__ import annotations
 

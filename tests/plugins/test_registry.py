@@ -1,4 +1,4 @@
-"""Plugins by name: where they come from, and that a bad one harms only who names it."""
+"""Plugins by name: where they come from, and that a broken one affects only those who use it."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_plugin_of_another_api_version_is_refused_with_both_versions(
     assert message.endswith("this gptkit has 1. Install a version of old that matches.")
 
 
-def test_a_thing_that_is_no_plugin_is_refused(install: Install) -> None:
+def test_an_object_that_is_not_a_plugin_is_refused(install: Install) -> None:
     install("odd", "[gptkit.datasets]\nodd = odd_code:thing\n", "thing = 5\n")
     message = plugin_error(registry.DATASETS, "odd")
     assert message.endswith("is not a subclass of gptkit.plugins.Dataset. Report it to its author.")
@@ -199,7 +199,7 @@ def test_without_its_package_the_message_names_the_extra_of_a_built_in_plugin(
     )
 
 
-def test_what_a_plugin_prints_when_it_is_imported_is_no_part_of_the_output(
+def test_output_of_an_imported_plugin_goes_to_standard_error(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install("loud", "[gptkit.tokenizers]\nloud = loud_code:UpperTokenizer\n", f"print('hello')\n{TOKENIZER}")

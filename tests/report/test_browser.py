@@ -88,7 +88,7 @@ def look(browser: Any, page: Path, *, width: int = 1100, dark: bool = False) -> 
     browser.get(page.as_uri())
 
 
-def test_it_opens_without_asking_anybody_and_without_an_error(browser: Any, page: Path) -> None:
+def test_it_opens_without_requests_and_without_an_error(browser: Any, page: Path) -> None:
     browser.get("about:blank")
     browser.get_log("performance")
     browser.get_log("browser")
@@ -109,7 +109,7 @@ def test_it_opens_without_asking_anybody_and_without_an_error(browser: Any, page
     assert min(drawn) > 100
 
 
-def test_the_policy_forbids_what_the_page_does_not_bring(browser: Any, page: Path) -> None:
+def test_the_policy_forbids_foreign_content(browser: Any, page: Path) -> None:
     look(browser, page)
     blocked = browser.execute_async_script(
         "const done = arguments[0];"

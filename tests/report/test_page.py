@@ -1,4 +1,4 @@
-"""The report of a run: what it shows, that it needs nothing else, and that no run can break it."""
+"""The report of a run: what it shows, that it is self-contained, and that no run can break it."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_stopped_run_is_reported_as_stopped_and_a_resumed_one_has_a_new_report
     assert "Steps 20 of 20" in Page((the_run().path / "report.html").read_bytes()).words
 
 
-def test_a_report_that_cannot_be_written_is_a_warning_and_no_more(
+def test_a_report_that_cannot_be_written_is_only_a_warning(
     tiny_experiment: Path, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = files.disk.create
@@ -182,7 +182,7 @@ def test_a_defect_of_the_report_harms_no_run(
     assert "not written: ZeroDivisionError: of the page" in done.err
 
 
-def test_what_stops_at_once_waits_for_no_report(tiny_experiment: Path, context: RunContext) -> None:
+def test_an_immediate_stop_does_not_wait_for_the_report(tiny_experiment: Path, context: RunContext) -> None:
     def second_interrupt(event: events.Event) -> None:
         if isinstance(event, events.StepDone) and event.step == 3:
             raise KeyboardInterrupt
@@ -356,7 +356,7 @@ def _poisoned(value: Any) -> Any:
     return [_poisoned(inner) for inner in value] if isinstance(value, list) else EVIL
 
 
-def test_json_in_a_script_is_no_markup_and_the_same_json() -> None:
+def test_json_in_a_script_is_escaped_and_the_same_json() -> None:
     value = {"label": EVIL, "&<>": ["]]>", "<!--"]}
     text = str(script_json(value))
     assert not re.search(r"[<>&\u2028\x00]", text)
@@ -397,7 +397,7 @@ def test_metrics_of_any_size_have_a_page(tmp_path_factory: pytest.TempPathFactor
     assert not re.search(r'"(nan|inf|-inf)%?"', page)
 
 
-def test_missing_and_odd_files_are_left_out_with_a_word(tmp_path: Path) -> None:
+def test_missing_and_odd_files_are_left_out_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "mine"
     path.mkdir()
     run = Run(path)

@@ -136,7 +136,7 @@ def test_another_learning_rate_gives_other_weights_and_exit_code_5(
 
 
 @pytest.mark.slow
-def test_a_loss_that_was_recorded_otherwise_is_found(train: Command, gptkit_command: Command) -> None:
+def test_a_loss_that_differs_from_the_recorded_one_is_found(train: Command, gptkit_command: Command) -> None:
     run = train()
     metrics = run.path / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -149,7 +149,7 @@ def test_a_loss_that_was_recorded_otherwise_is_found(train: Command, gptkit_comm
 
 
 @pytest.mark.slow
-def test_what_is_not_as_recorded_is_named(train: Command, gptkit_command: Command) -> None:
+def test_a_changed_environment_is_named(train: Command, gptkit_command: Command) -> None:
     run = train()
     record = run.record()
     record["environment"]["torch"] = "1.0"

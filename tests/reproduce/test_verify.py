@@ -171,7 +171,7 @@ def test_what_is_damaged_is_named_with_what_to_do(what: str, run: Run, gptkit_co
 
 
 @pytest.mark.slow
-def test_what_an_interruption_left_is_named_and_no_damage(run: Run, gptkit_command: Command) -> None:
+def test_leftovers_of_an_interruption_are_named_but_are_not_damage(run: Run, gptkit_command: Command) -> None:
     for name in (".tmp-3-abc", ".trash-step-000000000003-abc", ".bad-step-000000000003-abc"):
         (run.checkpoints / name).mkdir()
     (run.path / ".tmp-report.html-abc").write_text("<html>")
@@ -198,7 +198,7 @@ def test_what_an_interruption_left_is_named_and_no_damage(run: Run, gptkit_comma
 
 
 @pytest.mark.slow
-def test_a_stretch_trained_again_is_identical_and_the_run_stays_as_it_is(
+def test_steps_trained_again_are_identical_and_the_run_is_unchanged(
     run: Run, gptkit_command: Command
 ) -> None:
     before = contents(run.path)
@@ -231,7 +231,7 @@ def test_where_there_is_one_checkpoint_it_is_trained_from_the_initial_weights(
 
 
 @pytest.mark.slow
-def test_a_run_of_minutes_and_one_with_several_ends_can_be_trained_again(
+def test_a_time_budgeted_run_and_one_with_several_sessions_can_be_trained_again(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     assert (
@@ -249,7 +249,7 @@ def test_a_run_of_minutes_and_one_with_several_ends_can_be_trained_again(
 
 
 @pytest.mark.slow
-def test_what_differs_is_named_and_what_is_not_as_recorded(run: Run, gptkit_command: Command) -> None:
+def test_differences_of_tensors_and_of_the_environment_are_named(run: Run, gptkit_command: Command) -> None:
     environment = run.record()["environment"] | {"torch": "1.0"}
     write_record(run, {**run.record(), "environment": environment})
     text = run.experiment_file.read_text()
@@ -266,7 +266,7 @@ def test_what_differs_is_named_and_what_is_not_as_recorded(run: Run, gptkit_comm
 
 
 @pytest.mark.slow
-def test_a_loss_that_was_recorded_otherwise_is_found(run: Run, gptkit_command: Command) -> None:
+def test_a_loss_that_differs_from_the_recorded_one_is_found(run: Run, gptkit_command: Command) -> None:
     path = run.path / "metrics.jsonl"
     *rows, last = path.read_text().splitlines()
     row = json.loads(last)
@@ -296,7 +296,7 @@ def test_an_interrupt_leaves_nothing_behind(run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
-def test_ctrl_c_while_a_stretch_is_trained_again_exits_with_130(
+def test_ctrl_c_while_steps_are_trained_again_exits_with_130(
     run: Run, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = loop.cross_entropy
@@ -354,7 +354,7 @@ def test_a_run_in_use_is_not_trained_again(run: Run, gptkit_command: Command) ->
         ({"plugins": {"version": "0.0.1", "distribution": "other"}}, "char of other 0.0.1 -> gptkit "),
     ],
 )
-def test_what_is_not_as_recorded_is_a_warning_or_where_it_is_asked_for_a_refusal(
+def test_a_changed_environment_is_a_warning_or_on_request_a_refusal(
     changes: dict[str, dict[str, str]], difference: str, tiny_experiment: Path, gptkit_command: Command
 ) -> None:
     assert gptkit_command("train", tiny_experiment, "--stop-at", 5, "--quiet").code == 0

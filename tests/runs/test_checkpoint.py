@@ -1,4 +1,4 @@
-"""Checkpoints: saved all at once, verified before they are believed, whatever happened to the disk."""
+"""Checkpoints: saved atomically, verified before use, after any disk failure."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_latest_is_the_one_started_last_whatever_its_name(tmp_path: Path) -> Non
         *("con", "-", "mine.c16-1/experiment.toml", "runs", "*", "[", "\udcff", "mine\n"),
     ],
 )
-def test_what_is_no_run_is_a_usage_error(
+def test_a_name_that_is_not_a_run_is_a_usage_error(
     wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

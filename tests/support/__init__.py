@@ -1,4 +1,4 @@
-"""What the tests share: the types of fixtures in tests/conftest.py, a small text, a very small experiment."""
+"""Shared by the tests: the types of fixtures in tests/conftest.py, a small text, a very small experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A text of sums, a very small experiment on it, and what two runs of it are compared by."""
+"""A text of sums, a very small experiment on it, and the values by which two runs of it are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contracts of plugins: each defect is found by its own check, and what is right by none."""
+"""The contracts of plugins: each defect fails its own check, and correct plugins pass all."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_defect_is_found_by_its_own_check_alone(
 @pytest.mark.parametrize(
     ("family", "cls"), slow_if_it_trains(RIGHT), ids=lambda value: getattr(value, "__name__", None)
 )
-def test_what_is_odd_and_right_is_left_alone(family: str, cls: type) -> None:
+def test_odd_but_correct_plugins_pass(family: str, cls: type) -> None:
     assert bad(checked(family, cls)) == {}
 
 
@@ -134,7 +134,7 @@ def test_every_check_has_a_plugin_that_it_finds_wrong(family: str) -> None:
     "what", [None, "a string", 5, lambda: None, dict, object()], ids=lambda what: type(what).__name__
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_no_plugin_at_all_is_one_bad_result(family: str, what: Any) -> None:
+def test_an_object_that_is_not_a_plugin_is_one_bad_result(family: str, what: Any) -> None:
     found = checked(family, what)
     assert list(bad(found)) == ["base class"]
     assert {result.verdict for result in found.values()} == {"bad", "skipped"}
@@ -190,7 +190,7 @@ def test_options_of_another_plugin_are_refused() -> None:
     assert list(bad(checked(TOKENIZERS, BigramTokenizer, PluginOptions()))) == ["options"]
 
 
-def test_what_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it catches every Exception."""
     monkeypatch.setattr(contract, "TIME_LIMIT", 0.2)
     assert "took more than" in bad(checked(TOKENIZERS, Endless))["vocabulary"]

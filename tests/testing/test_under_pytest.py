@@ -74,7 +74,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_pytest_and_the_command_come_to_the_same_verdicts(tmp_path: Path) -> None:
+def test_pytest_and_the_command_reach_the_same_verdicts(tmp_path: Path) -> None:
     """Also in another order, where a check is run as what another needs."""
     wanted = [
         {

@@ -208,7 +208,7 @@ def test_one_that_fails_is_warned_of_once_and_harms_nothing(
         assert made.count(method) == 1
 
 
-def test_an_interrupt_while_a_tracker_works_is_no_failure_of_it(
+def test_an_interrupt_while_a_tracker_works_is_not_its_failure(
     tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -291,7 +291,7 @@ def test_a_recorded_run_may_have_options_that_its_tracker_no_longer_accepts(
 
 
 @pytest.mark.slow
-def test_what_is_tracked_is_a_known_part_of_a_run_and_a_stretch_trained_again_is_not_tracked(
+def test_files_of_trackers_are_a_known_part_of_a_run_and_a_replay_is_not_tracked(
     train: Train, diary: None, gptkit_command: Command
 ) -> None:
     run = train("diary = true\ntensorboard = true")
@@ -384,7 +384,7 @@ def test_an_event_file_is_always_new(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_somebody_else_may_name_any_tracker_and_no_folder_is_looked_for_by_it(
+def test_a_hostile_tracker_name_in_a_run_is_never_used_as_a_path(
     train: Train, gptkit_command: Command
 ) -> None:
     run = train("", "--stop-at", "10")

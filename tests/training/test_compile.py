@@ -1,4 +1,4 @@
-"""torch.compile: when it is worth it, what happens where it fails, and one small model compiled for real."""
+"""torch.compile: when it is used, what happens if it fails, and one small model that is really compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that end before max_steps: with the time they were given, or when the val loss gets no better."""
+"""Runs that end before max_steps: when the time is up, or when the val loss stops improving."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_resumed_when_it_has_ended_it_stays_as_it_is_unless_more_steps_are_reque
 
 
 @pytest.mark.slow
-def test_a_run_of_minutes_stops_with_the_time_and_its_schedule_ends_there(
+def test_a_time_budgeted_run_stops_with_the_time_and_its_schedule_ends_there(
     context: RunContext, steady_clock: list[float]
 ) -> None:
     seen: list[events.Event] = []

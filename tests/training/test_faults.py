@@ -1,4 +1,4 @@
-"""Kills, signals, power cuts, failing disks and two at once: short forms of the commands that have long ones.
+"""Kills, signals, power cuts, failing disks and two processes at once: short forms of the tools.
 
 `python -m tools.soak`, `tools.sweep`, `tools.fuzz` and `tools.pairs` describe what each does; here each runs
 for a few seconds.
@@ -37,7 +37,7 @@ def run_module(*arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-def test_a_run_that_is_killed_and_resumed_comes_out_as_one_that_was_not() -> None:
+def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not() -> None:
     output = run_module("tools.soak", "--kills", "6", "--signals", "5", "--real", "0.05", "--seed", "3")
     assert "kills: 6" in output
     assert "signals: 5" in output

@@ -119,7 +119,7 @@ def test_updates_are_those_of_torch(
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 48, 16), (2, 16, 64)])
-def test_orthogonalising_keeps_the_directions_and_evens_out_their_lengths(shape: tuple[int, ...]) -> None:
+def test_orthogonalising_keeps_singular_vectors_and_equalizes_singular_values(shape: tuple[int, ...]) -> None:
     """U S V' becomes about U V': singular values between 0.7 and 1.2, from any length."""
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     matrices *= torch.tensor([1e-3, 1.0, 1e3])[: shape[0]].view(-1, 1, 1)
@@ -319,7 +319,7 @@ def test_weights_lie_in_one_tensor_that_the_model_computes_with(
         assert model.lm_head.weight is model.token_embedding.weight
 
 
-def test_a_bf16_model_gets_the_weights_when_they_are_published() -> None:
+def test_a_bf16_model_gets_the_weights_when_they_are_synchronized() -> None:
     model = tiny()
     weights = flatten_parameters(model, torch.bfloat16, ADAMW)
     assert weights.master.dtype == weights.gradient.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Batches on their way to a device, and how little is imported before the first one."""
+"""Batches copied to a device ahead of their use, and what is imported before the first one."""
 
 from __future__ import annotations
 

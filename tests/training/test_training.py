@@ -1,4 +1,4 @@
-"""What training promises: exact resume, cadence that changes nothing, signals that save, no bad update."""
+"""What training promises: exact resume, intervals that change no weight, signals that save."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_another_seed_gives_another_run(context: RunContext) -> None:
 
 
 @pytest.mark.slow
-def test_resume_goes_past_the_end_and_remembers_how_far(context: RunContext) -> None:
+def test_resume_trains_past_the_end_and_records_the_new_end(context: RunContext) -> None:
     recipe = experiment(schedule={"type": "constant"})
     run = train_run(recipe, context).run
     assert resume_run(run, context, steps=20, stop_at=15).progress.step == 15

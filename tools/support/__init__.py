@@ -1,4 +1,4 @@
-"""What the tools and the tests share: a small text, a very small experiment, signals as in a terminal."""
+"""Shared by the tools and the tests: a small text, a very small experiment, signals as in a terminal."""
 
 from __future__ import annotations
 

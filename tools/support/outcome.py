@@ -1,4 +1,4 @@
-"""The result of a run to the bit, by which two runs are compared."""
+"""The result of a run, by which two runs are compared bit for bit."""
 
 from __future__ import annotations
 
