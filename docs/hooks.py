@@ -1,7 +1,7 @@
-"""Fills the reference pages from the code while mkdocs builds them, so that no table is copied by hand.
+"""Fills the reference pages from the code while mkdocs builds them, so that no table is maintained manually.
 
-In: the Markdown of a page with markers such as `<!-- fields: model -->`. Out: the same page with a table in
-the place of each marker. A marker that names nothing fails the build.
+Input: the Markdown of a page with markers such as `<!-- fields: model -->`. Output: the same page with a
+table in the place of each marker. A marker that names nothing fails the build.
 
 - `fields: SECTION`: the fields of a table of experiment files, from the schema; `top` is the file itself.
 - `plugins: KIND`: the built-in plugins of a family with their options.

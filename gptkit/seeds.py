@@ -12,7 +12,7 @@ import hashlib
 def derive_seed(seed: int, purpose: str, step: int = 0) -> int:
     """A 63-bit seed for a generator used for `purpose` ("init", "batches", "dropout", …) at `step`.
 
-    It is a BLAKE2b hash of the three, so neighbouring seeds and steps give unrelated streams.
+    It is a BLAKE2b hash of the three, so neighboring seeds and steps give unrelated streams.
     """
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

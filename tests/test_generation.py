@@ -51,7 +51,7 @@ def reciter(ids: list[int], vocab_size: int) -> GPT:
     """A model that knows one text by heart: at place t the next is ids[t + 1], after any text."""
     experiment = build("learned", context_length=len(ids), n_layer=1, n_head=1, n_embd=len(ids))
     gpt = build_model(experiment, vocab_size)
-    gpt.initialise(torch.Generator())  # the modern way: the block adds nothing to what it is given
+    gpt.initialize(torch.Generator())  # the modern way: the block adds nothing to what it is given
     with torch.no_grad():
         gpt.token_embedding.weight.zero_()
         gpt.position.embedding.weight.copy_(torch.eye(len(ids)))

@@ -1,7 +1,7 @@
 """Builds the GPT of an experiment, new or from recorded weights.
 
-In: an experiment and the size of its vocabulary. Out: a GPT on the CPU. Knows nothing of text, training or
-runs.
+Input: an experiment and the size of its vocabulary. Output: a GPT on the CPU. Knows nothing of text, training
+or runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SMALL = 2**24
 
 
 def build_model(experiment: Experiment, vocab_size: int) -> GPT:
-    """The GPT of an experiment, its weights not yet initialised.
+    """The GPT of an experiment, its weights not yet initialized.
 
     Raises ExperimentError for options that the positional encoding refuses, PluginError where it fails.
     """
@@ -43,14 +43,14 @@ def build_new_model(experiment: Experiment, vocab_size: int, seed: int) -> GPT:
     # A plugin's own parameters may draw from torch's generator when they are made
     torch.manual_seed(derive_seed(seed, "build"))
     model = build_model(experiment, vocab_size)
-    model.initialise(torch.Generator().manual_seed(derive_seed(seed, "init")))
+    model.initialize(torch.Generator().manual_seed(derive_seed(seed, "init")))
     return model
 
 
 def build_model_for(
     experiment: Experiment, vocab_size: int, tensors: Mapping[str, Tensor], whose: str
 ) -> GPT:
-    """A model that fits recorded weights, its own not yet initialised.
+    """A model that fits recorded weights, its own not yet initialized.
 
     Raises CheckpointError where names or shapes differ, before memory is allocated: the sizes in an
     experiment file may be absurd, those of the tensors are real. `whose` names their origin in the message.

@@ -237,7 +237,7 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialize(self, generator: torch.Generator) -> None:
         """Draws all weights by the table above. The generator is on the CPU, so the weights must be too."""
         settings = self.settings
         modern = settings.init == "modern"

@@ -1,7 +1,7 @@
 """Line charts as SVG, of one run or of many.
 
 Input: series of points with labels. Output: markup for a page, and the same points for the script that shows
-values under the pointer. Text keeps its size at every width: only the curves are stretched. Colours and fonts
+values under the pointer. Text keeps its size at every width: only the curves are stretched. Colors and fonts
 come from the page's style sheet. Knows nothing of runs.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gptkit.report.render import number_text
 from gptkit.runs.metrics import Curve
 
-COLOURS = 8  # in the style sheet, as .c0 to .c7; later series repeat them, dashed
+COLORS = 8  # in the style sheet, as .c0 to .c7; later series repeat them, dashed
 MARKED_POINTS = 60  # a curve of at most so many points shows each of them
 _UNITS = 10_000  # width and height of the plot in its own coordinates, as whole numbers
 _SMALLEST = 1e-290  # a smaller range of values counts as none
@@ -36,16 +36,14 @@ class Series:
     x: Floats
     y: Floats
     band: tuple[Floats, Floats] | None = None
-    colour: int = 0
+    color: int = 0
 
     @classmethod
-    def of(
-        cls, curve: Curve, label: str, colour: int, *, axis: str = "step", in_bits: bool = False
-    ) -> Series:
+    def of(cls, curve: Curve, label: str, color: int, *, axis: str = "step", in_bits: bool = False) -> Series:
         """The values of a curve over steps, tokens or seconds, or the bits per byte of a val loss."""
         x = {"step": curve.steps, "tokens": curve.tokens, "seconds": curve.seconds}[axis]
         y = curve.bits_per_byte if in_bits else curve.values
-        return cls(label, np.array(x, np.float64), np.array(y, np.float64), colour=colour).finite()
+        return cls(label, np.array(x, np.float64), np.array(y, np.float64), color=color).finite()
 
     def finite(self) -> Series:
         """The points that can be drawn, by increasing x."""
@@ -64,7 +62,7 @@ class Mark:
     x: float
     y: float
     label: str
-    colour: int = 0
+    color: int = 0
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,7 @@ def _y_range(series: Sequence[Series]) -> tuple[float, float, int]:
 
 
 def _classes(one: Series) -> str:
-    return f"c{one.colour % COLOURS}" + (" dashed" if one.colour >= COLOURS else "")
+    return f"c{one.color % COLORS}" + (" dashed" if one.color >= COLORS else "")
 
 
 def _line(frame: _Frame, one: Series) -> Markup:
@@ -253,7 +251,7 @@ def _mark(frame: _Frame, mark: Mark) -> Markup:
     return Markup(
         '<g class="mark c{}"><circle cx="{x}%" cy="{y}%" r="5"/>'
         '<text x="{x}%" y="{y}%" dy="{}" text-anchor="{}">{}</text></g>'
-    ).format(mark.colour % COLOURS, above, anchor, escape(mark.label), x=f"{across:.2f}", y=f"{down:.2f}")
+    ).format(mark.color % COLORS, above, anchor, escape(mark.label), x=f"{across:.2f}", y=f"{down:.2f}")
 
 
 def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str) -> Markup:

@@ -85,10 +85,10 @@ def _charts(compared: Comparison, groups: Sequence[Group], axis: str) -> list[Dr
     charts = []
     for kind, title in kinds:
         series = []
-        for colour, group in enumerate(groups):
+        for color, group in enumerate(groups):
             runs = [compared.runs[member] for member in group.members]
             curves = [run.val if kind == "val" else run.train for run in runs]
-            lines = [Series.of(one, group.title, colour, axis=axis, in_bits=in_bits) for one in curves]
+            lines = [Series.of(one, group.title, color, axis=axis, in_bits=in_bits) for one in curves]
             series += _mean([line for line in lines if len(line.x)])
         charts.append(draw(Chart(f"{kind}-by-{axis}", title, series, x_label=axis)))
     return [chart for chart in charts if chart is not None]
@@ -106,4 +106,4 @@ def _mean(lines: list[Series]) -> list[Series]:
         x = np.linspace(begin, end, _GRID)
     each = np.stack([np.interp(x, line.x, line.y) for line in lines])
     title = f"{lines[0].label}: mean"
-    return [Series(title, x, each.mean(0), (each.min(0), each.max(0)), lines[0].colour)]
+    return [Series(title, x, each.mean(0), (each.min(0), each.max(0)), lines[0].color)]

@@ -37,7 +37,7 @@ from gptkit.runs.summary import (
     fields_by_key,
     plain_value,
     read_settings,
-    summarise,
+    summarize,
 )
 
 MAX_SAMPLE = 20_000  # characters
@@ -79,7 +79,7 @@ def run_page(run: Run) -> bytes:
     except CheckpointError as error:
         record = RunRecord()
         notes.append(str(error))
-    summary = summarise(run)
+    summary = summarize(run)
     curves = _curves(run, notes)
     settings, settings_note = described_settings(run)
     samples, samples_note = chosen_samples(run)
@@ -170,14 +170,14 @@ def _charts(curves: Curves, bits: float | None) -> list[Drawn]:
     val = curves["val_loss"]
     title = "Loss (nats per token)" + (f"; times {bits:.4g}: bits per byte" if bits else "")
     losses = [
-        Series.of(curves[name], label, colour)
-        for colour, (name, label) in enumerate((("train_loss", "train loss"), ("val_loss", "val loss")))
+        Series.of(curves[name], label, color)
+        for color, (name, label) in enumerate((("train_loss", "train loss"), ("val_loss", "val loss")))
     ]
     mark = None
     if val:
         mark = Mark(val.steps[val.best], val.values[val.best], f"best {number_text(val.values[val.best])}", 1)
     charts = [Chart("loss", title, losses, mark=mark)]
-    for colour, (name, title) in enumerate(
+    for color, (name, title) in enumerate(
         (
             ("learning_rate", "Learning rate"),
             ("grad_norm", "Gradient norm, before clipping"),
@@ -185,7 +185,7 @@ def _charts(curves: Curves, bits: float | None) -> list[Drawn]:
         ),
         start=2,
     ):
-        series = Series.of(curves[name], name.replace("_", " "), colour)
+        series = Series.of(curves[name], name.replace("_", " "), color)
         charts.append(Chart(name.replace("_", "-"), title, [series]))
     return [drawn for chart in charts if (drawn := draw(chart)) is not None]
 

@@ -32,7 +32,7 @@ from gptkit.runs.folder import (
 )
 from gptkit.runs.run import Run, is_locked, lock_run
 from gptkit.runs.store import find_run, run_ids
-from gptkit.runs.summary import summarise
+from gptkit.runs.summary import summarize
 
 
 def run_to_delete(wanted: str, runs_folder: Path) -> Run:
@@ -143,7 +143,7 @@ def _verifies(run: Run, step: int, verified: dict[tuple[Path, int], bool]) -> bo
 
 def _of_run(run: Run, sources: set[int]) -> Iterator[Removable]:
     """`sources` are the steps that other runs started from."""
-    saved, status = saved_steps(run.checkpoints), summarise(run).status
+    saved, status = saved_steps(run.checkpoints), summarize(run).status
     # killed before its record was written
     created = not (run.path / RECORD).exists() and not foreign_entries(run.path)
     if not saved and (status is RunStatus.CRASHED or created):

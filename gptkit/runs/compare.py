@@ -17,7 +17,7 @@ from statistics import fmean
 from gptkit.events import RunStatus
 from gptkit.runs.metrics import Curve, Curves
 from gptkit.runs.run import Run, Sample
-from gptkit.runs.summary import RunSummary, Settings, Value, flatten, read_settings, summarise
+from gptkit.runs.summary import RunSummary, Settings, Value, flatten, read_settings, summarize
 
 # Settings that do not change how a run is trained, so that runs of one group may differ in them
 _NOT_TRAINED = ("seed", "name")
@@ -101,7 +101,7 @@ def _read(run: Run) -> ComparedRun:
     with suppress(OSError):
         curves = run.metrics_log.curves(("train_loss", "val_loss"))
     return ComparedRun(
-        summary=summarise(run),
+        summary=summarize(run),
         folder=run.path,
         settings=read_settings(run),
         facts=flatten(run.read_record_or_empty().to_dict()),

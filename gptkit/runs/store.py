@@ -25,7 +25,7 @@ from gptkit.files import disk, disk_errors, make_folder, replace_file
 from gptkit.runs.folder import DEFAULT_RUNS_FOLDER, EXPERIMENT
 from gptkit.runs.record import RunRecord, timestamp
 from gptkit.runs.run import Run
-from gptkit.runs.summary import RunSummary, Value, flatten, plain_value, read_settings, summarise
+from gptkit.runs.summary import RunSummary, Value, flatten, plain_value, read_settings, summarize
 from gptkit.words import closest, nearest
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -218,7 +218,7 @@ class _Fields:
         self._record: RunRecord | None = None
         with suppress(CheckpointError):
             self._record = run.read_record()
-        self.summary = summarise(run, self._record)
+        self.summary = summarize(run, self._record)
 
     @cached_property
     def _settings(self) -> dict[str, Value]:

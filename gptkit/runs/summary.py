@@ -111,7 +111,7 @@ class RunDetails:
     commands: tuple[tuple[str, str], ...]  # commands to use next: the purpose, and the command
 
 
-def summarise(run: Run, record: RunRecord | None = None) -> RunSummary:
+def summarize(run: Run, record: RunRecord | None = None) -> RunSummary:
     """One run; `record` saves reading it again."""
     try:
         record = record or run.read_record()
@@ -143,7 +143,7 @@ def summarise(run: Run, record: RunRecord | None = None) -> RunSummary:
 def describe_run(run: Run) -> RunDetails:
     """Never raises for the contents of a file."""
     record = run.read_record_or_empty()
-    summary = summarise(run)
+    summary = summarize(run)
     experiment, facts = read_settings(run), flatten(record.to_dict())
     losses: dict[str, float] = {}
     with suppress(OSError):

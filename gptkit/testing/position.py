@@ -402,7 +402,7 @@ def _model(position: Any, n_layer: int = 2) -> GPT:
     )
     with torch.random.fork_rng(devices=[]):
         model = GPT(settings, _VOCAB_SIZE, position)
-    model.initialise(torch.Generator().manual_seed(1))
+    model.initialize(torch.Generator().manual_seed(1))
     return model.eval()
 
 

@@ -164,7 +164,7 @@ def _bytes_of(token: str) -> bytes:
 
 
 class _WindowStreamDecoder(StreamDecoder):
-    """Streams the text of a tokenizer whose `decode` depends on neighbouring ids.
+    """Streams the text of a tokenizer whose `decode` depends on neighboring ids.
 
     Decodes the last few ids again with each new one and returns what was added, so that a leading space
     which only the first token loses is kept. A run of byte tokens is held back to its end, because one wrong

@@ -141,7 +141,7 @@ class AdamWGroup:
 class MuonGroup:
     """Matrices of one shape, (N, rows, columns), that Muon updates together (Jordan et al. 2024).
 
-    The update is torch.optim.Muon's with Nesterov momentum, for all N at once: momentum, orthogonalised by
+    The update is torch.optim.Muon's with Nesterov momentum, for all N at once: momentum, orthogonalized by
     Newton-Schulz, scaled by sqrt(max(1, rows / columns)).
     """
 
@@ -224,18 +224,18 @@ def update_muon(
     """
     if skipped is None:
         momentum_buffer.lerp_(gradient, 1 - momentum)
-        update = orthogonalise(gradient.lerp(momentum_buffer, momentum), newton_schulz)
+        update = orthogonalize(gradient.lerp(momentum_buffer, momentum), newton_schulz)
         values.mul_(decay_factor).add_(update, alpha=step_size)
         return
-    # The same operations, not in place. Beside the products of orthogonalise these passes cost little
+    # The same operations, not in place. Beside the products of orthogonalize these passes cost little
     new = momentum_buffer.lerp(gradient, 1 - momentum)
     torch.where(skipped, momentum_buffer, new, out=momentum_buffer)
-    update = orthogonalise(torch.lerp(gradient, new, momentum, out=new), newton_schulz)
+    update = orthogonalize(torch.lerp(gradient, new, momentum, out=new), newton_schulz)
     torch.mul(values, decay_factor, out=new).add_(update, alpha=step_size)
     torch.where(skipped, values, new, out=values)
 
 
-def orthogonalise(
+def orthogonalize(
     matrices: Tensor, newton_schulz: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ
 ) -> Tensor:
     """Singular values brought near 1: (N, rows, columns) -> the same shape, in bf16.
@@ -259,6 +259,6 @@ def _group_key(name: str, shape: torch.Size, muon: bool) -> tuple[int, ...]:
 
 
 def _matrix_shape(name: str, shape: torch.Size) -> tuple[int, int]:
-    """The shape that Muon orthogonalises: queries, keys and values are three matrices."""
+    """The shape that Muon orthogonalizes: queries, keys and values are three matrices."""
     rows, columns = shape
     return (rows // 3, columns) if name.endswith(".qkv.weight") else (rows, columns)

@@ -219,10 +219,10 @@ def test_the_lines_remain_and_no_piece_of_the_panel_does(columns: int, on_termin
 
 @pytest.mark.slow
 def test_no_color_means_none(on_terminal: Run) -> None:
-    coloured, written = on_terminal(), on_terminal(NO_COLOR="1")
-    colour = re.compile(r"\x1b\[[\d;]*\b(3[0-7]|38|9[0-7])[;m]")
-    assert colour.search(coloured)
-    assert not colour.search(written)
+    colored, written = on_terminal(), on_terminal(NO_COLOR="1")
+    color = re.compile(r"\x1b\[[\d;]*\b(3[0-7]|38|9[0-7])[;m]")
+    assert color.search(colored)
+    assert not color.search(written)
     assert "step 0/20" in written
 
 

@@ -156,7 +156,7 @@ def test_a_registered_name_is_resolved_with_every_option() -> None:
     assert (same, again.options) == (table, dataset.options)
 
 
-@pytest.mark.parametrize("options", [{"order": 9}, {"colour": "red"}, {"states": "many"}])
+@pytest.mark.parametrize("options", [{"order": 9}, {"color": "red"}, {"states": "many"}])
 def test_invalid_options_are_a_usage_error(options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         resolve_dataset(PluginTable.model_validate({"type": "markov", **options}), data_folders(None))

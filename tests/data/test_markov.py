@@ -133,7 +133,7 @@ def test_a_million_characters_take_a_moment() -> None:
         ({"length": 0}, "length"),
         ({"seed": -1}, "seed"),
         ({"concentration": 0}, "concentration"),
-        ({"colour": 1}, "colour"),
+        ({"color": 1}, "color"),
     ],
 )
 def test_invalid_options_are_refused(options: dict[str, object], words: str) -> None:

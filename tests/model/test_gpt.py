@@ -212,7 +212,7 @@ def test_initial_weights_are_those_of_the_table(
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.ones_(module.bias)
-    model.initialise(torch.Generator().manual_seed(3))
+    model.initialize(torch.Generator().manual_seed(3))
 
     wanted = {"token_embedding": embeddings, "position.embedding": embeddings, "lm_head": lm_head}
     for layer in range(3):

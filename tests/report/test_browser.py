@@ -22,12 +22,12 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CONTRAST = 4.5  # WCAG 2, level AA, of text
 READABLE = """
 const channel = (part) => (part /= 255) <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
-const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
 const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
 const background = (element) => {
   for (let at = element; at; at = at.parentElement) {
-    const colour = numbers(getComputedStyle(at).backgroundColor);
-    if (colour.length === 3 || colour[3] > 0) return colour;
+    const color = numbers(getComputedStyle(at).backgroundColor);
+    if (color.length === 3 || color[3] > 0) return color;
   }
   return [255, 255, 255];
 };

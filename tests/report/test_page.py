@@ -478,7 +478,7 @@ def test_ticks_are_few_round_and_around_the_values(low: float, span: float) -> N
 
 def test_many_runs_are_laid_over_one_another_with_marks_and_bands() -> None:
     x = np.arange(10.0)
-    series = [Series(f"run <{n}>", x, x * n, colour=n) for n in range(12)]
+    series = [Series(f"run <{n}>", x, x * n, color=n) for n in range(12)]
     series[0] = Series("mean", x, x, band=(x - 1, x + 1))
     drawn = draw(Chart("many", "Many <b>", series, x_label="tokens", mark=Mark(3, 3, "<i>", 1)))
     assert drawn is not None
@@ -486,7 +486,7 @@ def test_many_runs_are_laid_over_one_another_with_marks_and_bands() -> None:
     lines = [path["class"] for path in page.all("path")]
     assert lines.count("band c0") == 1
     assert lines.count("line c0") == 1
-    assert lines.count("line c0 dashed") == 1  # the ninth colour is the first again, distinguished by dashes
+    assert lines.count("line c0 dashed") == 1  # the ninth color is the first again, distinguished by dashes
     assert "Many <b>" in page.text
     assert not page.all("b")
     assert not page.all("i")

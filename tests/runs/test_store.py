@@ -229,7 +229,7 @@ def test_runs_are_listed_oldest_first_and_those_that_cannot_be_read_too(tmp_path
         {"status": "running", "step": None},
     ],
 )
-def test_a_record_of_odd_values_is_still_summarised(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_record_of_odd_values_is_still_summarized(change: dict[str, Any], tmp_path: Path) -> None:
     run = make(tmp_path, "mine-1", {**RECORD, **change})
     (run.path / "metrics.jsonl").write_text('{"step": 1, "val_loss": 1' + "0" * 400 + "}\n")
     (summary,) = summaries(tmp_path)

@@ -14,7 +14,7 @@ from gptkit.backend import default_operations
 from gptkit.experiment.schema import AdamWSettings, Experiment, MuonSettings, ScheduleSettings
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
-from gptkit.training.optim import Optimizer, flatten_parameters, orthogonalise
+from gptkit.training.optim import Optimizer, flatten_parameters, orthogonalize
 from gptkit.training.parameters import FlatParameters
 from gptkit.training.schedule import learning_rate_factor
 
@@ -119,11 +119,11 @@ def test_updates_are_those_of_torch(
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 48, 16), (2, 16, 64)])
-def test_orthogonalising_keeps_singular_vectors_and_equalizes_singular_values(shape: tuple[int, ...]) -> None:
+def test_orthogonalizing_keeps_singular_vectors_and_equalizes_singular_values(shape: tuple[int, ...]) -> None:
     """U S V' becomes about U V': singular values between 0.7 and 1.2, from any length."""
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     matrices *= torch.tensor([1e-3, 1.0, 1e3])[: shape[0]].view(-1, 1, 1)
-    ours = orthogonalise(matrices)
+    ours = orthogonalize(matrices)
     assert ours.shape == matrices.shape
     U, _, Vh = torch.linalg.svd(matrices, full_matrices=False)
     ours_turned = U.mT @ ours.float() @ Vh.mT

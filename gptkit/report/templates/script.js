@@ -73,8 +73,8 @@
         values[number].textContent = shown(one.y[i]);
         places[number].textContent = where(one.x[i], data.label);
         if (one.y[i] <= data.y[1] && one.y[i] >= data.y[0]) {
-          const colour = swatches[number].replace("line", "").replace("dashed", "");
-          element("circle", { class: colour.trim(), cx: across(one.x[i]) + "%", cy: down(one.y[i]) + "%", r: 4 }, here);
+          const color = swatches[number].replace("line", "").replace("dashed", "");
+          element("circle", { class: color.trim(), cx: across(one.x[i]) + "%", cy: down(one.y[i]) + "%", r: 4 }, here);
         }
       });
     };

@@ -40,7 +40,7 @@ class T5Bias(PositionalEncoding):
 
     def __init__(self, options: Options, shape: ModelShape) -> None:
         super().__init__(options, shape)
-        self.embedding = nn.Embedding(options.num_buckets, shape.n_head)  # initialised by gptkit
+        self.embedding = nn.Embedding(options.num_buckets, shape.n_head)  # initialized by gptkit
         starts = torch.tensor(_bucket_starts(options.num_buckets, options.max_distance))
         self.register_buffer("starts", starts, persistent=False)  # (num_buckets,)
         self.starts: Tensor
