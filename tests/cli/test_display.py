@@ -226,6 +226,7 @@ def test_no_color_means_none(on_terminal: Run) -> None:
     assert "step 0/20" in written
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_plain_lines(on_terminal: Run) -> None:
     written = on_terminal(TERM="dumb")
     assert "\x1b" not in written
@@ -362,6 +363,7 @@ def test_plain_lines_are_silent_about_work_between_steps(capfd: pytest.CaptureFi
 # JSON lines
 
 
+@pytest.mark.slow
 def test_json_lines_are_the_events_with_the_numbers_of_the_metrics(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:

@@ -21,7 +21,10 @@ from gptkit.runs import Run, find_run
 from tests.support import TINY, Command, small_text
 from tests.support.runs import make
 
-pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full and terminals as Linux has")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full and terminals as Linux has"),
+]
 
 EVERY_STEP = ("--set", "training.log_interval=1")
 FULL = "gptkit: cannot write standard output: No space left on device.\n"
@@ -155,7 +158,6 @@ def test_a_closed_pipe_does_not_stop_a_removal(workspace: Path) -> None:
 # As a shell starts it
 
 
-@pytest.mark.slow
 def test_a_shell_sees_the_same_exit_codes(finished: Path) -> None:
     done = gptkit("> /dev/full", "runs")
     assert (done.returncode, done.stderr) == (6, FULL)
@@ -163,7 +165,6 @@ def test_a_shell_sees_the_same_exit_codes(finished: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.slow
 def test_closed_streams_do_not_stop_the_training(tiny_experiment: Path) -> None:
     """And no file of the run gets the number of a stream, with what a library prints to it."""
     done = gptkit(">&- 2>&- <&-", "train", tiny_experiment)
@@ -222,7 +223,6 @@ ON_A_TERMINAL = """if True:
 """
 
 
-@pytest.mark.slow
 def test_a_terminal_that_is_closed_has_the_run_saved(tiny_experiment: Path) -> None:
     ours, theirs = pty.openpty()
     arguments = ["train", tiny_experiment, "--steps", 100000, *EVERY_STEP]

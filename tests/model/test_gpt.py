@@ -293,6 +293,7 @@ class OneBatch(BatchSampler):
         return super().windows(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "optimizer",

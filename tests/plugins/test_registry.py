@@ -313,6 +313,7 @@ def test_a_recorded_package_is_shown_only_if_it_is_well_formed(
     assert refused.err.endswith(": pip install Fancy_thing.2==1.2rc1.post2.dev3+local.1\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugins", [None, 3, "char", {}, [3], ["x"], [{"name": "char"}], [[]]])
 def test_a_run_without_recorded_packages_still_generates(
     plugins: object, tiny_experiment: Path, gptkit_command: Command

@@ -16,6 +16,8 @@ from gptkit.training.setup import backend_again
 from tests.support import Command
 from tests.support.sums import TEXT
 
+pytestmark = pytest.mark.slow
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "runs_0_1_0"
 NAMES = ("crashed", "finished", "loaded", "minutes", "stopped")
 STATUSES = dict.fromkeys(NAMES, RunStatus.FINISHED) | {

@@ -235,6 +235,7 @@ def test_a_description_that_lacks_something_is_refused(kind: type[Tokenizer]) ->
             kind.from_json({other: value for other, value in good.items() if other != key})
 
 
+@pytest.mark.slow
 @EVERY_KIND
 @settings(deadline=None, max_examples=150)
 @given(

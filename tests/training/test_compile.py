@@ -140,6 +140,7 @@ def test_a_compiled_run_resumes_without_a_compiler_and_reports_the_difference(
     assert checked.differences == ("compile True -> False",)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(backend.no_compiler("cpu")), reason=backend.no_compiler("cpu") or "-")
 def test_a_compiled_run_resumes_to_the_same_bytes_and_keeps_its_cache(
     context: RunContext, cache: Path

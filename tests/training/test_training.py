@@ -27,6 +27,7 @@ from tests.support.sums import TEXT, experiment, hashes, losses
 
 
 # Each value once; tests/training/test_exactness.py combines optimizers and precisions
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "schedule", "precision"),
     [("adamw", "constant", "fp32"), ("muon", "cosine", "bf16"), ("muon", "linear", "fp32")],
@@ -250,6 +251,7 @@ def test_training_leaves_torch_as_it_was(context: RunContext) -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_the_clock_of_training_leaves_evaluation_out(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
