@@ -132,3 +132,11 @@ def test_evaluations_without_improvement_end_the_run() -> None:
 )
 def test_a_plan_ends_with_the_earlier_of_its_steps(plan: StepPlan, last: int | None) -> None:
     assert plan.last_step == last
+
+
+@pytest.mark.parametrize(("grad_clip", "clipped"), [(0.0, False), (0.01, True)])
+def test_the_gradient_is_clipped_unless_grad_clip_is_zero(grad_clip: float, clipped: bool) -> None:
+    trainer = trainer_of(training={"grad_clip": grad_clip})
+    trainer.step()
+    norm = float(trainer.parameters.gradient.norm())
+    assert norm == pytest.approx(0.01, rel=1e-3) if clipped else norm > 0.1
