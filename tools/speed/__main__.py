@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import commands, sampling, text, training
-from .contest import Options
-from .report import Finding, SkippedError, as_json, machine, table
+from tools.speed import commands, sampling, text, training
+from tools.speed.contest import Options
+from tools.speed.report import Finding, SkippedError, as_json, machine, table
 
 # Name on the command line -> the function that measures it, and its title if it is skipped
 ROWS: dict[str, tuple[Callable[[Options], list[Finding]], str]] = {

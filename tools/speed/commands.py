@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .contest import Options, environment, timed
-from .report import Finding, SkippedError
-from .runs import find_text, record, train, train_command
+from tools.speed.contest import Options, environment, timed
+from tools.speed.report import Finding, SkippedError
+from tools.speed.runs import find_text, record, train, train_command
 
 # The CPU recipe of nanoGPT's README
 _RECIPE = [
@@ -70,8 +70,7 @@ def _nanogpt(folder: Path, source: Path, text: Path) -> tuple[float, float]:
     import torch
 
     from gptkit.experiment.load import experiment_from_dict
-
-    from .contestants import nanogpt_model
+    from tools.speed.contestants import nanogpt_model
 
     if not (source / "train.py").is_file():
         raise SkippedError(f"{source} is not a checkout of nanoGPT: it has no train.py")

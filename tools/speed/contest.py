@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from .report import Finding, SkippedError, count
+from tools.speed.report import Finding, SkippedError, count
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -28,10 +28,9 @@ from gptkit.experiment.schema import Experiment, SamplingSettings
 from gptkit.generation import generate, generate_tokens
 from gptkit.model.build import build_new_model
 from gptkit.tokenizers.char import CharTokenizer
-
-from .classic import ClassicGPT
-from .contest import ROOT
-from .report import SkippedError
+from tools.speed.classic import ClassicGPT
+from tools.speed.contest import ROOT
+from tools.speed.report import SkippedError
 
 VOCABULARY = 65  # characters of Tiny Shakespeare
 SAMPLING = SamplingSettings(temperature=0.8, top_k=200)  # nanoGPT's sample.py; 200 is all of 65

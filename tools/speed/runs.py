@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .contest import ROOT, timed
-from .report import SkippedError
+from tools.speed.contest import ROOT, timed
+from tools.speed.report import SkippedError
 
 
 def find_text() -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .contest import Contestant, Options, compare, compete, nanogpt, transformers
-from .report import Finding, count
+from tools.speed.contest import Contestant, Options, compare, compete, nanogpt, transformers
+from tools.speed.report import Finding, count
 
 _WITHIN = 63  # tokens after the first: they fill the context of nanoGPT's CPU model
 _DEFAULT = 500  # the default of nanoGPT's sample.py

@@ -7,8 +7,8 @@ import statistics
 import subprocess
 import sys
 
-from .contest import ROOT, Options, environment
-from .report import Finding
+from tools.speed.contest import ROOT, Options, environment
+from tools.speed.report import Finding
 
 _MEGABYTES = 64
 

@@ -6,9 +6,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from .contest import Baseline, Contestant, Options, compare, nanogpt, transformers
-from .report import Finding, SkippedError, count
-from .runs import find_text, train
+from tools.speed.contest import Baseline, Contestant, Options, compare, nanogpt, transformers
+from tools.speed.report import Finding, SkippedError, count
+from tools.speed.runs import find_text, train
 
 
 def nanogpt_shape(options: Options) -> list[Finding]:

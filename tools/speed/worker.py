@@ -10,8 +10,8 @@ import os
 import sys
 import time
 
-from . import contestants
-from .report import SkippedError
+from tools.speed import contestants
+from tools.speed.report import SkippedError
 
 
 def main(name: str, arguments: str) -> None:
