@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import torch
 
-from gptkit.errors import CheckpointError, GptkitError
+from gptkit.errors import CheckpointError, GptkitError, OutOfMemoryError, PluginError
 from gptkit.experiment.schema import Experiment
 from gptkit.files import sha256, to_json
 from gptkit.model.build import build_model_for
@@ -47,6 +47,7 @@ _LEFTOVERS = {
 class Verdict(StrEnum):
     OK = "ok"
     NOTE = "note"  # harmless
+    SKIPPED = "skip"  # not checked, as a plugin of the run cannot be used here
     BAD = "bad"
 
 
@@ -68,6 +69,8 @@ def verify_run(run: Run) -> Iterator[Finding]:
     try:
         experiment = run.experiment()
         yield Finding(Verdict.OK, run.experiment_file.name)
+    except PluginError as error:
+        yield Finding(Verdict.SKIPPED, run.experiment_file.name, str(error))
     except GptkitError as error:
         yield Finding(Verdict.BAD, run.experiment_file.name, str(error))
     record = RunRecord()
@@ -98,6 +101,8 @@ def _check_tokenizer(
             message = f"it is not what {RECORD} recorded (SHA-256 differs); put the run's own back"
             return None, Finding(Verdict.BAD, TOKENIZER, message)
         tokenizer = run.tokenizer(experiment) if experiment else None
+    except PluginError as error:
+        return None, Finding(Verdict.SKIPPED, TOKENIZER, f"SHA-256 as recorded; {error}")
     except (GptkitError, ValueError) as error:
         return None, Finding(Verdict.BAD, TOKENIZER, str(error))
     return tokenizer, Finding(Verdict.OK, TOKENIZER, "SHA-256 as recorded")
@@ -166,11 +171,7 @@ def _check_checkpoints(
         yield Finding(Verdict.BAD, CHECKPOINTS, f"the folder cannot be read: {error.strerror}")
         return
     if not steps:
-        try:
-            run.require_checkpoint(experiment)
-        except GptkitError as error:
-            never_saved = experiment is not None and not experiment.checkpoints.save
-            yield Finding(Verdict.NOTE if never_saved else Verdict.BAD, CHECKPOINTS, str(error))
+        yield from _check_absence(run, experiment)
     good: list[int] = []
     damaged: list[tuple[int, str]] = []
     foreign: list[tuple[int, str]] = []  # undamaged, but of another run
@@ -182,6 +183,12 @@ def _check_checkpoints(
             found = foreign
             fit.check(checkpoint)
             good.append(step)
+        except PluginError as error:  # of the model: its files are as saved
+            fit.is_known = False
+            good.append(step)
+            yield Finding(Verdict.SKIPPED, "model", str(error))
+        except OutOfMemoryError:
+            raise
         except GptkitError as error:
             if step in list_steps(run.checkpoints):  # not pruned meanwhile by a process that trains
                 found.append((step, str(error)))
@@ -200,6 +207,17 @@ def _check_checkpoints(
         yield Finding(Verdict.BAD, f"checkpoint {step}", f"{message}; {advice}")
 
 
+def _check_absence(run: Run, experiment: Experiment | None) -> Iterator[Finding]:
+    """The finding for a run without checkpoints."""
+    try:
+        run.require_checkpoint(experiment)
+    except PluginError:
+        yield Finding(Verdict.NOTE, CHECKPOINTS, "there is none")
+    except GptkitError as error:
+        never_saved = experiment is not None and not experiment.checkpoints.save
+        yield Finding(Verdict.NOTE if never_saved else Verdict.BAD, CHECKPOINTS, str(error))
+
+
 class _Fit:
     """Whether checkpoints are of this run's model, optimizer, tokenizer and text."""
 
@@ -212,8 +230,8 @@ class _Fit:
         self.is_known = experiment is not None and tokenizer is not None
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Raises CheckpointError."""
-        if self._experiment is None or self._tokenizer is None:
+        """Raises CheckpointError, PluginError for a plugin of the model that cannot be used here."""
+        if self._experiment is None or self._tokenizer is None or not self.is_known:
             return
         self._run.check_tokenizer(checkpoint, self._tokenizer)
         if self._text_sha256 is not None and checkpoint.state.get("text_sha256") != self._text_sha256:

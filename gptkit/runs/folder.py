@@ -17,7 +17,8 @@ DEFAULT_RUNS_FOLDER = Path("runs")
 
 EXPERIMENT, RECORD, METRICS, TOKENIZER = "experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json"
 CHECKPOINTS, SAMPLES, LOCK, REPORT = "checkpoints", "samples", ".lock", "report.html"
-OWN = frozenset((EXPERIMENT, RECORD, METRICS, TOKENIZER, CHECKPOINTS, SAMPLES, LOCK, REPORT))
+LOCK_HOLDER = ".lock-holder"  # exists while a process holds the run, on a disk without file locks
+OWN = frozenset((EXPERIMENT, RECORD, METRICS, TOKENIZER, CHECKPOINTS, SAMPLES, LOCK, LOCK_HOLDER, REPORT))
 
 TEMPORARY, TRASH, DAMAGED = ".tmp-", ".trash-", ".bad-"
 """What the names of interrupted saves, interrupted removals and damaged checkpoints begin with."""

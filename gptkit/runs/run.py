@@ -10,6 +10,8 @@ checkpoints. Imports torch only to load a model. Knows nothing of training.
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +31,7 @@ from gptkit.runs.folder import (
     DEFAULT_RUNS_FOLDER,
     EXPERIMENT,
     LOCK,
+    LOCK_HOLDER,
     METRICS,
     RECORD,
     SAMPLES,
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from gptkit.runs.checkpoint import Checkpoint
 
 _MAX_TOKENIZER = 1_000_000_000  # bytes
+# What a network disk without a lock service answers to flock
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def _ignore(message: str) -> None:
@@ -419,29 +424,61 @@ def lock_run(run: Run) -> Iterator[None]:
 
     Raises RunInUseError if another process holds it, DiskError if the folder cannot be written.
     """
-    lock = filelock.FileLock(run.path / LOCK, timeout=0)
     with disk_errors(f"locking the run {run.id}"):
         try:
-            lock.acquire()
+            lock = _acquire(run)
         except filelock.Timeout:  # an OSError too
-            message = f"run {run.id} is in use{_holder(run)}; wait for it or stop it first."
-            raise RunInUseError(message) from None
+            raise RunInUseError(f"run {run.id} is in use{_holder(run)}") from None
     try:
         yield
     finally:
         lock.release()
 
 
+def _acquire(run: Run) -> filelock.BaseFileLock:
+    """The lock of the run, held; by a file that exists where the disk has no locks.
+
+    Raises filelock.Timeout if another process holds it, OSError.
+    """
+    lock: filelock.BaseFileLock
+    try:
+        lock = filelock.FileLock(run.path / LOCK, timeout=0, fallback_to_soft=False)
+        lock.acquire()
+    except filelock.Timeout:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        # Not the file LOCK: what another disk left of it in a run that was copied would look like a holder
+        lock = filelock.SoftFileLock(run.path / LOCK_HOLDER, timeout=0)
+        lock.acquire()
+    return lock
+
+
 def is_locked(run: Run) -> bool:
-    """Whether a process holds the run now."""
+    """Whether a process holds the run now; False where that cannot be found out."""
     if not (run.path / LOCK).exists():
         return False
-    lock = filelock.FileLock(run.path / LOCK, timeout=0)
     try:
-        lock.acquire()
-    except (filelock.Timeout, OSError):
+        _acquire(run).release()
+    except filelock.Timeout:
         return True
-    lock.release()
+    except OSError:
+        return _is_locked_read_only(run.path / LOCK)
+    return False
+
+
+def _is_locked_read_only(path: Path) -> bool:
+    """The same where the folder or the file cannot be written, such as a run of another user."""
+    if os.name == "nt":
+        return False
+    import fcntl
+
+    with suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 
@@ -453,5 +490,13 @@ def refuse_use(run: Run) -> None:
 
 
 def _holder(run: Run) -> str:
+    """The process that holds it, and what to do."""
     process = run.read_record_or_empty().process
-    return f" by process {process.pid} on {process.host}" if process and process.pid is not None else ""
+    by = f" by process {process.pid} on {process.host}" if process and process.pid is not None else ""
+    if not (run.path / LOCK_HOLDER).exists():
+        return f"{by}; wait for it or stop it first."
+    return (
+        f"{by}: {run.path / LOCK_HOLDER} exists, which stands for a lock on a disk that has none.\n"
+        "Wait for that process or stop it. If there is none any more (it was killed, or the run was copied "
+        "while it trained), remove that file."
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from gptkit.errors import (
 from gptkit.events import RunStatus
 from gptkit.experiment.load import to_toml
 from gptkit.experiment.schema import Experiment
-from gptkit.files import disk_errors
+from gptkit.files import disk, disk_errors
 from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
 from gptkit.model.build import build_model
@@ -120,10 +120,15 @@ def train_new(
     with computing(setup.backend), out_of_memory(experiment):
         model = setup.build_model()
         run = create_run(context.runs_folder, stem=run_stem(experiment), experiment_toml=to_toml(experiment))
-        with lock_run(run):
-            run.write_tokenizer(setup.corpus.tokenizer)
-            record = new_record(run, setup, context.command, rerun_of)
-            run.write_record(record)
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock_run(run))
+                run.write_tokenizer(setup.corpus.tokenizer)
+                record = new_record(run, setup, context.command, rerun_of)
+                run.write_record(record)
+            except BaseException:  # without a record it is not a run yet
+                disk.remove_folder(run.path)
+                raise
             return Session(run, record, setup, setup.build_trainer(model), context).train(plan)
 
 

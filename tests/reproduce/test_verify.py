@@ -21,7 +21,8 @@ from gptkit.runs.folder import step_folder
 from gptkit.training import session
 from gptkit.training import trainer as loop
 from gptkit.training.setup import RunContext
-from tests.support import Command, write_record
+from tests.support import Command, Install, run_of, write_record
+from tests.support.third_party import TOKENIZER
 
 SETTINGS = (
     *("--drop", 0.1, "--set", "checkpoints.checkpoint_interval=6", "--set", "training.log_interval=4"),
@@ -168,6 +169,25 @@ def test_what_is_damaged_is_named_with_what_to_do(what: str, run: Run, gptkit_co
     assert any(re.match(expected, line) for line in lines), done.out
     assert " bad.\n" in done.err
     assert contents(run.path) == before
+
+
+def test_a_plugin_that_is_not_installed_is_not_damage(
+    tiny_experiment: Path, gptkit_command: Command, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("fancy", "[gptkit.tokenizers]\nupper = fancy_code:UpperTokenizer\n", TOKENIZER)
+    settings = ("--set", "tokenizer=upper", "--stop-at", 2, "--quiet")
+    run = run_of(gptkit_command("train", tiny_experiment, *settings))
+    monkeypatch.setenv("GPTKIT_PLUGINS", "")
+    verified = gptkit_command("runs", "verify", run.id)
+    assert (verified.code, "can be checked without it is as it was saved" in verified.err) == (3, True)
+    lines = verified.out.splitlines()
+    assert lines[0].startswith("skip  experiment.toml: tokenizer 'upper' comes from fancy")
+    assert lines[0].endswith("pip install fancy==1.2")
+    assert "ok    tokenizer.json: SHA-256 as recorded" in lines
+    assert "ok    checkpoint 2: undamaged; not compared with the model" in lines
+    assert not [line for line in lines if line.startswith("bad")]
+    flip(step_folder(run.checkpoints, 2) / "model.safetensors")
+    assert gptkit_command("runs", "verify", run.id).code == 5  # damage is found without it too
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from gptkit.runs import (
     is_locked,
     lock_run,
 )
+from tests.support import Command
 from tests.support.runs import make_empty as make
 
 
@@ -168,6 +171,84 @@ def test_the_lock_is_released_when_the_work_fails(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), lock_run(run):
         raise ZeroDivisionError
     assert not is_locked(run)
+
+
+@pytest.fixture(params=["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def disk_without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a network disk whose lock service is off, or does not exist."""
+    fcntl = pytest.importorskip("fcntl")
+    code = getattr(errno, request.param)
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_without_locks_of_the_disk_a_file_keeps_a_second_process_out(
+    disk_without_locks: None, tmp_path: Path
+) -> None:
+    run = make(tmp_path, "mine-1", {"process": {"pid": os.getpid(), "host": "here"}})
+    assert not is_locked(run)
+    with lock_run(run):
+        assert is_locked(run)
+        with pytest.raises(RunInUseError) as caught, lock_run(run):
+            pass
+        first, second = str(caught.value).splitlines()
+        assert first.startswith(f"run mine-1 is in use by process {os.getpid()} on here: ")
+        assert str(run.path / ".lock-holder") in first
+        assert second.endswith("remove that file.")
+        shutil.copytree(run.path, tmp_path / "copy")
+    assert not is_locked(run)
+    copied = Run(tmp_path / "copy")
+    assert is_locked(copied)
+    (copied.path / ".lock-holder").unlink()  # as the message says
+    with lock_run(copied):
+        assert is_locked(copied)
+
+
+def test_without_locks_of_the_disk_the_lock_of_a_killed_process_ends_with_it(
+    disk_without_locks: None, tmp_path: Path
+) -> None:
+    run = make(tmp_path, "mine-1")
+    with lock_run(run):
+        marker = (run.path / ".lock-holder").read_text()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(10)
+    (run.path / ".lock").write_text("")  # as a disk with locks leaves it
+    (run.path / ".lock-holder").write_text(marker.replace(str(os.getpid()), str(ended.pid), 1))
+    assert not is_locked(run)
+    with lock_run(run):
+        pass
+    assert not (run.path / ".lock-holder").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows locks what it opens")
+def test_whether_another_users_run_is_locked_is_found_out_without_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path, "mine-1")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with lock_run(run), monkeypatch.context() as patched:
+        patched.setattr("gptkit.runs.run._acquire", refuse)
+        assert is_locked(run)
+    monkeypatch.setattr("gptkit.runs.run._acquire", refuse)
+    assert not is_locked(run)
+
+
+def test_a_lock_that_fails_leaves_no_run_behind(
+    tiny_experiment: Path, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", fail)
+    failed = gptkit_command("train", tiny_experiment)
+    assert (failed.code, "disk error while locking the run" in failed.err) == (6, True)
+    assert list(Path("runs").iterdir()) == []
 
 
 def recorder(run: Run, record: dict[str, Any] | None = None) -> Recorder:

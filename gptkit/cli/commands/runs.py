@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ import typer
 from gptkit.cli import options
 from gptkit.cli.command import command, group
 from gptkit.cli.streams import write_path
-from gptkit.errors import CheckpointError, UsageError
+from gptkit.errors import CheckpointError, PluginError, UsageError
 from gptkit.words import printable
 
 runs_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -264,22 +265,28 @@ def verify_command(context: typer.Context, run: options.RunArgument, runs_dir: _
       gptkit runs verify latest
 
     Checks every file of a run: each checkpoint against its hashes and the model, the experiment, the record,
-    the tokenizer, the metrics, the samples. Prints a line for each: ok, note (harmless), or bad and what to
-    do. Exits with 5 if something is bad. Changes nothing.
+    the tokenizer, the metrics, the samples. Prints a line for each: ok, note (harmless), skip (it needs a
+    plugin that is not installed), or bad and what to do. Exits with 5 if something is bad, with 3 if
+    something was skipped. Changes nothing.
     """
     from gptkit.runs import find_run
 
-    folder, bad, things = find_run(run, runs_dir or context.obj), 0, 0
+    folder, verdicts = find_run(run, runs_dir or context.obj), Counter[str]()
     from gptkit.cli.display import runs as display
     from gptkit.reproduce.verify import Verdict, verify_run
 
     for finding in verify_run(folder):
         display.show_finding(finding)
-        bad += finding.verdict is Verdict.BAD
-        things += finding.verdict is not Verdict.NOTE
+        verdicts[finding.verdict] += 1
+    bad, things = verdicts[Verdict.BAD], verdicts.total() - verdicts[Verdict.NOTE]
     if bad:
         raise CheckpointError(
             f"of {things} things in run {folder.id}, {bad} {'is' if bad == 1 else 'are'} bad."
+        )
+    if verdicts[Verdict.SKIPPED]:
+        raise PluginError(
+            f"run {folder.id} needs a plugin that cannot be used here; all that can be checked without it is "
+            "as it was saved."
         )
 
 
