@@ -23,6 +23,7 @@ import torch
 
 from gptkit.errors import PluginError, UsageError
 from gptkit.experiment.schema import TrainingSettings
+from gptkit.machine import usable_processors
 from gptkit.model import fast
 from gptkit.model.fast import Implementations
 from gptkit.native import build_key, implementations, usable
@@ -59,7 +60,9 @@ def choose_backend(settings: TrainingSettings, training_flops: float = math.inf)
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if _bf16_is_fast(device) else "fp32"
-    threads = settings.threads if settings.threads != "auto" else _cores()
+    # torch counts cores rather than hardware threads, but sees no limits of containers
+    usable = min(usable_processors(), torch.get_num_threads())
+    threads = settings.threads if settings.threads != "auto" else usable
     wanted = settings.compile
     if wanted is True and (missing := no_compiler(device)):
         raise PluginError(
@@ -170,13 +173,6 @@ def no_compiler(device: str) -> str:
     if device == "cuda":
         return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
     return f"torch.compile is not ready for {device}"
-
-
-def _cores() -> int:
-    """Processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), torch.get_num_threads())
-    return torch.get_num_threads()
 
 
 def _processor(device: str) -> str:

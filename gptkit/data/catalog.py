@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptkit import files
-from gptkit.data.datasets.text import (
+from gptkit.data.datasets.text import TextDataset, kept_ending
+from gptkit.data.readers import is_plain, read_bytes, read_files
+from gptkit.data.search import (
     FOUND,
-    TextDataset,
     find_texts,
     has_text_name,
-    kept_ending,
+    is_pipe,
     places_looked_at,
+    why_no_text,
 )
-from gptkit.data.readers import is_plain, read_bytes, read_files
 from gptkit.errors import DataError, GptkitError, PluginError, UsageError
 from gptkit.plugins import registry
 from gptkit.plugins.dataset import DataFolders, Dataset
@@ -101,7 +102,7 @@ def data_folders(data_dir: Path | None, progress: ProgressCallback = no_progress
     """Searches --data-dir, $GPTKIT_DATA_DIR and ./data; downloads to --data-dir, otherwise to ./data."""
     default, variable = Path("data"), os.environ.get("GPTKIT_DATA_DIR", "")
     search = [data_dir] if data_dir is not None else []
-    search += [Path(variable)] if variable else []
+    search += [Path(os.path.expanduser(variable))] if variable else []
     downloads = default if data_dir is None else data_dir
     return DataFolders(tuple(dict.fromkeys([*search, default])), downloads, progress)
 
@@ -136,7 +137,8 @@ def _texts_in(folder: Path) -> list[Path]:
     except OSError:  # mostly: the folder does not exist
         return []
     texts = [name for name in names if has_text_name(name) and name.lower() != "readme.md"]
-    texts.sort(key=lambda name: (_stem(name), FOUND.index(name[len(_stem(name)) :])))
+    order = ("", *FOUND)  # "": an ending in capitals, which only the whole name finds
+    texts.sort(key=lambda name: (_stem(name), order.index(name[len(_stem(name)) :])))
     return [folder / name for name in texts if os.path.isfile(folder / name)]
 
 
@@ -222,7 +224,7 @@ def _unregistered(name: str, options: dict[str, Any], folders: DataFolders) -> t
     """The registered dataset, with options, that another name stands for."""
     if not name:
         raise UsageError("the name of the dataset is empty. List them: gptkit datasets list")
-    if find_texts(name, folders):
+    if find_texts(name, folders).files:
         if "path" in options:
             raise UsageError(f"data.dataset: {name!r} is a text itself, so it takes no path.")
         return "text", {"path": name, **options}
@@ -230,6 +232,8 @@ def _unregistered(name: str, options: dict[str, Any], folders: DataFolders) -> t
     owner = dataset_files.get(name) or dataset_files.get(f"{name}.txt")
     if owner:
         return owner, options
+    if problem := why_no_text(name, folders):
+        raise DataError(problem)
     close = nearest(name, [row.name for row in list_datasets(folders)])
     raise DataError(
         f"there is no dataset or text file {name!r}{close or '.'} "
@@ -302,7 +306,7 @@ def describe_dataset(
 
 def _text_paths(dataset: Dataset, folders: DataFolders) -> str:
     """The path of the user's own text; of several files the first, and their number."""
-    paths = dataset.files(folders) if isinstance(dataset, TextDataset) else []
+    paths = dataset.find(folders).files if isinstance(dataset, TextDataset) else ()
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return f"{paths[0]}{more}" if paths else ""
 
@@ -357,12 +361,14 @@ def add_text(
 ) -> Path:
     """Copies a text, unchanged, to where `name` will be found, and returns the path of the copy.
 
-    The text is read first; `field` is the field with the text in a .jsonl or .csv file. Raises UsageError
-    (the name, or an existing text), DataError (the file), DiskError.
+    The text is read first, once, so that it may come from a pipe; `field` is the field with the text in a
+    .jsonl or .csv file. Raises UsageError (the name, or an existing text), DataError (the file), DiskError,
+    OutOfMemoryError.
     """
     target, cls = _target_for(name, file, folders)
-    if not os.path.isfile(file):
-        raise DataError(f"there is no file {file}.\nName the path of a text: gptkit datasets add {name} FILE")
+    if not os.path.isfile(file) and not is_pipe(file):
+        problem = f"{file} is not a file." if os.path.lexists(file) else f"there is no file {file}."
+        raise DataError(f"{problem}\nName the path of a text: gptkit datasets add {name} FILE")
     if cls is not None and not is_plain(file):
         raise UsageError(f"{name!r} is a plain text; {file} is not. Unpack it, or choose another name.")
     data = read_bytes(file)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from math import ceil, floor, log10
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from gptkit.plugins.options import ProgressCallback, no_progress
 from gptkit.plugins.tokenizer import Ids
 from gptkit.words import quote_characters
 
+_USUAL_FRACTION = 0.1  # of the text in the val split: the default
 _LONG_TEXT = 8_000_000  # characters from which on tokenizing takes seconds, so that progress is reported
 
 
@@ -75,7 +77,7 @@ def build_corpus(
         characters=len(text),
         text_sha256=measure_text(text)[1],
     )
-    _check_length(corpus, context_length)
+    _check_length(corpus, context_length, val_fraction)
     return corpus
 
 
@@ -101,18 +103,35 @@ def _describe(value: object) -> str:
     return type(value).__name__
 
 
-def _check_length(corpus: Corpus, context_length: int) -> None:
-    for name, ids in (("train", corpus.train), ("val", corpus.val)):
-        if len(ids) < context_length + 1:
-            fits = min(len(corpus.train), len(corpus.val)) - 1
-            remedy = (
-                f"the largest model.context_length that fits is {fits}" if fits > 0 else "use a longer text"
-            )
-            raise DataError(
-                f"the {name} split of the text has {len(ids)} tokens, needs at least {context_length + 1} "
-                f"(model.context_length + 1); {remedy}.",
-                field="model.context_length",
-            )
+def _check_length(corpus: Corpus, context_length: int, val_fraction: float) -> None:
+    """Raises DataError for a split without a whole window, with the fields that can be changed."""
+    needed, sizes = context_length + 1, {"train": len(corpus.train), "val": len(corpus.val)}
+    for name, size in sizes.items():
+        if size >= needed:
+            continue
+        remedies, field = [], "model.context_length"
+        enough = _rounded_up(needed / max(1, sum(sizes.values())))  # the fraction that each split needs
+        if enough <= 0.5:
+            change = f"raise data.val_fraction from {val_fraction:g} to {enough:g} or more"
+            if name == "train":
+                change = f"lower data.val_fraction from {val_fraction:g} to {1 - enough:g} or less"
+            remedies = [change]
+            if name == "train" or val_fraction < _USUAL_FRACTION:
+                field = "data.val_fraction"
+        if (fits := min(sizes.values()) - 1) > 0:
+            other = f"the largest model.context_length that fits is {fits}"
+            remedies.insert(0 if field == "model.context_length" else 1, other)
+        raise DataError(
+            f"the {name} split of the text has {size} tokens, needs at least {needed} "
+            f"(model.context_length + 1); {', or '.join(remedies) or 'use a longer text'}.",
+            field=field,
+        )
+
+
+def _rounded_up(fraction: float) -> float:
+    """Two significant digits, and a little more: a split is cut in characters, not in tokens."""
+    scale = 10.0 ** (1 - floor(log10(fraction)))
+    return ceil(1.02 * fraction * scale) / scale
 
 
 def measure_text(text: str, at_once: int = 1 << 20) -> tuple[int, str]:

@@ -16,10 +16,12 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gptkit.errors import DataError
+from gptkit.errors import DataError, OutOfMemoryError
+from gptkit.machine import memory_here, usable_memory
 from gptkit.words import nearest
 
 KINDS = (".txt", ".md", ".jsonl", ".csv")
@@ -46,9 +48,16 @@ def is_plain(path: Path) -> bool:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file. Raises DataError."""
+    """The content of a file or, to its end, of a pipe. Raises DataError."""
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            if path.is_file():
+                return file.read()
+            data = bytearray()
+            while chunk := file.read(_CHUNK):
+                data += chunk
+                _check_memory(len(data), str(path))
+            return bytes(data)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from None
 
@@ -72,8 +81,12 @@ def read_files(
     """The documents of all files, joined with `separator`.
 
     Takes memory for the text and about one copy of the largest file's. `content` replaces the content of the
-    file, of which there must be one then. Raises DataError.
+    file, of which there must be one then. Raises DataError, OutOfMemoryError.
     """
+    if content is None:
+        plain = [path for path in paths if is_plain(path)]
+        what = str(plain[0]) if len(plain) == 1 else f"the {len(plain)} texts together"
+        _check_memory(sum(map(_size, plain)), what)
     if len(paths) == 1 and is_plain(paths[0]):  # without the second copy that joining makes
         return decode(content if content is not None else read_bytes(paths[0]), paths[0])
     budget, joiner = _UnpackingBudget(), TextJoiner(separator)
@@ -85,6 +98,22 @@ def read_files(
         if empty:
             raise DataError(f"{path} is empty; a dataset needs text.")
     return joiner.text()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # reading it will say what is wrong
+
+
+def _check_memory(size: int, what: str) -> None:
+    """Raises OutOfMemoryError where the text is too large: its bytes and characters are held at once."""
+    if 2 * size > usable_memory():
+        raise OutOfMemoryError(
+            f"{what}: {size / 1e9:.1f} GB, which takes at least {2 * size / 1e9:.1f} GB of memory to read; "
+            f"{memory_here()}.\nTrain on a part of it."
+        )
 
 
 class TextJoiner:
@@ -140,7 +169,7 @@ class _UnpackingBudget:
     """How many bytes may still be unpacked, over all files of a dataset."""
 
     def __init__(self) -> None:
-        self.total = self.left = min(MAX_UNPACKED, physical_memory() // 2)
+        self.total = self.left = min(MAX_UNPACKED, usable_memory() // 2)
 
     def take(self, count: int, path: Path) -> None:
         self.left -= count
@@ -149,13 +178,6 @@ class _UnpackingBudget:
                 f"{path} unpacks to more than {self.total / 1e9:.1f} GB, the limit for .gz files on this "
                 "machine.\nUnpack it and use a part, if it is a text at all."
             )
-
-
-def physical_memory() -> int:
-    """Bytes of this machine's memory; where the system does not report it, more than any machine has."""
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 2**46
 
 
 class _Unpacked(io.RawIOBase):
@@ -235,10 +257,12 @@ def _json_lines(source: BinaryIO, path: Path, field: str) -> Iterator[str]:
 
 def _csv_rows(source: BinaryIO, path: Path, field: str) -> Iterator[str]:
     """The column `field` of each row below the header."""
-    rows = csv.reader(_Lines(source, path), strict=True)
     header: list[str] = []
     column = 0
     with _long_csv_fields():
+        lines, delimiter = _with_delimiter(_Lines(source, path), field)
+        rows = csv.reader(lines, strict=True, delimiter=delimiter)
+        quoting = _QUOTING.format(_DELIMITERS[delimiter])
         while True:
             where = f"{path}, line {rows.line_num + 1}"
             try:
@@ -246,7 +270,7 @@ def _csv_rows(source: BinaryIO, path: Path, field: str) -> Iterator[str]:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise DataError(f"{where} is not CSV: {error}.\n{_QUOTING}") from None
+                raise DataError(f"{where} is not CSV: {error}.\n{quoting}") from None
             if not row:
                 continue
             if not header:
@@ -259,7 +283,7 @@ def _csv_rows(source: BinaryIO, path: Path, field: str) -> Iterator[str]:
                 continue
             if len(row) != len(header):
                 raise DataError(
-                    f"{where} has {len(row)} columns where the header has {len(header)}.\n{_QUOTING}"
+                    f"{where} has {len(row)} columns where the header has {len(header)}.\n{quoting}"
                 )
             yield row[column]
 
@@ -274,7 +298,28 @@ def _long_csv_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-_QUOTING = 'A field with a comma, quote or line end must be in "quotes".'
+def _with_delimiter(lines: Iterator[str], field: str) -> tuple[Iterator[str], str]:
+    """The same lines, and what stands between two columns.
+
+    That is the first of _DELIMITERS which makes `field` a column of the header, or the one which makes the
+    most columns: some programs write semicolons or tabs.
+    """
+    first: list[str] = []
+    for line in lines:
+        first.append(line)
+        if line.strip("\r\n"):
+            break
+    counts: dict[str, int] = {}
+    for delimiter in _DELIMITERS:
+        header = next(csv.reader(first[-1:], delimiter=delimiter), [])
+        if field in header:
+            return chain(first, lines), delimiter
+        counts[delimiter] = len(header)
+    return chain(first, lines), max(counts, key=lambda delimiter: counts[delimiter])
+
+
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_QUOTING = 'A field with a {}, quote or line end must be in "quotes".'
 _REMEDY = "\nName the one with the text, beside the dataset's type: "
 
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import torch
 
 from gptkit.backend import SUPPOSED_SPEED
-from gptkit.data.readers import physical_memory
 from gptkit.errors import OutOfMemoryError
 from gptkit.experiment.schema import Experiment
+from gptkit.machine import memory_here, usable_memory, used_memory
 from gptkit.model.build import matrix_weights, model_shapes
 
 # Bytes per parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
@@ -35,27 +35,29 @@ def training_flops(experiment: Experiment, vocab_size: int) -> float:
 
 
 def check_memory(experiment: Experiment, vocab_size: int) -> None:
-    """Raises OutOfMemoryError if training needs more memory than this machine has."""
+    """Raises OutOfMemoryError if training needs more memory than this process may use, or a GPU has."""
     parameters = model_shapes(experiment, vocab_size).parameter_count
     model, training = experiment.model, experiment.training
     weights = parameters * _TRAINING_BYTES
     # Per token: logits and their gradient, and in each block about sixteen bf16 numbers per channel
     token = 8 * vocab_size + 32 * model.n_embd * model.n_layer
     activations = training.batch_size * model.context_length * token
-    available = physical_memory()
+    used, available, here = used_memory(), usable_memory(), memory_here()  # used: by the text, most of all
     if torch.cuda.is_available():
-        available = max(available, torch.cuda.get_device_properties(0).total_memory)
-    if weights > available:
+        used, available = 0, max(available, torch.cuda.get_device_properties(0).total_memory)
+        here = f"this machine has {available / 1e9:.1f} GB"
+    if used:
+        here += f", of which {used / 1e9:.1f} GB are used"
+    if used + weights > available:
         raise OutOfMemoryError(
-            f"a model of {parameters:,} parameters needs {weights / 1e9:.1f} GB to train; this machine has "
-            f"{available / 1e9:.1f} GB. Lower model.n_embd or model.n_layer."
+            f"a model of {parameters:,} parameters needs {weights / 1e9:.1f} GB to train; {here}. "
+            "Lower model.n_embd or model.n_layer."
         )
-    if weights + activations > available:
+    if used + weights + activations > available:
         raise OutOfMemoryError(
             f"a batch of {training.batch_size} x {model.context_length} tokens needs at least "
-            f"{activations / 1e9:.1f} GB; this machine has {available / 1e9:.1f} GB. Lower "
-            "training.batch_size and raise training.gradient_accumulation_steps, or lower "
-            "model.context_length."
+            f"{activations / 1e9:.1f} GB; {here}. Lower training.batch_size and raise "
+            "training.gradient_accumulation_steps, or lower model.context_length."
         )
 
 

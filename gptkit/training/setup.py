@@ -23,6 +23,7 @@ from gptkit import events
 from gptkit.backend import Backend, choose_backend, fingerprint
 from gptkit.data.catalog import read_dataset, resolve_dataset
 from gptkit.data.corpus import Corpus, build_corpus, measure_text
+from gptkit.data.datasets.text import TextDataset
 from gptkit.data.sampler import BatchSampler
 from gptkit.errors import (
     CheckpointError,
@@ -220,7 +221,10 @@ def load_text(data: DataSettings, context: RunContext) -> LoadedText:
             raise
         dataset, used = _fetch(data.fallback, folders, "data.fallback")
         context.warn(f"{error}\nTraining on the fallback {used.type!r} instead, until the text is here.")
-    return LoadedText(_read(used, dataset, context), data.dataset, used, dataset.facts())
+    text = _read(used, dataset, context)
+    if isinstance(dataset, TextDataset) and (notice := dataset.notice()):
+        context.warn(notice)
+    return LoadedText(text, data.dataset, used, dataset.facts())
 
 
 def _recorded_text(data: DataSettings, context: RunContext) -> str:

@@ -205,6 +205,10 @@ TABLE = 'id,text\r\n1,one\r\n2,"two\r\nlines, ""quoted"""\r\n\r\n3,\r\n4,drei…
         ("A.JSONL", "\ufeff" + RECORDS, "one\ntwo\nlines é\n\ndrei…"),
         ("a.csv", TABLE, 'one\ntwo\r\nlines, "quoted"\n\ndrei…'),
         ("a.csv", "\ufeff" + TABLE.replace("id,", ","), 'one\ntwo\r\nlines, "quoted"\n\ndrei…'),
+        ("a.csv", 'text;label\r\n"one; two";0\r\nthree, four;1\r\n', "one; two\nthree, four"),
+        ("a.csv", "\n\ufeffid\ttext\n1\tone\n".replace("\n\ufeff", "\ufeff\n"), "one"),
+        ("a.csv", "label|text\n0|one\n", "one"),
+        ("a.csv", "text,a;text\none;,two\n", "one;"),  # commas where they make the column
     ],
 )
 def test_the_ending_decides_how_a_file_is_read(
@@ -288,7 +292,13 @@ def test_the_text_of_a_run_recorded_before_other_kinds_were_read_is_the_same(her
         ("a.jsonl", '{"text": ""}\n', "a.jsonl is empty"),
         ("a.csv", "", "a.csv is empty"),
         ("a.csv", "text\n", "a.csv is empty"),
-        ("a.csv", "id;text\n1;x\n", "a.csv, line 1 has no column 'text'. Its columns: 'id;text'"),
+        ("a.csv", "id;body\n1;x\n", "a.csv, line 1 has no column 'text'. Its columns: 'id', 'body'"),
+        ("a.csv", "text;label\none;0\ntwo, or so\n", "a.csv, line 3 has 1 columns where the header has 2"),
+        (
+            "a.csv",
+            "text;label\none;two;0\n",
+            'A field with a semicolon, quote or line end must be in "quotes"',
+        ),
         ("a.csv", "\nid,body\n1,x\n", "a.csv, line 2 has no column 'text'. Its columns: 'id', 'body'"),
         ("a.csv", 'id,text\n1,"x\ny"\n2,x,y\n', "a.csv, line 4 has 3 columns where the header has 2"),
         ("a.csv", "id,text\n1\n", "a.csv, line 2 has 1 columns"),
@@ -485,7 +495,7 @@ def test_the_list_shows_texts_of_every_kind_by_the_name_that_finds_them(here: Pa
     for row in rows:
         dataset = resolve_dataset(PluginTable(type=row.name), folders)[0]
         assert isinstance(dataset, TextDataset)
-        assert [str(path) for path in dataset.files(folders)] == [row.source]
+        assert list(map(str, dataset.find(folders).files)) == [row.source]
 
 
 # Named without a table
@@ -566,4 +576,4 @@ def test_datasets_show_and_add_take_the_field(workspace: Path, gptkit_command: C
     shown = gptkit_command("datasets", "show", "corpus.jsonl", "--field", "the body")
     assert hashlib.sha256(small_text().encode()).hexdigest() in shown.out
     added = gptkit_command("datasets", "add", "mine2", "corpus.jsonl", "--field", "the body")
-    assert "--dataset mine2 --set data.dataset.field='the body'" in added.out
+    assert "--dataset mine2 --set 'data.dataset.field=the body'\n" in added.out

@@ -19,8 +19,10 @@ SMALL = {
 }
 
 
-def with_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(cost, "physical_memory", lambda: size)
+def with_memory(monkeypatch: pytest.MonkeyPatch, size: int, used: int = 0) -> None:
+    monkeypatch.setattr(cost, "usable_memory", lambda: size)
+    monkeypatch.setattr(cost, "memory_here", lambda: "this container or job may use 0.0 GB")
+    monkeypatch.setattr(cost, "used_memory", lambda: used)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -35,6 +37,14 @@ def test_a_model_or_a_batch_that_needs_more_than_the_machine_has_is_refused(
         check_memory(experiment, 65)
     with_memory(monkeypatch, 100_000)
     with pytest.raises(OutOfMemoryError, match=r"model of [\d,]+ parameters needs .* Lower model\.n_embd"):
+        check_memory(experiment, 65)
+
+
+def test_what_the_text_already_takes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = experiment_from_dict(SMALL)
+    with_memory(monkeypatch, 10**9, used=10**9 - 650_000)
+    words = r"may use 0\.0 GB, of which 1\.0 GB are used\. Lower training\.batch_size"
+    with pytest.raises(OutOfMemoryError, match=words):
         check_memory(experiment, 65)
 
 

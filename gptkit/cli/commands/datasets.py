@@ -10,7 +10,7 @@ import typer
 from gptkit.cli import completion
 from gptkit.cli.command import command, group
 
-datasets_app = typer.Typer(no_args_is_help=True)
+datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
 DataDir = Annotated[
     Path | None,
@@ -33,26 +33,34 @@ Field = Annotated[
 
 
 @group(datasets_app, short_help="Texts to train on: list, show, fetch, add.")
-def datasets() -> None:
+def datasets(context: typer.Context, data_dir: DataDir = None) -> None:
     """Examples:
 
-      gptkit datasets list
+      gptkit datasets
 
       gptkit datasets show shakespeare
 
       gptkit datasets add my_text novel.txt
 
-    Texts to train on: list, show, fetch and add them.
+    Lists the registered datasets and the texts in the data folders: the name, whether it is here, its size,
+    where it is from. Piped, it is plain lines.
     """
+    context.obj = data_dir
+    if context.invoked_subcommand is None:
+        _list(data_dir)
 
 
 @command(datasets_app, "list", short_help="All datasets, and whether they are here.")
-def list_command(data_dir: DataDir = None) -> None:
+def list_command(context: typer.Context, data_dir: DataDir = None) -> None:
     """Example:  gptkit datasets list
 
     Lists the registered datasets and the texts in the data folders. Piped, it is plain lines, as in:
     gptkit datasets list | grep yes
     """
+    _list(data_dir or context.obj)
+
+
+def _list(data_dir: Path | None) -> None:
     from gptkit.cli.display import tables
     from gptkit.data import catalog
 
@@ -61,6 +69,7 @@ def list_command(data_dir: DataDir = None) -> None:
 
 @command(datasets_app, "show", short_help="Characters, tokens, hash and first lines of a dataset.")
 def show_command(
+    context: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -82,13 +91,14 @@ def show_command(
 
     options = {} if field is None else {"field": field}
     with tables.download_progress(f"downloading {name}") as progress:
-        folders = catalog.data_folders(data_dir, progress)
+        folders = catalog.data_folders(data_dir or context.obj, progress)
         description = catalog.describe_dataset(name, folders, options=options)
     tables.show_dataset(description)
 
 
 @command(datasets_app, "fetch", short_help="Download and verify a dataset.")
 def fetch_command(
+    context: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -106,14 +116,21 @@ def fetch_command(
     from gptkit.data import catalog
 
     with tables.download_progress(f"downloading {name}") as progress:
-        fetched = catalog.fetch_dataset(name, catalog.data_folders(data_dir, progress), repair=repair)
+        folders = catalog.data_folders(data_dir or context.obj, progress)
+        fetched = catalog.fetch_dataset(name, folders, repair=repair)
     tables.show_fetched(fetched)
 
 
 @command(datasets_app, "add", short_help="Copy your own text into the data folder.")
 def add_command(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '_' and '-'.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Text, .jsonl or .csv, in UTF-8; also .gz.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Text, .jsonl or .csv, in UTF-8; also .gz. /dev/stdin: standard input."
+        ),
+    ],
     field: Field = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing text of that name.")] = False,
     data_dir: DataDir = None,
@@ -126,6 +143,7 @@ def add_command(
     from gptkit.cli.display import tables
     from gptkit.data import catalog
 
+    data_dir = data_dir or context.obj
     folders = catalog.data_folders(data_dir)
     target = catalog.add_text(name, file, folders, force=force, field=field or "text")
-    tables.show_added(name, target, field)
+    tables.show_added(name, target, field, data_dir)

@@ -196,12 +196,12 @@ def _options(cls: Any, given: list[str] | None, name: str) -> Any:
     from pydantic import ValidationError
 
     from gptkit.experiment.messages import problems_of
-    from gptkit.experiment.overrides import parse_override
+    from gptkit.experiment.overrides import parse_overrides
 
     if not given:
         return None
     try:
-        overrides = map(parse_override, given)
+        overrides = parse_overrides(given, {})
         return cls.Options.model_validate({override.key: override.value for override in overrides})
     except ValidationError as error:
         problems = problems_of(error, table=name, options=cls.Options)

@@ -184,11 +184,13 @@ def show_fetched(fetched: FetchedDataset) -> None:
     print(f"{printable(fetched.name)}: {'is here' if fetched.was_here else 'downloaded and verified'}{where}")
 
 
-def show_added(name: str, target: Path, field: str | None = None) -> None:
-    """`field` is the field of the file that is the text, if it was named."""
-    option = f" --set data.dataset.field={shlex.quote(field)}" if field else ""
+def show_added(name: str, target: Path, field: str | None = None, data_dir: Path | None = None) -> None:
+    """`field` is the field of the file that is the text, `data_dir` the data folder, if they were named."""
+    words = ["--dataset", name]
+    words += ["--set", f"data.dataset.field={field}"] if field else []
+    words += ["--data-dir", str(data_dir)] if data_dir is not None else []
     print(f"{printable(name)}: {printable(str(target))}")
-    print(f"Train on it: gptkit train EXPERIMENT --dataset {printable(name + option)}")
+    print(f"Train on it: gptkit train EXPERIMENT {printable(shlex.join(words))}")
 
 
 @contextmanager

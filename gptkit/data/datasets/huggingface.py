@@ -111,7 +111,7 @@ class HuggingFaceDataset(Dataset):
 
     def _local(self, folders: DataFolders) -> Path | None:
         """The local folder or file of that path, looked up like those of the dataset `text`."""
-        given = Path(self.options.path)
+        given = Path(os.path.expanduser(self.options.path))
         inside = not given.is_absolute() and ".." not in given.parts
         for candidate in [given, *(folder / given for folder in folders.search if inside)]:
             if os.path.exists(candidate):
