@@ -115,6 +115,9 @@ def _runtime_is_loaded(compiler: str) -> bool:
 
 
 def _for_this_processor() -> str:
+    """The compiler's flag for this processor, or for the one that GPTKIT_MARCH names."""
+    if wanted := os.environ.get("GPTKIT_MARCH"):
+        return f"-march={wanted}"
     return "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
 
 

@@ -10,7 +10,11 @@
 /* Whether this processor has dot products of bf16 pairs, which block.c and muon.c need */
 EXPORT int has_bf16_products(void) { return HAS_BF16_PRODUCTS; }
 
-static int64_t padded_length(int64_t T) { return (T + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
+/* Whole tiles of keys, of 32 with AVX-512 and 16 otherwise */
+static int64_t padded_length(int64_t T) {
+  int64_t tile = MAX(2 * LANES, 16);
+  return (T + tile - 1) / tile * tile;
+}
 
 static Head head_of(const Attention *s, int64_t row, const void *q, const void *k, const void *v,
                     const float *bias, float *lse) {
@@ -35,7 +39,7 @@ static int attend_heads(const Attention *s, const void *q, const void *k, const 
   if (use_pairs) size = bf16_workspace_size(Tp, Dp);
 #endif
   int threads = (int)MIN(s->threads, s->B * s->H);
-  float *memory = aligned_alloc(64, (size_t)((threads * size + LANES - 1) / LANES * LANES) * sizeof(float));
+  float *memory = aligned_alloc(64, (size_t)((threads * size + 15) / 16 * 16) * sizeof(float));
   if (!memory) return 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < s->B * s->H; row++) {

@@ -80,7 +80,7 @@ INLINE Query query_of(const Attention *s, const Head *h, int64_t i, int bf16) {
   return query;
 }
 
-/* For sixteen keys, from their scores and dp = dout v': returns the attention weights after dropout; stores the
+/* For the keys of a vector, from their scores and dp = dout v': returns the attention weights after dropout; stores the
  * gradient of the scores in `dscore` */
 INLINE vec attention_weights(const Attention *s, const Head *h, const Query *query, vec score, vec dp, int64_t j,
                              float scale, uint32_t threshold, vec *dscore) {

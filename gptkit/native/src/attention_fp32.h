@@ -4,17 +4,6 @@
 
 #include "attention.h"
 
-/* scores[r][j] = sum over d of q[r][d] kt[d][j] for keys 0 … keys - 1, rounded up to whole vectors */
-INLINE void scores_of(int64_t rows, int64_t D, const float *q, int64_t ldq, const float *kt, int64_t ldk,
-                      int64_t keys, float *scores, int64_t lds) {
-  for (int64_t j = 0; j < keys; j += 2 * LANES) {
-    if (j + LANES < keys)
-      product_8_2(rows, D, q, ldq, 1, kt + j, ldk, scores + j, lds, 0);
-    else
-      product_8_1(rows, D, q, ldq, 1, kt + j, ldk, scores + j, lds, 0);
-  }
-}
-
 /* Workspace of one thread: rows padded to whole vectors, sequences to whole tiles */
 typedef struct {
   int64_t T, D; /* padded */
@@ -46,29 +35,12 @@ static void load_rows(const void *x, int64_t stride, int64_t T, int64_t D, float
   memset(to + T * Dp, 0, (size_t)((Tp - T) * Dp) * sizeof(float));
 }
 
-static void transpose(const float *x, int64_t Tp, int64_t Dp, float *to) {
-  for (int64_t t = 0; t < Tp; t += LANES)
-    for (int64_t d = 0; d < Dp; d++)
-      for (int i = 0; i < LANES; i++) to[d * Tp + t + i] = x[(t + i) * Dp + d];
-}
-
 /* Stores padded rows x (T, Dp), times scale, in a tensor */
 static void store_rows(const float *x, int64_t Dp, int64_t T, int64_t D, void *to, int64_t stride, float scale,
                  int bf16) {
   for (int64_t t = 0; t < T; t++)
     for (int64_t d = 0; d < D; d += LANES)
       store_upto(at_(to, t * stride, bf16), d, D, load(x + t * Dp, d, 0) * scale, bf16);
-}
-
-/* D padded to a width that BY_WIDTH has */
-static int64_t padded_width(int64_t D) {
-  int64_t n = (D + LANES - 1) / LANES;
-  return (n == 5 || n == 7 ? n + 1 : n) * LANES;
-}
-
-static void product_by_width(int64_t Dp, int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,
-                             const float *b, float *c, int add) {
-  BY_WIDTH(Dp / LANES, product, rows, K, a, am, ak, b, Dp, c, Dp, add)
 }
 
 /* Loads q, k, v and the transpose of k */
@@ -90,7 +62,7 @@ static void forward_fp32(const Attention *s, const Head *h, const Fp32Workspace 
     float inverse[QUERIES];
     for (int64_t sub = 0; sub < rows; sub += TILE) {
       int64_t here = MIN(TILE, rows - sub), upto = start + sub + here;
-      scores_of(here, D, r->q + (start + sub) * Dp, Dp, r->kt, Tp, upto, r->p + sub * Tp, Tp);
+      product_of_columns(upto, here, D, r->q + (start + sub) * Dp, Dp, r->kt, Tp, r->p + sub * Tp, Tp);
     }
     for (int64_t i = 0; i < rows; i++) {
       float *p = r->p + i * Tp;
@@ -122,8 +94,8 @@ static void backward_fp32(const Attention *s, const Head *h, const Fp32Workspace
     int64_t rows = MIN(QUERIES, T - start), keys = start + rows;
     for (int64_t sub = 0; sub < rows; sub += TILE) {
       int64_t here = MIN(TILE, rows - sub), upto = start + sub + here;
-      scores_of(here, D, r->q + (start + sub) * Dp, Dp, r->kt, Tp, upto, r->p + sub * Tp, Tp);
-      scores_of(here, D, r->dout + (start + sub) * Dp, Dp, r->vt, Tp, upto, r->ds + sub * Tp, Tp);
+      product_of_columns(upto, here, D, r->q + (start + sub) * Dp, Dp, r->kt, Tp, r->p + sub * Tp, Tp);
+      product_of_columns(upto, here, D, r->dout + (start + sub) * Dp, Dp, r->vt, Tp, r->ds + sub * Tp, Tp);
     }
     for (int64_t i = 0; i < rows; i++) {
       float *p = r->p + i * Tp, *ds = r->ds + i * Tp;

@@ -45,10 +45,7 @@ static void linear_panel(const Linear *l, int64_t panel, const float *x, int64_t
   const float *w = l->weight + panel * l->inputs * PANEL;
   int64_t from = panel * PANEL, to = MIN(from + PANEL, l->outputs);
   float tile[ROWS * PANEL];
-  if (rows == 1)
-    tile_1_4(1, l->inputs, x, ldx, 1, w, PANEL, tile, PANEL, 0);
-  else
-    tile_6_4(rows, l->inputs, x, ldx, 1, w, PANEL, tile, PANEL, 0);
+  product_of_64(rows, l->inputs, x, ldx, w, PANEL, tile, PANEL);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t j = from; j < to; j += LANES) {
       vec sum = load(tile + r * PANEL, j - from, 0);
@@ -95,7 +92,7 @@ static void attend_one(const Model *m, const Block *b, int64_t n, int64_t h, flo
   memcpy(values + t * D, v, (size_t)D * sizeof(float));
   float scale = 1.0f / sqrtf((float)D);
   vec top = splat(-INFINITY), total = {0};
-  for (int64_t j = 0; j <= t; j += PANEL) tile_1_4(1, D, q, 0, 1, keys + j, pitch, scores + j, 0, 0);
+  for (int64_t j = 0; j <= t; j += PANEL) product_of_64(1, D, q, 0, keys + j, pitch, scores + j, 0);
   for (int64_t j = 0; j <= t; j += LANES) {
     vec x = load(scores, j, 0) * scale;
     if (bias) x += load_upto(bias + h * (t + 1), j, t + 1, 0);
@@ -112,7 +109,12 @@ static void attend_one(const Model *m, const Block *b, int64_t n, int64_t h, flo
     total += e;
   }
   float inverse = 1.0f / sum_of(total);
-  for (int64_t d = 0; d < D; d += 2 * LANES) {
+  int64_t d = 0;
+  for (; d + 4 * LANES <= D; d += 4 * LANES) {
+    tile_1_4(1, t + 1, scores, 0, 1, values + d, D, out + d, 0, 0);
+    for (int v = 0; v < 4; v++) store(out + d, v * LANES, load(out + d, v * LANES, 0) * inverse, 0);
+  }
+  for (; d < D; d += 2 * LANES) {
     vec one = {0}, two = {0};
     if (d + 2 * LANES <= D) {
       for (int64_t j = 0; j <= t; j++) {

@@ -6,7 +6,7 @@
 
 enum { LONGEST_ROW = 4096 };
 
-/* x, which holds elements i … i + 15, with 0 for elements n and after */
+/* x, which holds elements from i on, with 0 for elements n and after */
 INLINE vec zero_from(vec x, int64_t i, int64_t n) {
   return i + LANES > n ? choose((ivec)(lane_index < (uint32_t)(n - i)), x, splat(0)) : x;
 }

@@ -5,11 +5,17 @@
 #include "vectors.h"
 
 #define UNUSED __attribute__((unused)) /* in some of the files that include this */
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec4){__VA_ARGS__})
+#endif
 
-/* c[m][0 … 16 n] (+)= sum over k of a(m, k) b[k][…] with a(m, k) = a[m am + k ak], for `rows` <= M rows: an M by
- * n tile of vectors that stays in registers (AVX-512 has 32). */
-#define TILE_PRODUCT(M, n)                                                                                    \
-  UNUSED static void tile_##M##_##n(int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,          \
+/* c[m][…] (+)= sum over k of a(m, k) b[k][…] with a(m, k) = a[m am + k ak], for n vectors of columns and `rows` <= M
+ * rows: an M by n tile of vectors that stays in registers. Each sum adds its terms in the order of k, whatever the
+ * tile. */
+#define TILE_PRODUCT(name, M, n)                                                                              \
+  UNUSED static void tile_##name(int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,          \
                                     const float *b, int64_t ldb, float *c, int64_t ldc, int add) {            \
     vec sum[M][n];                                                                                            \
     const float *from[M];                                                                                     \
@@ -30,11 +36,22 @@
       if (m < rows)                                                                                           \
         for (int v = 0; v < n; v++) store(c + m * ldc, v * LANES, sum[m][v], 0);                              \
   }                                                                                                           \
-  UNUSED static void product_##M##_##n(int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,       \
+  UNUSED static void product_##name(int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,       \
                                        const float *b, int64_t ldb, float *c, int64_t ldc, int add) {         \
     for (int64_t m = 0; m < rows; m += M)                                                                     \
-      tile_##M##_##n(MIN(M, rows - m), K, a + m * am, am, ak, b, ldb, c + m * ldc, ldc, add);                 \
+      tile_##name(MIN(M, rows - m), K, a + m * am, am, ak, b, ldb, c + m * ldc, ldc, add);                 \
   }
+
+TILE_PRODUCT(1_4, 1, 4)
+
+#if LANES == 16 /* 32 registers: a tile holds whole rows */
+
+TILE_PRODUCT(8_1, 8, 1)
+TILE_PRODUCT(8_2, 8, 2)
+TILE_PRODUCT(8_3, 8, 3)
+TILE_PRODUCT(6_4, 6, 4)
+TILE_PRODUCT(4_6, 4, 6)
+TILE_PRODUCT(3_8, 3, 8)
 
 /* The product of `kind` (product, pair_product) for rows of n vectors */
 #define BY_WIDTH(n, kind, ...)                  \
@@ -47,12 +64,96 @@
     default: kind##_3_8(__VA_ARGS__);           \
   }
 
-TILE_PRODUCT(1, 4)
-TILE_PRODUCT(8, 1)
-TILE_PRODUCT(8, 2)
-TILE_PRODUCT(8, 3)
-TILE_PRODUCT(6, 4)
-TILE_PRODUCT(4, 6)
-TILE_PRODUCT(3, 8)
+/* Columns padded to a width that BY_WIDTH has */
+UNUSED static int64_t padded_width(int64_t columns) {
+  int64_t n = (columns + LANES - 1) / LANES;
+  return (n == 5 || n == 7 ? n + 1 : n) * LANES;
+}
+
+/* c (rows, width) (+)= a (rows, K) b (K, width), for a padded width */
+UNUSED static void product_by_width(int64_t width, int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,
+                             const float *b, float *c, int add) {
+  BY_WIDTH(width / LANES, product, rows, K, a, am, ak, b, width, c, width, add)
+}
+
+/* c (rows, columns) = a (rows, K) b (K, columns); columns are rounded up to whole vectors */
+INLINE void product_of_columns(int64_t columns, int64_t rows, int64_t K, const float *a, int64_t am, const float *b,
+                               int64_t ldb, float *c, int64_t ldc) {
+  for (int64_t j = 0; j < columns; j += 2 * LANES) {
+    if (j + LANES < columns)
+      product_8_2(rows, K, a, am, 1, b + j, ldb, c + j, ldc, 0);
+    else
+      product_8_1(rows, K, a, am, 1, b + j, ldb, c + j, ldc, 0);
+  }
+}
+
+/* c (rows, 64) = a (rows, K) b (K, 64), for `rows` <= 6 */
+INLINE void product_of_64(int64_t rows, int64_t K, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                          int64_t ldc) {
+  if (rows == 1)
+    tile_1_4(1, K, a, lda, 1, b, ldb, c, ldc, 0);
+  else
+    tile_6_4(rows, K, a, lda, 1, b, ldb, c, ldc, 0);
+}
+
+#else /* 16 registers, or 32 of 4 lanes: rows are multiplied in strips */
+
+#if defined(__aarch64__)
+enum { STRIP_VECTORS = 4 };
+#else
+enum { STRIP_VECTORS = 2 };
+#endif
+enum { COLUMNS_OF_STRIP = STRIP_VECTORS * LANES };
+
+TILE_PRODUCT(row, 1, 8)
+TILE_PRODUCT(column, 8, 1)
+TILE_PRODUCT(strip, 4, STRIP_VECTORS)
+TILE_PRODUCT(six, 6, STRIP_VECTORS)
+
+UNUSED static int64_t padded_width(int64_t columns) {
+  return (columns + COLUMNS_OF_STRIP - 1) / COLUMNS_OF_STRIP * COLUMNS_OF_STRIP;
+}
+
+UNUSED static void product_by_width(int64_t width, int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,
+                             const float *b, float *c, int add) {
+  for (int64_t j = 0; j < width; j += COLUMNS_OF_STRIP)
+    product_strip(rows, K, a, am, ak, b + j, width, c + j, width, add);
+}
+
+INLINE void product_of_columns(int64_t columns, int64_t rows, int64_t K, const float *a, int64_t am, const float *b,
+                               int64_t ldb, float *c, int64_t ldc) {
+  for (int64_t j = 0; j < columns; j += COLUMNS_OF_STRIP) {
+    if (j + LANES < columns)
+      product_strip(rows, K, a, am, 1, b + j, ldb, c + j, ldc, 0);
+    else
+      product_column(rows, K, a, am, 1, b + j, ldb, c + j, ldc, 0);
+  }
+}
+
+INLINE void product_of_64(int64_t rows, int64_t K, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                          int64_t ldc) {
+  if (rows == 1)
+    for (int64_t j = 0; j < 64; j += 8 * LANES) tile_row(1, K, a, lda, 1, b + j, ldb, c + j, ldc, 0);
+  else
+    for (int64_t j = 0; j < 64; j += COLUMNS_OF_STRIP) tile_six(rows, K, a, lda, 1, b + j, ldb, c + j, ldc, 0);
+}
+
+#endif
+
+/* x (T, D) to its transpose (D, T); T and D are multiples of 4 */
+UNUSED static void transpose(const float *x, int64_t T, int64_t D, float *to) {
+  for (int64_t t = 0; t < T; t += 4)
+    for (int64_t d = 0; d < D; d += 4) {
+      vec4 a, b, c, e;
+      const float *from = x + t * D + d;
+      memcpy(&a, from, sizeof a), memcpy(&b, from + D, sizeof b);
+      memcpy(&c, from + 2 * D, sizeof c), memcpy(&e, from + 3 * D, sizeof e);
+      vec4 ab = SHUFFLE(a, b, 0, 4, 1, 5), ab2 = SHUFFLE(a, b, 2, 6, 3, 7);
+      vec4 ce = SHUFFLE(c, e, 0, 4, 1, 5), ce2 = SHUFFLE(c, e, 2, 6, 3, 7);
+      vec4 columns[4] = {SHUFFLE(ab, ce, 0, 1, 4, 5), SHUFFLE(ab, ce, 2, 3, 6, 7), SHUFFLE(ab2, ce2, 0, 1, 4, 5),
+                         SHUFFLE(ab2, ce2, 2, 3, 6, 7)};
+      for (int i = 0; i < 4; i++) memcpy(to + (d + i) * T + t, &columns[i], sizeof(vec4));
+    }
+}
 
 #endif

@@ -1,5 +1,7 @@
-/* Vectors of sixteen floats, in the vector extensions of GCC and Clang: one source for every processor.
+/* Vectors of 4, 8 or 16 floats, in the vector extensions of GCC and Clang: one source for every processor.
  *
+ * LANES is the width of the processor's registers: 16 with AVX-512, 8 with AVX2, 4 with SSE and NEON. Intrinsics stand
+ * only where the extensions have no word for an instruction: minimum, maximum, selection, masks, rounding to bf16.
  * Tensors are fp32 or bf16 (argument `bf16`); arithmetic is always fp32. Functions that take `bf16` as a
  * constant are inlined, so that the branch costs nothing inside a loop. NaN propagates everywhere, so that
  * a run that diverges is noticed.
@@ -11,7 +13,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 #ifdef _OPENMP
@@ -23,20 +25,32 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
-typedef float vec __attribute__((vector_size(64)));
-typedef int32_t ivec __attribute__((vector_size(64)));
-typedef uint32_t uvec __attribute__((vector_size(64)));
-typedef uint16_t half_vec __attribute__((vector_size(32)));
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t half_vec __attribute__((vector_size(2 * LANES)));
 
 INLINE vec splat(float x) { return x - (vec){0}; }
 INLINE uvec usplat(uint32_t x) { return x - (uvec){0}; }
 
 /* a where the mask is all ones, b where it is 0 */
-INLINE vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
+INLINE vec choose(ivec mask, vec a, vec b) {
+#if LANES == 8
+  return (vec)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+#else
+  return (vec)(((ivec)a & mask) | ((ivec)b & ~mask));
+#endif
+}
 
 INLINE uint16_t to_bf16(float x) {
   uint32_t bits;
@@ -97,7 +111,17 @@ INLINE void store(void *p, int64_t i, vec x, int bf16) {
   memcpy((uint16_t *)p + i, &h, sizeof h);
 }
 
-/* load and store for elements below n only: others are loaded as 0, and not stored */
+/* Copies fewer bytes than a vector has, in pieces of powers of two */
+INLINE void copy_part(void *to, const void *from, int64_t bytes) {
+  char *t = to;
+  const char *f = from;
+#define PIECE(size) \
+  if (size < 4 * LANES && bytes & size) memcpy(t, f, size), t += size, f += size;
+  PIECE(32) PIECE(16) PIECE(8) PIECE(4) PIECE(2)
+#undef PIECE
+}
+
+/* load and store for elements i … n - 1 only, at least one: others are loaded as 0, and not stored */
 INLINE vec load_upto(const void *p, int64_t i, int64_t n, int bf16) {
   if (i + LANES <= n) return load(p, i, bf16);
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -106,9 +130,9 @@ INLINE vec load_upto(const void *p, int64_t i, int64_t n, int bf16) {
   __m256i words = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)p + i);
   return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
 #endif
-  vec out = {0};
-  for (int64_t k = i; k < n; k++) out[k - i] = get(p, k, bf16);
-  return out;
+  float part[LANES] = {0};
+  copy_part(part, at(p, i, bf16), (n - i) * (bf16 ? 2 : 4));
+  return load(part, 0, bf16);
 }
 
 INLINE void store_upto(void *p, int64_t i, int64_t n, vec x, int bf16) {
@@ -124,49 +148,64 @@ INLINE void store_upto(void *p, int64_t i, int64_t n, vec x, int bf16) {
     _mm512_mask_storeu_ps((float *)p + i, mask, (__m512)x);
   return;
 #endif
-  for (int64_t k = i; k < n; k++) put(p, k, x[k - i], bf16);
+  float part[LANES];
+  store(part, 0, x, bf16);
+  copy_part(at_(p, i, bf16), part, (n - i) * (bf16 ? 2 : 4));
 }
 
 /* Sum of all lanes, half onto half */
 typedef float vec8 __attribute__((vector_size(32)));
 typedef float vec4 __attribute__((vector_size(16)));
+typedef int32_t ivec4 __attribute__((vector_size(16)));
 
 INLINE float sum_of(vec x) {
+#if LANES == 16
   vec8 a, b;
   memcpy(&a, &x, sizeof a), memcpy(&b, (char *)&x + sizeof a, sizeof b);
   a += b;
-  vec4 c, d;
-  memcpy(&c, &a, sizeof c), memcpy(&d, (char *)&a + sizeof c, sizeof d);
+#else
+  vec a = x;
+#endif
+  vec4 c;
+  memcpy(&c, &a, sizeof c);
+#if LANES > 4
+  vec4 d;
+  memcpy(&d, (char *)&a + sizeof c, sizeof d);
   c += d;
+#endif
   return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
 /* Larger of two numbers; b where one is NaN */
 INLINE vec larger(vec a, vec b) {
-#if defined(__AVX512F__)
+#if LANES == 16
   return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif LANES == 8
+  return (vec)_mm256_max_ps((__m256)a, (__m256)b);
 #else
   return choose(a > b, a, b);
 #endif
 }
 
 INLINE vec smaller(vec a, vec b) {
-#if defined(__AVX512F__)
+#if LANES == 16
   return (vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif LANES == 8
+  return (vec)_mm256_min_ps((__m256)a, (__m256)b);
 #else
   return choose(a < b, a, b);
 #endif
 }
 
 INLINE float largest_of(vec x) {
-#if defined(__AVX512F__)
+#if LANES == 16
   return _mm512_reduce_max_ps((__m512)x);
 #else
-  float parts[LANES], top[4];
+  float parts[LANES];
   memcpy(parts, &x, sizeof parts);
-  memcpy(top, parts, sizeof top);
-  for (int k = 4; k < LANES; k++) top[k % 4] = MAX(top[k % 4], parts[k]);
-  return MAX(MAX(top[0], top[1]), MAX(top[2], top[3]));
+  for (int half = LANES / 2; half; half /= 2)
+    for (int k = 0; k < half; k++) parts[k] = MAX(parts[k], parts[k + half]);
+  return parts[0];
 #endif
 }
 
@@ -208,16 +247,22 @@ INLINE void row_keys(uint64_t seed, uint64_t row, uint32_t keys[2]) {
   keys[1] = (uint32_t)(z >> 32);
 }
 
+#if LANES == 16
 static const uvec lane_index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif LANES == 8
+static const uvec lane_index = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+static const uvec lane_index = {0, 1, 2, 3};
+#endif
 
-/* Factors of elements j … j + 15 of a row: `scale`, 1 / (1 - p), where kept, 0 where dropped */
+/* Factors of the elements of a row from j on: `scale`, 1 / (1 - p), where kept, 0 where dropped */
 INLINE vec dropout_factor(const uint32_t keys[2], uint32_t j, uint32_t threshold, float scale) {
   uvec hash = mix((lane_index + j) ^ keys[0], keys[1]);
-#if defined(__AVX512F__)
+#if LANES == 16
   return (vec)_mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask((__m512i)hash, (__m512i)usplat(threshold)),
                                   (__m512)splat(scale));
 #else
-  return choose((ivec)(hash >= threshold), splat(scale), splat(0.0f));
+  return (vec)((ivec)splat(scale) & (ivec)(hash >= threshold));
 #endif
 }
 
