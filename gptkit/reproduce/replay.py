@@ -214,7 +214,7 @@ def _prepare_again(
     """What the run started with, as it is now, and what differs."""
     source = _recorded_source(run, experiment, record)
     text = load_text(experiment.data, context)
-    check_text(record, run.id, measure_text(text.text)[1])
+    check_text(record, run.id, measure_text(text.text)[1], text.facts)
     corpus = tokenize(experiment, text, source, context)
     backend = backend_again(experiment, record, corpus.tokenizer.vocab_size)
     differences = environment_differences(record, experiment, backend)

@@ -6,8 +6,8 @@ named only where its name and version are well formed, since they end up in a co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from packaging.utils import InvalidName, canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -132,16 +132,39 @@ def recorded_backend(record: RunRecord, chosen: Backend) -> Backend:
     return Backend(was.device, was.precision, was.threads, compiles, build_key() if was.native else "")
 
 
-def check_text(record: RunRecord, run_id: str, sha256: str) -> None:
-    """Raises DataError if the text is no longer the one that the run was trained on."""
+def check_text(record: RunRecord, run_id: str, sha256: str, facts: Mapping[str, Any]) -> None:
+    """Raises DataError if the text is no longer the one that the run was trained on.
+
+    `facts` are those that the dataset has of the text now.
+    """
     recorded = record.dataset.sha256
     if recorded != sha256:
         raise DataError(
             f"the text of run {run_id} has changed: it had SHA-256 {recorded or 'none recorded'}, "
             f"now {sha256}.\n"
+            f"{_files_then_and_now(record.dataset.facts, facts)}"
             "Put the old text back ('gptkit datasets fetch NAME --repair' for one that is downloaded), "
             "or train a new run."
         )
+
+
+def _files_then_and_now(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """A line on the files of a text that has several, or beside which some are passed over."""
+    if "files" not in now and "files" not in then:
+        return ""
+    files = f"Files now: {_files(now)}"
+    if "files" in then:
+        return f"{files}; before: {_files(then)}.\n"
+    # The record of a version that kept no list, and found the files in another way
+    passed_over = f"; passed over: {now['passed_over']}" if "passed_over" in now else ""
+    return (
+        f"{files}{passed_over}. gptkit 0.1.0 did not read endings in capitals, and read files that have two "
+        "paths twice: move or copy them accordingly.\n"
+    )
+
+
+def _files(facts: Mapping[str, Any]) -> str:
+    return f"{facts['files']} ({facts.get('read')})" if "files" in facts else "1"
 
 
 def _origins(record: RunRecord) -> dict[tuple[str | None, str | None], PluginOrigin]:

@@ -195,9 +195,9 @@ def prepare_resumed(run: Run, context: RunContext) -> ResumedRun:
     tokenizer = run.tokenizer(experiment)
     record = run.read_record()
     text = _recorded_text(experiment.data, context)
-    check_text(record, run.id, measure_text(text)[1])
+    check_text(record, run.id, measure_text(text.text)[1], text.facts)
     corpus = build_corpus(
-        text,
+        text.text,
         tokenizer,
         tokenizing=context.progress("tokenizing the text"),
         val_fraction=experiment.data.val_fraction,
@@ -227,11 +227,11 @@ def load_text(data: DataSettings, context: RunContext) -> LoadedText:
     return LoadedText(text, data.dataset, used, dataset.facts())
 
 
-def _recorded_text(data: DataSettings, context: RunContext) -> str:
+def _recorded_text(data: DataSettings, context: RunContext) -> LoadedText:
     """The text of a recorded experiment; never a fallback."""
     folders = replace(context.folders, progress=context.progress("downloading the text"))
     dataset, used = _fetch(data.dataset, folders, "data.dataset")
-    return _read(used, dataset, context)
+    return LoadedText(_read(used, dataset, context), data.dataset, used, dataset.facts())
 
 
 def _fetch(table: PluginTable, folders: DataFolders, field: str) -> tuple[Dataset, PluginTable]:

@@ -142,17 +142,17 @@ def test_the_samples_of_a_run_can_be_named(here: Path) -> None:
         TextDataset(TextOptions(path="runs/a")).read(NOWHERE)
 
 
+@pytest.mark.slow
 def test_a_run_beside_its_text_can_be_resumed(tiny_experiment: Path, gptkit_command: Command) -> None:
-    """As `train --dataset '**/*.txt'` and `--dataset .` above runs/ once read what they wrote."""
-    for path in ("**/*.txt", "."):
-        often = ("--set", "sampling.sample_interval=2", "--set", "evaluation.eval_interval=2")
-        done = gptkit_command("train", tiny_experiment, "--dataset", path, "--stop-at", 4, *often, "--quiet")
-        assert done.code == 0, done.err
-        folder = Path(done.out.strip())
-        assert list(folder.glob("samples/*.txt"))
-        resumed = gptkit_command("resume", folder, "--stop-at", 6)
-        assert resumed.code == 0, resumed.err
-        assert json.loads((folder / "run.json").read_text())["dataset"]["characters"] == len(small_text())
+    """As a run above its own folder once read what it wrote."""
+    often = ("--set", "sampling.sample_interval=2", "--set", "evaluation.eval_interval=2")
+    done = gptkit_command("train", tiny_experiment, "--dataset", ".", "--stop-at", 4, *often, "--quiet")
+    assert done.code == 0, done.err
+    folder = Path(done.out.strip())
+    assert list(folder.glob("samples/*.txt"))
+    resumed = gptkit_command("resume", folder, "--stop-at", 6)
+    assert resumed.code == 0, resumed.err
+    assert json.loads((folder / "run.json").read_text())["dataset"]["characters"] == len(small_text())
 
 
 # What is said
@@ -278,3 +278,42 @@ def test_a_pipe_can_be_added_as_a_text(here: Path) -> None:
     for path in ("/dev/null", "."):
         with pytest.raises(DataError, match="is not a file"):
             add_text("other", Path(path), data_folders(None))
+
+
+# A text that has changed
+
+
+def test_a_folder_that_has_changed_is_described_when_the_run_is_resumed(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    put("d/a.txt")
+    Path("d/b.txt").write_text(small_text())
+    done = gptkit_command("train", tiny_experiment, "--dataset", "d", "--stop-at", 2, "--quiet")
+    folder = Path(done.out.strip())
+    put("d/C.TXT")
+    for command in ("resume", "rerun"):
+        refused = gptkit_command(command, folder)
+        assert refused.code == 4
+        files = "Files now: 3 (d/C.TXT, d/a.txt, d/b.txt); before: 2 (d/a.txt, d/b.txt).\n"
+        assert files in refused.err
+    Path("d/C.TXT").unlink()
+    assert gptkit_command("resume", folder, "--stop-at", 3).code == 0
+
+
+def test_a_run_of_a_version_that_passed_over_capitals_can_be_resumed_by_the_remedy(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    Path("d").mkdir()
+    Path("d/a.txt").write_text(small_text())
+    done = gptkit_command("train", tiny_experiment, "--dataset", "d", "--stop-at", 2, "--quiet")
+    folder = Path(done.out.strip())
+    record = json.loads((folder / "run.json").read_text())
+    assert record["dataset"]["facts"] == {}  # as that version left it
+    put("d/B.TXT", "d/x.pdf")
+    refused = gptkit_command("resume", folder)
+    assert refused.code == 4
+    files = "Files now: 2 (d/B.TXT, d/a.txt); passed over: another ending: 1 (d/x.pdf). gptkit 0.1.0 did"
+    assert files in refused.err
+    assert len(refused.err.splitlines()) <= 4
+    Path("d/B.TXT").rename("B.TXT")
+    assert gptkit_command("resume", folder, "--stop-at", 3).code == 0
