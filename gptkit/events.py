@@ -68,6 +68,25 @@ class StepFinished:
     tokens_per_second: float  # since the last one, without evaluation and saving
     seconds: float  # of training so far, over all sessions
     expected_steps: int | None = None  # estimated length of the run, if the time ends it
+    seconds_left: float | None = None  # estimated, to the end of this session; None: not known yet
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """Sent where no StepFinished came for a second: the figures so far, for displays. It is not recorded.
+
+    The loss is the mean since the last StepFinished, and so is the speed.
+    """
+
+    step: int
+    train_loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+    seconds: float
+    expected_steps: int | None = None
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +177,7 @@ Event = (
     RunStarted
     | StepDone
     | StepFinished
+    | StepProgress
     | EvaluationFinished
     | SampleDrawn
     | CheckpointSaved

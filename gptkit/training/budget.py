@@ -7,7 +7,8 @@ estimate is part of the progress and of metrics.jsonl, so a step remains a funct
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from gptkit.experiment.schema import TrainingSettings
 
 MOST_STEPS = 2**31 - 1  # an estimate never exceeds it
+_SHORTEST_MEASURED = 1.0  # seconds of steps from which the time left is estimated
 
 _Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 _Number = Annotated[float, Field(strict=True, gt=-1e300, lt=1e300, allow_inf_nan=False)]
@@ -96,3 +98,42 @@ class TrainingBudget:
             return self.recorded.get(progress.step, progress.expected_steps)
         estimate = progress.step * 60 * self.minutes / max(progress.seconds, 1e-9)
         return max(progress.step, round(min(estimate, MOST_STEPS)))
+
+
+class TimeLeft:
+    """Estimates how long a session will still take, from its steps so far.
+
+    By the clock on the wall, so evaluating, sampling and saving count. The first step is left out: it takes
+    longer than the others.
+    """
+
+    def __init__(
+        self,
+        progress: TrainingProgress,
+        budget: TrainingBudget,
+        last_step: int | None,  # of the session; None if only the clock ends it
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._progress, self._last_step, self._clock = progress, last_step, clock
+        self._minutes = budget.minutes if budget.recorded is None else None
+        self._first: tuple[float, int, float] | None = None  # after it: time, step, seconds of training
+
+    def step_done(self) -> None:
+        if self._first is None:
+            self._first = self._clock(), self._progress.step, self._progress.seconds
+
+    def seconds(self) -> float | None:
+        """None while too little is measured."""
+        if self._first is None:
+            return None
+        began, step, trained = self._first
+        elapsed, steps = self._clock() - began, self._progress.step - step
+        if elapsed < _SHORTEST_MEASURED or not steps:
+            return None
+        left = []
+        if self._last_step is not None:
+            left.append(elapsed / steps * (self._last_step - self._progress.step))
+        if self._minutes is not None and self._progress.seconds > trained:
+            rest = max(60 * self._minutes - self._progress.seconds, 0.0)
+            left.append(elapsed / (self._progress.seconds - trained) * rest)
+        return min(left, default=None)

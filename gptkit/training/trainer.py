@@ -20,16 +20,18 @@ import torch
 from torch import nn
 
 from gptkit.data.sampler import BatchSampler
-from gptkit.events import EvaluationFinished, Event, StepDone, StepFinished
+from gptkit.events import EvaluationFinished, Event, StepDone, StepFinished, StepProgress
 from gptkit.experiment.schema import Experiment
 from gptkit.seeds import derive_seed
-from gptkit.training.budget import TrainingBudget, TrainingProgress
+from gptkit.training.budget import TimeLeft, TrainingBudget, TrainingProgress
 from gptkit.training.loss import cross_entropy
 from gptkit.training.nonfinite import NonFiniteGuard, nonfinite_guard
 from gptkit.training.optim import Optimizer
 from gptkit.training.parameters import FlatParameters
 from gptkit.training.prefetch import Prefetcher
 from gptkit.training.schedule import learning_rate_factor
+
+_LONGEST_SILENCE = 1.0  # seconds without figures
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,11 @@ class Trainer:
         Evaluates at every eval_interval, at the end of the run, and where the plan asks for it. Saves after
         the step is recorded: at every checkpoint_interval, at a new best, and whenever the loop ends. On a
         CPU every step is checked at once; on a GPU, where that would wait for the device, only where a step
-        is logged and before anything uses the parameters.
+        is logged, where no figures were sent for a second, and before anything uses the parameters.
         Raises DivergedError; parameters and progress are then those of the step before.
         """
         progress, guard, last_step = self.progress, self.guard, plan.last_step
-        clock = _Clock(progress)
+        clock = _Clock(progress, TimeLeft(progress, self.budget, last_step))
         self.model.train()
         if (reason := self.end_reached()) is not None:
             return reason
@@ -166,15 +168,19 @@ class Trainer:
             step = progress.step
             last = step == last_step or hooks.stop_requested()
             due = _due(self.experiment, step, at_end=step == plan.final_step or step in plan.evaluate_at)
-            if last or due.anything or guard.immediate:
+            silent = clock.is_silent()
+            if last or due.anything or silent or guard.immediate:
                 norm = guard.synchronize()
                 clock.stop()
                 if self.budget.time_is_up(progress):
                     due = _due(self.experiment, step, at_end=True)
+            clock.time_left.step_done()
             rate = self.experiment.optimizer.learning_rate * self.learning_rate_factor(step)
             if due.log:
                 progress.expected_steps = self.budget.expected_steps(progress)
                 hooks.emit(_step_finished(progress, norm, rate, clock))
+            elif silent:
+                hooks.emit(_step_progress(progress, norm, rate, clock))
             best = False
             if due.evaluate:
                 evaluation = hooks.evaluate()
@@ -228,15 +234,16 @@ def _due(experiment: Experiment, step: int, *, at_end: bool) -> _Due:
 
 
 class _Clock:
-    """Training time by a monotonic clock, and the speed since the last log.
+    """Training time by a monotonic clock, the speed since the last log, and the time since the last figures.
 
     It runs on from step to step until the host has synchronized with the device: only then is the time true.
     """
 
-    def __init__(self, progress: TrainingProgress) -> None:
-        self._progress = progress
+    def __init__(self, progress: TrainingProgress, time_left: TimeLeft) -> None:
+        self._progress, self.time_left = progress, time_left
         self._logged_seconds, self._logged_tokens = progress.seconds, progress.tokens
         self._started: float | None = None
+        self._sent = time.monotonic()
 
     def start(self) -> None:
         if self._started is None:
@@ -247,11 +254,17 @@ class _Clock:
             self._progress.seconds += time.monotonic() - self._started
         self._started = None
 
-    def tokens_per_second(self) -> float:
-        progress = self._progress
+    def is_silent(self) -> bool:
+        """Whether no figures were sent for long."""
+        return time.monotonic() - self._sent >= _LONGEST_SILENCE
+
+    def tokens_per_second(self, *, logged: bool) -> float:
+        """The speed since the last log, to be sent now."""
+        progress, self._sent = self._progress, time.monotonic()
         seconds = progress.seconds - self._logged_seconds
         speed = (progress.tokens - self._logged_tokens) / max(seconds, 1e-9)
-        self._logged_seconds, self._logged_tokens = progress.seconds, progress.tokens
+        if logged:
+            self._logged_seconds, self._logged_tokens = progress.seconds, progress.tokens
         return speed
 
 
@@ -266,9 +279,27 @@ def _step_finished(
         learning_rate=learning_rate,
         grad_norm=grad_norm,
         tokens=progress.tokens,
-        tokens_per_second=clock.tokens_per_second(),
+        tokens_per_second=clock.tokens_per_second(logged=True),
         seconds=progress.seconds,
         expected_steps=progress.expected_steps,
+        seconds_left=clock.time_left.seconds(),
+    )
+
+
+def _step_progress(
+    progress: TrainingProgress, grad_norm: float, learning_rate: float, clock: _Clock
+) -> StepProgress:
+    """Leaves the progress as it is, so that what is recorded does not depend on the clock."""
+    return StepProgress(
+        step=progress.step,
+        train_loss=progress.loss_sum / progress.loss_count,
+        learning_rate=learning_rate,
+        grad_norm=grad_norm,
+        tokens=progress.tokens,
+        tokens_per_second=clock.tokens_per_second(logged=False),
+        seconds=progress.seconds,
+        expected_steps=progress.expected_steps,
+        seconds_left=clock.time_left.seconds(),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gptkit.training.budget import MOST_STEPS, TrainingBudget, TrainingProgress
+from gptkit.training.budget import MOST_STEPS, TimeLeft, TrainingBudget, TrainingProgress
 
 PROGRESS = TrainingProgress(
     step=20,
@@ -80,3 +80,39 @@ def test_a_replay_takes_the_expected_steps_from_the_record_instead_of_the_clock(
     assert not budget.time_is_up(TrainingProgress(step=20, seconds=1e6))
     assert budget.expected_steps(TrainingProgress(step=20, seconds=1e6)) == 60
     assert budget.expected_steps(TrainingProgress(step=15, expected_steps=70)) == 70
+
+
+# The time left
+
+
+def after(
+    steps: int, seconds: float, budget: TrainingBudget, last_step: int | None, *, outside: float = 0.0
+) -> float | None:
+    """The time left after that, where the first step took 5 s, and `outside` seconds were not training."""
+    now, progress = [0.0], TrainingProgress(step=100)
+    left = TimeLeft(progress, budget, last_step, clock=lambda: now[0])
+    assert left.seconds() is None
+    progress.step, progress.seconds, now[0] = 101, 5.0, 5.0
+    left.step_done()
+    assert left.seconds() is None
+    progress.step, progress.seconds, now[0] = 101 + steps, 5.0 + seconds - outside, 5.0 + seconds
+    left.step_done()
+    return left.seconds()
+
+
+def test_the_time_left_follows_the_steps_after_the_first_by_the_clock_on_the_wall() -> None:
+    assert after(10, 2.0, TrainingBudget(300), 200) == pytest.approx(0.2 * 89)
+    assert after(10, 2.0, TrainingBudget(300), 200, outside=1.0) == pytest.approx(0.2 * 89)
+    assert after(99, 9.0, TrainingBudget(300), 200) == 0
+
+
+def test_the_time_left_of_a_budget_of_minutes_is_what_is_left_of_it() -> None:
+    assert after(10, 5.0, TrainingBudget(None, 1.0), None) == pytest.approx(50)
+    assert after(10, 5.0, TrainingBudget(None, 1.0), None, outside=2.5) == pytest.approx(105)
+    assert after(10, 5.0, TrainingBudget(None, 1.0), 121) == pytest.approx(5)  # --stop-at 121
+    assert after(10, 5.0, TrainingBudget(None, 1.0, recorded={10: 70}), 211) == pytest.approx(50)
+    assert after(10, 99.0, TrainingBudget(None, 1.0), None) == 0
+
+
+def test_a_time_left_is_not_made_up_from_an_instant() -> None:
+    assert after(10, 0.5, TrainingBudget(300), 200) is None

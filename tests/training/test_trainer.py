@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gptkit.backend import Backend
-from gptkit.events import Event
+from gptkit.events import Event, StepFinished, StepProgress
 from gptkit.experiment.schema import Experiment
 from gptkit.model.build import build_new_model
 from gptkit.training.budget import TrainingProgress
@@ -25,6 +27,7 @@ class Recorded:
     val_losses: list[float] = field(default_factory=list)
     stop_after: int = 10**9
     calls: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
     def evaluate(self) -> Evaluation:
         self._note("evaluate")
@@ -41,6 +44,7 @@ class Recorded:
         return self.trainer.progress.step >= self.stop_after
 
     def emit(self, event: Event) -> None:
+        self.events.append(event)
         self._note(type(event).__name__)
 
     def _note(self, what: str) -> None:
@@ -140,3 +144,26 @@ def test_the_gradient_is_clipped_unless_grad_clip_is_zero(grad_clip: float, clip
     trainer.step()
     norm = float(trainer.parameters.gradient.norm())
     assert norm == pytest.approx(0.01, rel=1e-3) if clipped else norm > 0.1
+
+
+@pytest.mark.parametrize(("silence", "sent"), [(0.0, [1, 2, 4, 5, 7]), (math.inf, [])])
+def test_figures_come_by_the_clock_too_and_change_nothing(
+    silence: float, sent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(silence: float) -> tuple[Recorded, list[StepFinished]]:
+        monkeypatch.setattr("gptkit.training.trainer._LONGEST_SILENCE", silence)
+        hooks = Recorded(trainer_of(evaluation={"eval_interval": 8}))
+        hooks.trainer.fit(hooks, StepPlan(None, 8))
+        return hooks, [event for event in hooks.events if isinstance(event, StepFinished)]
+
+    hooks, logged = losses(silence)
+    other, as_ever = losses(1.0)
+    assert hooks.steps_of("StepProgress") == sent
+    assert hooks.steps_of("StepFinished") == [3, 6, 8]
+    assert [event.train_loss for event in logged] == [event.train_loss for event in as_ever]
+    assert torch.equal(hooks.trainer.parameters.master, other.trainer.parameters.master)
+    for event in hooks.events:
+        if isinstance(event, StepProgress) and event.step % 3 == 1:  # alone since the last log
+            assert event.tokens == event.step * 8
+            assert event.train_loss != logged[event.step // 3].train_loss
+            assert event.tokens_per_second > 0
