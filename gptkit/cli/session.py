@@ -23,13 +23,22 @@ if TYPE_CHECKING:
 
 @contextmanager
 def training_context(
-    stop: StopFlag, *, runs_dir: Path, data_dir: Path | None, quiet: bool = False, as_json: bool = False
+    stop: StopFlag,
+    *,
+    runs_dir: Path,
+    data_dir: Path | None,
+    quiet: bool = False,
+    as_json: bool = False,
+    quicker: str = "",
 ) -> Iterator[RunContext]:
-    """Where runs and texts are, a view that shows the events of the run, and the flag that may stop it."""
-    from gptkit.data.catalog import data_folders
-    from gptkit.training.setup import RunContext
+    """Where runs and texts are, a view that shows the events of the run, and the flag that may stop it.
 
-    with _view(stop, quiet=quiet, as_json=as_json) as view:
+    `quicker` is what to try instead where the run will take long; "" if there is nothing to try.
+    """
+    with _view(stop, quiet=quiet, as_json=as_json, quicker=quicker) as view:
+        from gptkit.data.catalog import data_folders
+        from gptkit.training.setup import RunContext  # takes seconds to import: the view is there before it
+
         yield RunContext(
             runs_folder=runs_dir,
             folders=data_folders(data_dir),
@@ -40,7 +49,7 @@ def training_context(
 
 
 @contextmanager
-def _view(stop: StopFlag, *, quiet: bool, as_json: bool) -> Iterator[events.Listener]:
+def _view(stop: StopFlag, *, quiet: bool, as_json: bool, quicker: str) -> Iterator[events.Listener]:
     """Live on a terminal, plain lines elsewhere, JSON for programs, only warnings if `quiet`."""
     if quiet:
         yield _warnings_only
@@ -51,12 +60,12 @@ def _view(stop: StopFlag, *, quiet: bool, as_json: bool) -> Iterator[events.List
     elif sys.stdout.isatty():
         from gptkit.cli.display.live import live_view
 
-        with live_view(stop) as view:
+        with live_view(stop, quicker) as view:
             yield view
     else:
         from gptkit.cli.display.plain import PlainView
 
-        yield PlainView()
+        yield PlainView(quicker)
 
 
 def _warnings_only(event: events.Event) -> None:

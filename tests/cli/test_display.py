@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from gptkit.cli.display.json import JsonView, as_object
 from gptkit.cli.display.live import LiveView
 from gptkit.cli.display.panel import PanelState, Viewport, panel
 from gptkit.cli.display.plain import PlainView
+from gptkit.errors import UsageError
 from gptkit.experiment.load import experiment_from_dict
 from gptkit.model.build import build_model
 from gptkit.runs import find_run
@@ -178,6 +180,129 @@ def test_the_memory_of_a_long_run_is_bounded_and_keeps_its_shape() -> None:
     assert history.points[-1][0] > 99_000
 
 
+# Figures by the clock
+
+
+def progressed(step: int, seconds_left: float | None, seconds: float = 3.0) -> events.StepProgress:
+    return events.StepProgress(step, 3.25, 0.01, 0.75, step * 64, 123.0, seconds, seconds_left=seconds_left)
+
+
+@pytest.mark.parametrize("width", [160, 100, 60])
+def test_the_panel_has_figures_before_the_first_log(width: int) -> None:
+    state = PanelState()
+    state.update(START)
+
+    def shown(time_left: str = "") -> str:
+        return "\n".join(line.plain for line in panel(state, Viewport(width, 24, False), time_left))
+
+    assert "step 0/400  first step…" in shown()
+    assert "train -" in shown()
+    state.update(progressed(1, None))
+    for words in ("step 1/400", "train 3.2500", "tokens/s 123", "lr 0.01", "grad norm 0.75"):
+        assert words in shown("0:26")
+    assert "first step" not in shown()
+    assert state.train.points == []  # the curve is what is recorded
+
+
+def test_the_time_left_is_that_of_the_latest_figures() -> None:
+    view = LiveView(Console(file=io.StringIO(), width=100, height=24))
+    for event, words in (
+        (START, "first step"),
+        (progressed(1, None), "step 1/400 "),
+        (progressed(2, 1234.5), "step 2/400  20:34 left"),
+        (replace(logged(10), seconds_left=12.4), "step 10/400  12 s left"),
+    ):
+        view(event)
+        assert words in view.lines()[1].plain
+
+
+def test_plain_lines_come_at_once_and_then_by_the_log_or_after_ten_seconds(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    now = [0.0]
+    view = PlainView(clock=lambda: now[0])
+    view(START)
+    for step in range(1, 25):
+        now[0] = 2.0 * step
+        view(replace(logged(step), seconds_left=99.0) if step == 15 else progressed(step, 99.0))
+        view(events.StepDone(step))
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [int(line.split()[1]) for line in lines] == [1, 6, 11, 15, 20]
+    assert lines[0] == (
+        "step 1  train loss 3.2500  learning rate 0.01  grad norm 0.75  tokens/s 123  time left 1:39"
+    )
+
+
+LONG = "this run takes about 33 minutes on this machine; quicker: add --minutes 5"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "line"),
+    [
+        (progressed(1, None), progressed(2, 1960.0, 20.0), LONG),
+        (replace(logged(10), seconds_left=1979.0), progressed(20, 9e9), LONG),
+        (progressed(1, 299.0, 0.5), progressed(2, 1960.0), ""),
+        (progressed(1, 7200.0), progressed(2, 9e9), LONG.replace("33 minutes", "2.0 hours")),
+        (progressed(1, 3e5), progressed(2, 9e9), LONG.replace("33 minutes", "3.5 days")),
+    ],
+    ids=["long", "from a log", "short", "hours", "days"],
+)
+def test_that_a_run_will_take_long_is_a_line_once(
+    first: events.Event, second: events.Event, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = io.StringIO()
+    live = LiveView(Console(file=file, width=100, height=24), quicker="add --minutes 5")
+    plain = PlainView("add --minutes 5")
+    for event in (START, first, events.StepDone(1), second, events.StepDone(2)):
+        live(event)
+        plain(event)
+    for written in (file.getvalue(), capfd.readouterr().out):
+        assert [each for each in written.splitlines() if "this run" in each] == ([line] if line else [])
+
+
+def test_json_lines_have_the_figures_and_the_time_left(capfd: pytest.CaptureFixture[str]) -> None:
+    view = JsonView()
+    for event in (progressed(1, None), progressed(2, 1234.5), replace(logged(10), seconds_left=12.0)):
+        view(event)
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["step_progress", "step_progress", "step_finished"]
+    assert [line["seconds_left"] for line in lines] == [None, 1234.5, 12.0]
+    assert lines[0].keys() == lines[2].keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "there", "quicker"),
+    [
+        (["slow.toml"], True, "gptkit train shakespeare_quick.toml, or add --minutes 5"),
+        (["slow.toml"], False, "add --minutes 5"),
+        (["slow.toml", "--dataset", "data/mine.txt"], True, "add --minutes 5"),
+        (["shakespeare_quick.toml"], True, "add --minutes 5"),
+        (["slow.toml", "--minutes", "9"], True, ""),
+    ],
+    ids=["quick", "not there", "another text", "itself", "a time"],
+)
+def test_what_is_quicker_is_what_is_there(
+    arguments: list[str],
+    there: bool,
+    quicker: str,
+    workspace: Path,
+    gptkit_command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("slow.toml").write_text('name = "slow"')
+    if there:
+        Path("shakespeare_quick.toml").write_text('name = "quick"')
+    found = []
+
+    def context(*_: object, **asked: object) -> NoReturn:
+        found.append(asked["quicker"])
+        raise UsageError("enough")
+
+    monkeypatch.setattr("gptkit.cli.commands.train.training_context", context)
+    assert gptkit_command("train", *arguments).code == 2
+    assert found == [quicker]
+
+
 # On a terminal
 
 
@@ -188,6 +313,7 @@ def on_terminal(tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(*arguments: str, columns: int = 100, rows: int = 24, **environment: str) -> str:
         tiny_experiment.write_text(TINY.replace("sample_interval = 0", "sample_interval = 10"))
         with monkeypatch.context() as changed, terminal(columns, rows) as (_, theirs, read):
+            changed.setattr("gptkit.training.trainer._LONGEST_SILENCE", math.inf)  # this machine may be slow
             for name in ("NO_COLOR", "FORCE_COLOR", "LC_ALL", "LC_CTYPE", "COLORTERM"):
                 changed.delenv(name, raising=False)
             size = {"COLUMNS": str(columns), "LINES": str(rows)}  # rich asks the process's own streams
@@ -376,7 +502,7 @@ def test_json_lines_are_the_events_with_the_numbers_of_the_metrics(
     assert lines[0]["folder"] == str(run.path)
     assert lines[-1]["event"] == "run_finished"
     assert lines[-1]["status"] == "finished"
-    assert {line["event"] for line in lines[1:-1]} == {
+    assert {line["event"] for line in lines[1:-1]} - {"step_progress"} == {
         *("step_finished", "evaluation_finished", "sample_drawn", "checkpoint_saved")
     }
     rows: dict[int, dict[str, object]] = {}

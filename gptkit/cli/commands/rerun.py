@@ -30,9 +30,10 @@ def rerun(
 
         folder = find_run(run, runs_dir)
         from gptkit.cli.display.runs import describe_rerun
-        from gptkit.reproduce.replay import rerun_run
 
         with training_context(stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet) as context:
+            from gptkit.reproduce.replay import rerun_run
+
             done = rerun_run(folder, context)
         finish(done.trained, quiet=quiet)
         if done.comparison and not done.comparison.identical:

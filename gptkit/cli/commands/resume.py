@@ -62,11 +62,11 @@ def resume(
         from gptkit.runs import find_run
 
         folder = find_run(run, runs_dir)
-        from gptkit.training.session import resume_run
-
         with training_context(
             stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet, as_json=json
         ) as context:
+            from gptkit.training.session import resume_run
+
             trained = resume_run(folder, context, steps=steps, stop_at=stop_at, require_exact=require_exact)
         finish(trained, quiet=quiet)
 
@@ -77,9 +77,10 @@ def _verify(run: str, *, runs_dir: Path, data_dir: Path | None, quiet: bool) -> 
 
         folder = find_run(run, runs_dir)
         from gptkit.cli.display.runs import describe_replay
-        from gptkit.reproduce.replay import replay_run
 
         with training_context(stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet) as context:
+            from gptkit.reproduce.replay import replay_run
+
             replayed = replay_run(folder, context)
         if not replayed.identical:
             raise CheckpointError(describe_replay(replayed))

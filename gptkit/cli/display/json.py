@@ -22,7 +22,7 @@ _WORKING_INTERVAL = 1.0  # seconds between two lines about the progress of the s
 
 
 class JsonView:
-    """A line for each event but StepDone, which comes with every step and adds nothing to StepFinished."""
+    """A line for each event but StepDone, which comes with every step and adds nothing to the others."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

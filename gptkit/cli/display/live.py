@@ -25,11 +25,13 @@ from rich.text import Text
 from gptkit import events
 from gptkit.cli.display.panel import PanelState, Viewport, panel
 from gptkit.cli.display.plain import (
+    LongRunNotice,
     PlainView,
     describe_end,
     describe_replayed,
     describe_resume,
     describe_start,
+    roughly,
 )
 from gptkit.cli.display.tables import duration
 from gptkit.cli.streams import discard
@@ -42,13 +44,17 @@ _SOONEST, _LATEST = 0.25, 2.0  # seconds from one drawing of the panel to the ne
 
 
 @contextmanager
-def live_view(stop_requested: Callable[[], object]) -> Iterator[events.Listener]:
-    """The live display on standard output; plain lines if the terminal cannot move its cursor."""
+def live_view(stop_requested: Callable[[], object], quicker: str = "") -> Iterator[events.Listener]:
+    """The live display on standard output; plain lines if the terminal cannot move its cursor.
+
+    `quicker` is for `LongRunNotice`.
+    """
     console = Console(file=sys.stdout)
     if not console.is_terminal or console.is_dumb_terminal:
-        yield PlainView()
+        yield PlainView(quicker)
         return
-    view = LiveView(console, stop_requested=stop_requested, ascii_only=only_ascii(console.encoding))
+    ascii_only = only_ascii(console.encoding)
+    view = LiveView(console, stop_requested=stop_requested, ascii_only=ascii_only, quicker=quicker)
     with view.region.shown():
         yield view
     view.conclude()
@@ -63,29 +69,28 @@ class LiveView:
         *,
         stop_requested: Callable[[], object] | None = None,
         ascii_only: bool = False,
+        quicker: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.state = PanelState()
         self.region = LiveRegion(console, self.lines)
         self._console, self._clock, self._stop_requested = console, clock, stop_requested
         self._ascii_only = ascii_only
+        self._long_run = LongRunNotice(quicker)
         self._finished: events.RunFinished | None = None
-        self._began: tuple[float, float] | None = None  # the time after the first step, and what was done
         self._due = 0.0  # when the panel may be drawn again
 
     def __call__(self, event: events.Event) -> None:
         self.state.update(event)
+        for line in self._long_run.lines(event):
+            self._print(line, "yellow")
         match event:
             case events.RunStarted():
                 self._recall(event)
                 for line in describe_start(event):
                     self._print(line, "dim")
                 self._redraw(at_once=True)
-            case events.StepDone():
-                if self._began is None:
-                    self._began = self._clock(), self.state.done()[0]
-                self._redraw()
-            case events.Working():
+            case events.StepDone() | events.Working():
                 self._redraw()
             case events.EvaluationFinished():
                 self.region.print(_evaluation_line(event))
@@ -134,16 +139,8 @@ class LiveView:
         return panel(self.state, self._viewport(), self._time_left())
 
     def _time_left(self) -> str:
-        start = self.state.start
-        if start is None or self._began is None:
-            return ""
-        done, todo = self.state.done()
-        if not start.stop_step:
-            return _roughly(todo - done) if done else ""
-        began, by_then = self._began
-        if done <= by_then:
-            return ""
-        return _roughly((self._clock() - began) / (done - by_then) * (todo - done))
+        figures = self.state.figures
+        return "" if figures is None or figures.seconds_left is None else roughly(figures.seconds_left)
 
     def conclude(self) -> None:
         """Prints the last sample and the last lines, when the panel is gone."""
@@ -156,11 +153,6 @@ class LiveView:
             print_(Text(viewport.fit(first), style=style))
             for line in rest:
                 print_(Text(viewport.fit(line)), soft_wrap=True)
-
-
-def _roughly(seconds: float) -> str:
-    """Time left, which is not known to a tenth of a second."""
-    return f"{max(seconds, 0.0):.0f} s" if seconds < 59.5 else duration(seconds)
 
 
 def _evaluation_line(event: events.EvaluationFinished) -> Text:

@@ -28,7 +28,7 @@ class PanelState:
 
     start: events.RunStarted | None = None
     step: int = 0
-    logged: events.StepFinished | None = None
+    figures: events.StepFinished | events.StepProgress | None = None  # the latest
     val_loss: float | None = None
     best: tuple[float, int] | None = None  # val loss and its step
     working: events.Working | None = None  # what is done now besides training
@@ -44,8 +44,10 @@ class PanelState:
             case events.StepDone():
                 self.step, self.working = event.step, None
             case events.StepFinished():
-                self.step, self.logged, self.working = event.step, event, None
+                self.step, self.figures, self.working = event.step, event, None
                 self.train.add(event.step, event.train_loss)
+            case events.StepProgress():
+                self.step, self.figures, self.working = event.step, event, None
             case events.EvaluationFinished():
                 self.evaluated(event.step, event.val_loss)
                 self.best, self.working = (event.best_val_loss, event.best_step), None
@@ -66,7 +68,7 @@ class PanelState:
         assert start is not None
         if start.stop_step:
             return self.step - start.start_step, max(start.stop_step - start.start_step, 1)
-        return (self.logged.seconds if self.logged else 0.0), 60 * (start.minutes or 0)
+        return (self.figures.seconds if self.figures else 0.0), 60 * (start.minutes or 0)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _status(state: PanelState, viewport: Viewport, width: int, time_left: str) -
     if start.stop_step:
         of = f"/{start.stop_step}"
     else:
-        expected = state.logged.expected_steps if state.logged else None
+        expected = state.figures.expected_steps if state.figures else None
         of = f" of about {expected}" if expected else ""
     words = Text().append(f"step {state.step}{of}", style="bold")
     if state.stopping:
@@ -164,6 +166,8 @@ def _status(state: PanelState, viewport: Viewport, width: int, time_left: str) -
         )
     elif time_left:
         words.append(f"  {time_left} left")
+    elif state.step == start.start_step:
+        words.append(f"  first step{viewport.dots}", style="dim")
     if width < 50:
         return [words, _bar(done / todo, width, viewport)]
     words.align("right", max(26, len(words)))  # so that the bar keeps its length while digits come and go
@@ -172,15 +176,15 @@ def _status(state: PanelState, viewport: Viewport, width: int, time_left: str) -
 
 def _numbers(state: PanelState, viewport: Viewport, width: int) -> list[Text]:
     """Names with values, in as many columns as fit; all of them from the start, so that nothing jumps."""
-    logged, marks = state.logged, ASCII_MARKS if viewport.ascii_only else MARKS
+    latest, marks = state.figures, ASCII_MARKS if viewport.ascii_only else MARKS
     loss = "{:.4f}".format
     cells = [
-        (marks[0], "train", loss(logged.train_loss) if logged else "", _TRAIN),
+        (marks[0], "train", loss(latest.train_loss) if latest else "", _TRAIN),
         (marks[1], "val", loss(state.val_loss) if state.val_loss is not None else "", _VAL),
         ("", "best", f"{loss(state.best[0])} @ {state.best[1]}" if state.best else "", ""),
-        ("", "tokens/s", f"{logged.tokens_per_second:,.0f}" if logged else "", ""),
-        ("", "lr", f"{logged.learning_rate:.3g}" if logged else "", ""),
-        ("", "grad norm", f"{logged.grad_norm:.3g}" if logged else "", ""),
+        ("", "tokens/s", f"{latest.tokens_per_second:,.0f}" if latest else "", ""),
+        ("", "lr", f"{latest.learning_rate:.3g}" if latest else "", ""),
+        ("", "grad norm", f"{latest.grad_norm:.3g}" if latest else "", ""),
     ]
     columns = next((count for count in (6, 3, 2) if width >= count * _CELL), 1)
     lines = []

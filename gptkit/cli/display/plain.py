@@ -1,17 +1,57 @@
 """Training as plain lines: for pipes, log files and terminals that cannot move their cursor.
 
-Input: events. Output: standard output, a line each log_interval; warnings go to standard error. The live
-display uses the same descriptions of events. Knows nothing of rich.
+Input: events. Output: standard output, a line each log_interval, on a slow machine also between two of them;
+warnings go to standard error. The live display uses the same descriptions of events. Knows nothing of rich.
 """
 
 from __future__ import annotations
 
 import shlex
+import time
+from collections.abc import Callable
 
 from gptkit import events
 from gptkit.cli.display.tables import duration
 from gptkit.cli.streams import warn, write_line
 from gptkit.words import printable
+
+_LONGEST_SILENCE = 10.0  # seconds from one line to the next, if there are figures
+_LONG_RUN = 300  # seconds
+
+
+def roughly(seconds: float) -> str:
+    """Time left, which is not known to a tenth of a second."""
+    return f"{max(seconds, 0.0):.0f} s" if seconds < 59.5 else duration(seconds)
+
+
+class LongRunNotice:
+    """The line that says once, when it is known, that a new run will take long.
+
+    `quicker` is what to try instead, as "gptkit train experiments/shakespeare_quick.toml"; "" for no line.
+    """
+
+    def __init__(self, quicker: str) -> None:
+        self._quicker = quicker
+
+    def lines(self, event: events.Event) -> list[str]:
+        """The line, if this event is the one that makes it known."""
+        if not self._quicker or not isinstance(event, events.StepFinished | events.StepProgress):
+            return []
+        if event.seconds_left is None:
+            return []
+        quicker, self._quicker = self._quicker, ""
+        seconds = event.seconds + event.seconds_left
+        if seconds <= _LONG_RUN:
+            return []
+        return [f"this run takes about {_about(seconds)} on this machine; quicker: {quicker}"]
+
+
+def _about(seconds: float) -> str:
+    """A long time in words: 33 minutes, 2.5 hours, 3.1 days."""
+    hours = seconds / 3600
+    if hours < 1.5:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def describe_start(event: events.RunStarted) -> list[str]:
@@ -70,26 +110,26 @@ def describe_end(event: events.RunFinished, folder: str) -> list[str]:
 
 
 class PlainView:
-    """A line each log_interval, for pipes and log files."""
+    """A line each log_interval, for pipes and log files; the first ones as soon as there are figures."""
 
-    def __init__(self) -> None:
+    def __init__(self, quicker: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = ""
         self._words: dict[str, str] = {}
         self._working = ""
+        self._long_run, self._clock = LongRunNotice(quicker), clock
+        self._written: float | None = None  # when there was a line of figures
 
     def __call__(self, event: events.Event) -> None:
+        self._say(*self._long_run.lines(event))
         match event:
             case events.RunStarted():
                 self._folder = str(event.folder)
                 self._say(*describe_start(event))
             case events.StepFinished():
-                self._words = {
-                    "step": str(event.step),
-                    "train loss": f"{event.train_loss:.4f}",
-                    "learning rate": f"{event.learning_rate:.3g}",
-                    "grad norm": f"{event.grad_norm:.3g}",
-                    "tokens/s": f"{event.tokens_per_second:,.0f}",
-                }
+                self._words = _figures(event)
+            case events.StepProgress():
+                if self._written is None or self._clock() - self._written >= _LONGEST_SILENCE:
+                    self._words = _figures(event)
             case events.EvaluationFinished():
                 self._words |= {
                     "val loss": f"{event.val_loss:.4f}" + (" (best)" if event.is_best else ""),
@@ -98,7 +138,7 @@ class PlainView:
             case events.StepDone():
                 if self._words:
                     self._say("  ".join(f"{name} {value}" for name, value in self._words.items()))
-                    self._words = {}
+                    self._words, self._written = {}, self._clock()
             case events.RunFinished():
                 self._say(*describe_end(event, self._folder))
             case events.ResumeChecked():
@@ -117,4 +157,18 @@ class PlainView:
             self._say(event.what)
 
     def _say(self, *lines: str) -> None:
-        write_line("\n".join(printable(line) for line in lines))
+        if lines:
+            write_line("\n".join(printable(line) for line in lines))
+
+
+def _figures(event: events.StepFinished | events.StepProgress) -> dict[str, str]:
+    words = {
+        "step": str(event.step),
+        "train loss": f"{event.train_loss:.4f}",
+        "learning rate": f"{event.learning_rate:.3g}",
+        "grad norm": f"{event.grad_norm:.3g}",
+        "tokens/s": f"{event.tokens_per_second:,.0f}",
+    }
+    if event.seconds_left:
+        words["time left"] = roughly(event.seconds_left)
+    return words
