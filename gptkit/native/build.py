@@ -1,8 +1,8 @@
 """Compiles the C sources in `src/` and loads them.
 
 Input: a C compiler, if there is one. Output: a `Library`, compiled once per compiler, sources and processor,
-and cached in the user's cache folder; or None. Nothing here raises: without a library gptkit uses torch.
-Knows nothing of what the functions compute.
+and cached in the user's cache folder, or where that cannot be written in one among the temporary files; or
+None. Nothing here raises: without a library gptkit uses torch. Knows nothing of what the functions compute.
 
 The library must share torch's pool of OpenMP threads, as two pools would compete for the processors: it is
 compiled with OpenMP but linked to no runtime, and uses the one that torch has loaded. If there is none, it
@@ -16,14 +16,19 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from gptkit.errors import GptkitWarning
 
 SOURCES = Path(__file__).parent / "src"
 
@@ -38,6 +43,7 @@ _FLAGS = (
     "-ffp-contract=fast",
 )
 _COMPILER_TIMEOUT = 120  # seconds
+_LIBRARY_BYTES = 2**20  # more than the library and what its compilation leaves for a moment
 
 
 @dataclass(frozen=True)
@@ -139,17 +145,19 @@ def _processor() -> bytes:
 
 
 def _load(compiler: str, flags: list[str], key: str) -> ctypes.CDLL:
-    """From the cache, or compiled into it. Raises OSError or SubprocessError."""
-    folder = _cache()
-    for found in sorted(folder.glob(f"native-{key}-*.so")) if folder else ():
-        if found.name == _name(key, found):  # loading a damaged library could crash the process
+    """From a cache, or compiled into one. Raises OSError or SubprocessError."""
+    for folder in filter(_is_private, _places()):
+        for found in sorted(folder.glob(f"native-{key}-*.so")):
             with suppress(OSError):
-                return ctypes.CDLL(str(found))
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+                if found.name == _name(key, found):  # loading a damaged library could crash the process
+                    return ctypes.CDLL(str(found))
+    cache = cache_folder()
+    _report_cache(cache)
+    with tempfile.TemporaryDirectory(dir=cache) as work:
         built = Path(work) / "native.so"
         _compile(compiler, flags, built)
-        if folder:
-            kept = folder / _name(key, built)
+        if cache:
+            kept = cache / _name(key, built)
             os.replace(built, kept)  # another process may do the same; either file is good
             return ctypes.CDLL(str(kept))
         return ctypes.CDLL(str(built))
@@ -160,20 +168,67 @@ def _name(key: str, built: Path) -> str:
     return f"native-{key}-{hashlib.sha256(built.read_bytes()).hexdigest()[:16]}.so"
 
 
-def _cache() -> Path | None:
-    """A folder that only this user can write to, as code is loaded from it; or None."""
+def cache_folder() -> Path | None:
+    """Where to keep what is compiled; None if there is no such folder.
+
+    The user's cache folder, or where that cannot be written (a home that is missing, full or read-only) one
+    among the temporary files.
+    """
+    return next(filter(_can_keep, _places()), None)
+
+
+def _places() -> Iterator[Path]:
+    """Where the cache may be, the best first."""
+    if (cache := _user_cache()).is_absolute():  # without a home it would be created in the current folder
+        yield cache
+    with suppress(OSError):  # there is no folder for temporary files
+        temporary = Path(tempfile.gettempdir())
+        found = temporary.stat()
+        # Others could put a folder of theirs in the place of ours where all may write, unless it is sticky
+        if not found.st_mode & 0o022 or found.st_mode & stat.S_ISVTX:
+            yield temporary / f"gptkit-{os.getuid()}"
+
+
+def _user_cache() -> Path:
     import platformdirs
 
-    folder = Path(platformdirs.user_cache_dir("gptkit", appauthor=False)) / "native"
-    if not folder.is_absolute():
-        return None  # a user without a home folder: it would be created in the current folder
+    return Path(platformdirs.user_cache_dir("gptkit", appauthor=False)) / "native"
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether this folder is the user's own, and no other can write to it: code is loaded from it."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+def _can_keep(folder: Path) -> bool:
+    """Whether the folder, created if need be, is private and takes a file."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        mine = folder.stat()
+        if not _is_private(folder):
+            return False
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_LIBRARY_BYTES))
     except OSError:
-        return None
-    safe = mine.st_uid == os.getuid() and not mine.st_mode & 0o022 and os.access(folder, os.W_OK)
-    return folder if safe else None
+        return False
+    return True
+
+
+def _report_cache(cache: Path | None) -> None:
+    """Warns, before something is compiled, if it is not to be kept in the user's cache folder."""
+    wanted = _user_cache()
+    if cache == wanted:
+        return
+    kept = f"kept in {cache}" if cache else "compiled again by every command"
+    warnings.warn(
+        f"gptkit's operations in C are {kept}, as {wanted} cannot be used.\n"
+        "To keep them elsewhere, set XDG_CACHE_HOME to a folder that you can write to, and others cannot.",
+        GptkitWarning,
+        stacklevel=2,
+    )
 
 
 def _compile(compiler: str, flags: list[str], built: Path) -> None:

@@ -5,17 +5,21 @@ Mostly with a source of one line, since the real ones take seconds.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gptkit.errors import GptkitWarning
 from gptkit.native import build
 
 REAL = build._compiler()
@@ -40,6 +44,8 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "cache" / "gptkit"))
     monkeypatch.delenv("CC", raising=False)
+    (tmp_path / "tmp").mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
 
 @pytest.fixture
@@ -64,6 +70,22 @@ def found() -> build.Library | None:
 def cached(tmp_path: Path) -> list[Path]:
     folder = tmp_path / "cache" / "gptkit" / "native"
     return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def temporary_cache(tmp_path: Path) -> Path:
+    return tmp_path / "tmp" / f"gptkit-{os.getuid()}"
+
+
+class FullDisk:
+    """Takes the place of `tempfile.TemporaryFile`, where the disk of a folder is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._make = folder, tempfile.TemporaryFile
+
+    def __call__(self, dir: Path) -> Any:
+        if self._folder in dir.parents:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._make(dir=dir)
 
 
 # A process that loads what is cached, as a library that is already loaded is not read again; it imports
@@ -154,21 +176,61 @@ def test_a_compiler_that_hangs_is_given_up_and_ended(
 
 
 @needs_compiler
-def test_a_cache_that_cannot_be_is_done_without(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file")
-    library = found()
+@pytest.mark.parametrize("why", ["a file in its place", "a full disk", "no home"])
+def test_what_the_users_cache_cannot_take_is_kept_among_the_temporary_files(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Script
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if why == "a file in its place":
+        (tmp_path / "cache").write_text("a file")
+    elif why == "a full disk":
+        monkeypatch.setattr(tempfile, "TemporaryFile", FullDisk(tmp_path / "cache"))
+    else:
+        monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: "~/.cache/gptkit")
+    with pytest.warns(GptkitWarning, match=r"are kept in .*gptkit-\d+, as .*native cannot be used"):
+        library = found()
     assert library is not None
     assert library.functions.answer() == 42
+    folder = temporary_cache(tmp_path)
+    assert [path.suffix for path in folder.iterdir()] == [".so"]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert not (tmp_path / "~").exists()
+    # The next command loads it without a word
+    compiler(f'test "$1" = --version && exec {REAL} --version; exit 1')
+    again = found()
+    assert again is not None
+    assert again.key == library.key
 
 
 @needs_compiler
-def test_a_cache_that_cannot_be_written_to_is_done_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    access = os.access  # an administrator may write anywhere
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
-    assert found() is not None
-    assert cached(tmp_path) == []
+@pytest.mark.parametrize("why", ["others write to it", "of another user", "a link", "in a folder of all"])
+def test_a_temporary_folder_that_others_could_fill_is_not_used(why: str, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    folder = temporary_cache(tmp_path)
+    folder.mkdir()
+    if why == "others write to it":
+        folder.chmod(0o777)
+    elif why == "of another user":
+        if os.getuid():
+            pytest.skip("only root can give a folder to another user")
+        os.chown(folder, 12345, 12345)
+    elif why == "a link":
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.parent.chmod(0o777)
+    with pytest.warns(GptkitWarning, match="are compiled again by every command"):
+        library = found()
+    assert library is not None
+    assert library.functions.answer() == 42
+    assert list(folder.iterdir()) == []
+
+
+@needs_compiler
+def test_in_a_temporary_folder_of_all_that_is_sticky_one_of_this_user_is_used(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    (tmp_path / "tmp").chmod(0o1777)
+    assert build.cache_folder() == temporary_cache(tmp_path)
 
 
 @needs_compiler
@@ -177,20 +239,10 @@ def test_nothing_is_loaded_from_where_others_write(tmp_path: Path, mode: int) ->
     assert answer_of(loading(tmp_path)) == "42"
     (kept,) = cached(tmp_path)
     kept.parent.chmod(mode)
-    assert build._cache() is None
-    library = found()
+    with pytest.warns(GptkitWarning, match="cannot be used"):
+        library = found()
     assert library is not None
     assert cached(tmp_path) == [kept]
-
-
-@needs_compiler
-def test_without_a_home_no_folder_appears_where_one_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: "~/.cache/gptkit")
-    assert found() is not None
-    assert not (tmp_path / "~").exists()
 
 
 @needs_compiler
