@@ -10,6 +10,8 @@ import io
 import os
 import sys
 import warnings
+import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -35,8 +37,16 @@ def discard(stream: IO[str]) -> None:
     os.close(nowhere)
 
 
+_within_line: weakref.WeakSet[TextIO] = weakref.WeakSet()  # streams whose last text ended within a line
+
+
 def log(text: str) -> None:
-    """A line on standard error, if there still is one."""
+    """A line on standard error, if there still is one.
+
+    Where both streams are one file or one terminal, it is a line of its own also after text without an end.
+    """
+    if _are_one_file(sys.stdout, sys.stderr):
+        end_text()
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
@@ -76,7 +86,23 @@ def write_line(text: str) -> None:
 
 def write_text(text: str) -> None:
     """Exactly these characters on standard output, in UTF-8, at once."""
-    _write(text.encode("utf-8", "replace"))
+    if text:
+        (_within_line.discard if text.endswith("\n") else _within_line.add)(sys.stdout)
+        _write(text.encode("utf-8", "replace"))
+
+
+def end_text() -> None:
+    """Ends the last line of the text, for a terminal: a file has only what `write_text` was called with."""
+    if sys.stdout in _within_line:
+        with suppress(OSError):  # standard output is lost
+            write_text("\n")
+
+
+def _are_one_file(one: IO[str], other: IO[str]) -> bool:
+    try:
+        return os.path.sameopenfile(one.fileno(), other.fileno())
+    except (OSError, ValueError):  # a stream of Python alone
+        return False
 
 
 def write_path(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,40 @@ def test_both_streams_on_a_full_disk_do_not_stop_it_either(tiny_experiment: Path
         assert run_command(["train", str(tiny_experiment), *EVERY_STEP]) == 0
         assert run_command(["generate", "no-such-run"]) == 2
     assert find_run("latest").record()["status"] == "finished"
+
+
+# One file for both streams
+
+
+@contextmanager
+def one_file(path: Path) -> Iterator[None]:
+    """Within it both streams go to this file, as with `> FILE 2>&1`."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        path.open("w") as out,
+        os.fdopen(os.dup(out.fileno()), "w") as errors,
+    ):
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", errors)
+        yield
+
+
+@pytest.mark.parametrize("many", [(), ("--num-samples", "2")])
+def test_the_last_line_of_generate_is_a_line_where_the_text_ends_without_one(
+    many: tuple[str, ...], finished: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    command = ["generate", "mine", "-n", "7", "--seed", "3", "--prompt", "ab", *many]
+    with one_file(tmp_path / "both"):
+        assert run_command(command) == 0
+    assert run_command(command) == 0
+    text, _ = capfdbinary.readouterr()
+    both = (tmp_path / "both").read_text()
+    first, *_, last = both.splitlines()
+    assert first.startswith("mine, step 20")
+    assert re.fullmatch(r"\d+ tokens in .* tokens/s\)", last)
+    if not many:
+        assert not text.endswith(b"\n")  # what a pipe gets is the text alone
+        assert both.removeprefix(f"{first}\n").removesuffix(f"\n{last}\n") == text.decode()
 
 
 # A reader that has gone

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gptkit.cli import completion, options
-from gptkit.cli.streams import log, warn, write_text
+from gptkit.cli.streams import end_text, log, warn, write_text
 from gptkit.errors import UsageError
 from gptkit.experiment.overrides import Override
 
@@ -136,7 +136,7 @@ def generate(
     pieces = generate_text(model, tokenizer, ids, settings, seed=seed, num_samples=num_samples)
     _write_samples(pieces, text if echo else "", num_samples)
     if sys.stdout.isatty():
-        log("")
+        end_text()
     seconds = time.monotonic() - started
     count = settings.max_new_tokens * num_samples
     speed = count / max(seconds, 1e-9)
