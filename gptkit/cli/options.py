@@ -76,7 +76,7 @@ LoadFrom = Annotated[
     typer.Option(
         "--load",
         metavar="RUN",
-        help="Start from another run's weights and tokenizer.",
+        help="Start from another run's weights, with its tokenizer and its model's settings.",
         autocompletion=completion.runs,
     ),
 ]

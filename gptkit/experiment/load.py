@@ -7,6 +7,7 @@ whether their data is available is checked when training begins.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -22,14 +23,21 @@ from pydantic import TypeAdapter, ValidationError
 from gptkit.errors import ExperimentError, PluginError, Problem, UsageError
 from gptkit.experiment.fields import ExperimentField, fields
 from gptkit.experiment.messages import problems_of, render
-from gptkit.experiment.overrides import LENGTHS, Override
-from gptkit.experiment.schema import MAX_NAME, Experiment, Name, SamplingSettings
+from gptkit.experiment.overrides import LENGTHS, Override, keys
+from gptkit.experiment.schema import MAX_NAME, Experiment, ModelSettings, Name, SamplingSettings
 from gptkit.experiment.source import Source, dotted, in_line, show_line
 from gptkit.files import MAX_DEPTH, parse_toml
 from gptkit.plugins import registry
 from gptkit.words import closest
 
 MAX_BYTES = 1_000_000  # a larger file is not an experiment
+
+# The fields that weights depend on: of the model all but these, and the tokenizer
+_MAY_DIFFER = ("dropout", "attention_dropout", "init")
+_WEIGHTS_DEPEND_ON = (
+    *(f"model.{name}" for name in ModelSettings.model_fields if name not in _MAY_DIFFER),
+    "tokenizer",
+)
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
@@ -97,6 +105,63 @@ def override_sampling(settings: SamplingSettings, overrides: Overrides) -> Sampl
     except ValidationError as error:
         problems = problems_of(error, options=SamplingSettings)
         raise ExperimentError(render(Source("the sampling", None, given), problems), problems) from error
+
+
+def settings_of_weights(weights_of: Experiment, origin: str, overrides: Overrides = ()) -> list[Override]:
+    """The settings that the weights of an experiment depend on, as overrides of another experiment.
+
+    Those that `overrides` set are left out, as they were asked for. `origin` is for messages.
+    """
+    asked = {key for each in _overrides(overrides) for key in keys(each.key, each.value)}
+    tables = weights_of.model_dump()
+    return [
+        Override(key, _at(tables, key), origin)
+        for key in _WEIGHTS_DEPEND_ON
+        if not asked & {key, f"{key}.type"}
+    ]
+
+
+def other_settings_of_weights(weights_of: Experiment, experiment: Experiment) -> dict[str, tuple[str, str]]:
+    """Where the experiment differs in what those weights depend on: by key both values, as TOML."""
+    theirs, ours = weights_of.model_dump(), experiment.model_dump()
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in _WEIGHTS_DEPEND_ON:
+        there, here = _at(theirs, key), _at(ours, key)
+        if isinstance(there, dict) and there["type"] == here["type"]:  # only options of the plugin may differ
+            found |= {f"{key}.{name}": (there.get(name), here.get(name)) for name in {**there, **here}}
+        else:
+            found[key] = there, here
+    return {key: (_in_toml(there), _in_toml(here)) for key, (there, here) in found.items() if there != here}
+
+
+def differences_from_file(path: Path | str, overrides: Sequence[Override]) -> list[str]:
+    """Where overrides set another value than the file does, as "model.n_head = 4 (the file has 2)"."""
+    _, data = read_toml(Path(path))
+    found = []
+    for override in overrides:
+        here, value = _at(data, override.key), override.value
+        if isinstance(value, dict):  # a plugin: the file may have its name alone, or only some options
+            table = {"type": here} if isinstance(here, str) else here
+            agree = isinstance(table, dict) and table.items() <= value.items()
+        else:
+            agree = here == value
+        if here is not None and not agree:
+            found.append(f"{override.key} = {_in_toml(value)} (the file has {_in_toml(here)})")
+    return found
+
+
+def _at(tables: Any, key: str) -> Any:
+    """The value of a dotted key, or None."""
+    for name in key.split("."):
+        tables = tables.get(name) if isinstance(tables, Mapping) else None
+    return tables
+
+
+def _in_toml(value: Any) -> str:
+    """A value in one line; a plugin without options by its name."""
+    if isinstance(value, dict) and value.keys() != {"type"}:
+        return f"{{ {', '.join(f'{key} = {_in_toml(inner)}' for key, inner in value.items())} }}"
+    return json.dumps(value["type"] if isinstance(value, dict) else value, ensure_ascii=False, default=str)
 
 
 def to_toml(experiment: Experiment) -> str:

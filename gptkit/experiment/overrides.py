@@ -142,7 +142,7 @@ def parse_overrides(pairs: Sequence[str], flags: Mapping[str, Any]) -> list[Over
     overrides += [flag.override(flags[flag.key]) for flag in FLAGS if flags.get(flag.key) is not None]
     first: dict[str, Override] = {}
     for override in overrides:
-        for key in _keys(override.key, override.value):
+        for key in keys(override.key, override.value):
             question = "the length of training" if key in LENGTHS else key.removesuffix(".type")
             other = first.setdefault(question, override)
             if other is not override:
@@ -151,13 +151,18 @@ def parse_overrides(pairs: Sequence[str], flags: Mapping[str, Any]) -> list[Over
                 )
     if flags.get("data.dataset") is not None and "data.fallback" not in first:
         overrides.append(Override("data.fallback", None))  # a dataset that is named here is the one to use
-    return sorted(overrides, key=lambda override: override.key.count("."))
+    return sorted(overrides, key=table_first)
 
 
-def _keys(key: str, value: Any) -> Iterator[str]:
+def table_first(override: Override) -> int:
+    """Sorts overrides so that a table comes before its fields."""
+    return override.key.count(".")
+
+
+def keys(key: str, value: Any) -> Iterator[str]:
     """The dotted keys of the fields that a value sets."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _keys(f"{key}.{name}", inner)
+            yield from keys(f"{key}.{name}", inner)
     else:
         yield key

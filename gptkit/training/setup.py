@@ -6,7 +6,6 @@ backend, trackers), and a `Trainer` once there is a model. Writes nothing. Knows
 
 from __future__ import annotations
 
-import json
 import random
 import shlex
 import time
@@ -34,7 +33,8 @@ from gptkit.errors import (
     UsageError,
 )
 from gptkit.events import RunStatus
-from gptkit.experiment.schema import DataSettings, Experiment, ModelSettings, PluginTable
+from gptkit.experiment.load import other_settings_of_weights
+from gptkit.experiment.schema import DataSettings, Experiment, PluginTable
 from gptkit.model import GPT
 from gptkit.model.build import build_model_for, build_new_model, load_weights
 from gptkit.plugins import DataFolders, Dataset, Tokenizer, registry
@@ -317,30 +317,20 @@ def target_step(experiment: Experiment) -> int | None:
 
 # Weights of another run
 
-_MAY_DIFFER = ("dropout", "attention_dropout", "init")
-
 
 def weight_source(run: Run, experiment: Experiment, which: str = "best") -> WeightSource:
-    """A checkpoint of `run` to start from. Raises UsageError if it does not fit the experiment's model."""
+    """A checkpoint of `run` to start from. Raises UsageError if it does not fit the experiment."""
     theirs = run.experiment()
-    fields = [name for name in ModelSettings.model_fields if name not in _MAY_DIFFER]
-    values = [(name, _as_flag(theirs.model, name), _as_flag(experiment.model, name)) for name in fields]
-    if different := [(name, there, here) for name, there, here in values if there != here]:
+    if others := other_settings_of_weights(theirs, experiment):
         differences = "; ".join(
-            f"model.{name} is {there} there, {here} here" for name, there, here in different
+            f"{key} is {there} there, {here} here" for key, (there, here) in others.items()
         )
-        flags = " ".join("--set " + shlex.quote(f"model.{name}={there}") for name, there, _ in different)
-        raise UsageError(f"the weights of {run.id} do not fit: {differences}.\nTo set the same here: {flags}")
+        raise UsageError(
+            f"the weights of {run.id} do not fit: {differences}.\n"
+            "Leave these settings out: --load takes those of the run.",
+            field=next(iter(others)),
+        )
     return WeightSource(run, theirs, run.tokenizer(theirs), run.checkpoint(which))
-
-
-def _as_flag(settings: ModelSettings, name: str) -> str:
-    """The value of a field as --set takes it."""
-    value = getattr(settings, name)
-    if not isinstance(value, PluginTable):
-        return value if isinstance(value, str) else json.dumps(value)
-    options = [f"{key} = {json.dumps(option)}" for key, option in value.options.items()]
-    return f"{{ {', '.join([f'type = {json.dumps(value.type)}', *options])} }}" if options else value.type
 
 
 # Backend

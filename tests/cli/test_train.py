@@ -210,6 +210,62 @@ def test_load_starts_a_new_run_from_the_weights_and_tokenizer_of_another(
     assert second.record()["loaded_from"] == {"run": first.id, "step": 20}
 
 
+@pytest.fixture
+def another_experiment(tiny_experiment: Path) -> Path:
+    """One whose model and tokenizer are set, and are others than those of `tiny_experiment`."""
+    text = TINY.replace("n_layer = 2", 'n_layer = 1\nposition = "alibi"').replace("n_head = 2", "n_head = 8")
+    Path("other.toml").write_text(text.replace("seed = 7", 'seed = 7\ntokenizer = "byte"'))
+    return Path("other.toml")
+
+
+@pytest.mark.slow
+def test_with_load_the_settings_that_weights_depend_on_are_those_of_the_run(
+    tiny_experiment: Path, another_experiment: Path, gptkit_command: Command
+) -> None:
+    """`gptkit train experiments/shakespeare.toml --load novel` after experiments/my_text.toml."""
+    first = run_of(gptkit_command("train", tiny_experiment, "--quiet", "--steps", 1, "--drop", 0.2))
+    flags = ("--steps", 2, "--quiet", "--heads", 2)
+    done = gptkit_command("train", another_experiment, "--load", "tiny", *flags)
+    second = run_of(done)
+    before, after = resolved(first), resolved(second)
+    assert after["model"] == before["model"] | {"dropout": 0.0}  # a setting of training, not of the weights
+    assert after["tokenizer"] == before["tokenizer"]
+    assert done.err == (
+        f"gptkit: warning: --load takes the settings of run {first.id}: model.n_layer = 2 (the file has 1), "
+        'model.position = { type = "rope", base = 10000.0 } (the file has "alibi"), '
+        'tokenizer = "char" (the file has "byte").\n'
+    )
+    again = run_of(gptkit_command("train", second.experiment_file, "--quiet", "--load", first.id))
+    assert resolved(again) == after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "difference"),
+    [
+        (("--heads", 4), "model.n_head is 2 there, 4 here"),
+        (("--set", "tokenizer=byte"), 'tokenizer is "char" there, "byte" here'),
+        (
+            ("--set", "model.position=alibi"),
+            'model.position is { type = "rope", base = 10000.0 } there, "alibi" here',
+        ),
+        (("--set", "model.position.base=500"), "model.position.base is 10000.0 there, 500.0 here"),
+    ],
+)
+def test_with_load_what_is_asked_for_has_to_fit_the_weights(
+    asked: tuple[str, object], difference: str, tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--quiet", "--steps", 1))
+    refused = gptkit_command("train", tiny_experiment, "--load", run.id, *asked)
+    assert (refused.code, refused.out) == (2, "")
+    flag, value = asked
+    assert refused.err == (
+        f"gptkit: the weights of {run.id} do not fit: {difference}.\n"
+        "Leave these settings out: --load takes those of the run.\n"
+        f"It is set by {flag} {value}.\n"
+    )
+
+
 def test_the_help_of_train_has_every_flag_and_the_field_that_it_sets(
     gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

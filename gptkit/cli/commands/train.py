@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +13,12 @@ from gptkit.cli.session import finish, training_context
 from gptkit.cli.signals import stop_signals
 from gptkit.cli.streams import write_text
 from gptkit.errors import GptkitError
-from gptkit.experiment.overrides import parse_overrides
+from gptkit.experiment.overrides import parse_overrides, table_first
+
+if TYPE_CHECKING:
+    from gptkit.experiment.schema import Experiment
+
+_QUICK = "shakespeare_quick.toml"
 
 
 @options.takes_flags
@@ -42,27 +48,38 @@ def train(
       gptkit train experiments/shakespeare.toml --set model.position=alibi --seed 1
 
     Trains a GPT from an experiment file and records it in its own folder under runs/. A flag overrides the
-    field of the file that it names; a field that is set by neither has its default.
+    field of the file that it names; a field that is set by neither has its default. With --load the model's
+    settings and the tokenizer are those of the other run.
 
     With --json each line of standard output is an object: "event" (run_started, step_finished,
-    evaluation_finished, sample_drawn, checkpoint_saved, working, warned, resume_checked and, last,
-    run_finished) and its fields, as in gptkit.events. Later versions may add events and fields; existing
-    ones keep their names, units and meanings.
+    step_progress, evaluation_finished, sample_drawn, checkpoint_saved, working, warned, resume_checked and,
+    last, run_finished) and its fields, as in gptkit.events. Later versions may add events and fields;
+    existing ones keep their names, units and meanings.
     """
     options.check_json(json, {"--quiet": quiet, "--generate": generate is not None})
     overrides = parse_overrides(set_ or (), flags or {})
     with stop_signals() as stop:  # before the imports: an exception that a signal raises in pydantic is lost
-        from gptkit.experiment.load import read_experiment
+        from gptkit.experiment.load import differences_from_file, read_experiment, settings_of_weights
         from gptkit.experiment.messages import add_place
         from gptkit.runs import find_run
-        from gptkit.training.session import train_run
 
-        loaded = read_experiment(experiment, overrides)
         source = find_run(load, runs_dir) if load else None
+        taken = settings_of_weights(source.experiment(), f"--load {load}", overrides) if source else []
+        overrides = sorted([*taken, *overrides], key=table_first)
+        loaded = read_experiment(experiment, overrides)
         try:
             with training_context(
-                stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet, as_json=json
+                stop,
+                runs_dir=runs_dir,
+                data_dir=data_dir,
+                quiet=quiet,
+                as_json=json,
+                quicker=_quicker(experiment, loaded.experiment),
             ) as context:
+                from gptkit.training.session import train_run
+
+                if source and (others := differences_from_file(experiment, taken)):
+                    context.warn(f"--load takes the settings of run {source.id}: {', '.join(others)}.")
                 trained = train_run(loaded.experiment, context, stop_at=stop_at, load_from=source)
         except GptkitError as error:
             add_place(error, loaded.source)
@@ -72,3 +89,15 @@ def train(
             if not quiet:
                 write_text(text + "\n")
         finish(trained, quiet=quiet)
+
+
+def _quicker(file: Path, experiment: Experiment) -> str:
+    """What to try where this experiment takes long; "" where its length is a time that was asked for."""
+    if experiment.training.minutes is not None:
+        return ""
+    quick = next(
+        (path for path in (file.with_name(_QUICK), Path("experiments", _QUICK)) if path.is_file()), None
+    )
+    if quick is None or quick.name == file.name or experiment.data.dataset.type != "shakespeare":
+        return "add --minutes 5"
+    return f"gptkit train {shlex.quote(str(quick))}, or add --minutes 5"
