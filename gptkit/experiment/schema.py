@@ -7,6 +7,7 @@ file sets only what differs. Knows nothing of files, flags or installed plugins.
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -131,8 +132,11 @@ class ModelSettings(Section):
     """Normalization: layernorm has a learned scale and, with `bias`, a shift; rmsnorm has neither."""
 
     mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "relu2"
-    """Activation of the feed-forward network. gelu, gelu_tanh (as in GPT-2) and relu2 (squared ReLU) have a
-    hidden width of 4 n_embd, swiglu of 8/3 n_embd."""
+    """Activation of the feed-forward network: gelu, gelu_tanh (as in GPT-2), relu2 (squared ReLU) or swiglu,
+    which has three matrices instead of two."""
+
+    mlp_hidden: Literal["auto"] | Size = "auto"
+    """Hidden width of the feed-forward network; auto: 4 n_embd, for swiglu 8/3 n_embd."""
 
     qk_norm: bool = True
     """Normalize queries and keys (RMSNorm): stabilizes attention at high learning rates."""
@@ -150,6 +154,13 @@ class ModelSettings(Section):
     def attention_share_dropped(self) -> float:
         """`attention_dropout` as a number."""
         return self.dropout if self.attention_dropout == "same" else self.attention_dropout
+
+    @property
+    def hidden_width(self) -> int:
+        """`mlp_hidden` as a number. A third matrix of 8/3 C keeps the number of weights."""
+        if self.mlp_hidden != "auto":
+            return self.mlp_hidden
+        return 8 * ceil(8 * self.n_embd / 3 / 8) if self.mlp == "swiglu" else 4 * self.n_embd
 
     @property
     def drops_out(self) -> bool:

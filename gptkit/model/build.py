@@ -81,9 +81,10 @@ def model_shapes(experiment: Experiment, vocab_size: int) -> GPT:
 
 
 def matrix_weights(experiment: Experiment, vocab_size: int) -> int:
-    """Approximate number of weights in matrix products: 12 C^2 per block, and the output projection."""
+    """Number of weights in matrix products: 4 C^2 + 2 C F per block, or 3 C F, and the output projection."""
     model = experiment.model
-    return 12 * model.n_layer * model.n_embd**2 + vocab_size * model.n_embd
+    C, matrices = model.n_embd, 3 if model.mlp == "swiglu" else 2
+    return model.n_layer * C * (4 * C + matrices * model.hidden_width) + vocab_size * C
 
 
 def _check_weights(model: GPT, tensors: Mapping[str, Tensor], whose: str) -> None:

@@ -30,6 +30,8 @@ from gptkit.model import ops
 from gptkit.model.cache import KeyValueCache
 from gptkit.plugins import PositionalEncoding
 
+LAYER_NORM_EPS = 1e-5  # added to the variance, as in GPT-2
+
 
 class RMSNorm(nn.Module):
     """RMSNorm without a learnable scale; the next linear layer can absorb it."""
@@ -51,7 +53,7 @@ class LayerNorm(nn.LayerNorm):
 def build_norm(settings: ModelSettings) -> RMSNorm | LayerNorm:
     if settings.norm == "rmsnorm":
         return RMSNorm()
-    return LayerNorm(settings.n_embd, eps=1e-5, bias=settings.bias)
+    return LayerNorm(settings.n_embd, eps=LAYER_NORM_EPS, bias=settings.bias)
 
 
 class CausalSelfAttention(nn.Module):
@@ -101,8 +103,7 @@ class MLP(nn.Module):
         C = settings.n_embd
         self.kind = settings.mlp
         self.dropout = settings.dropout
-        # swiglu has three matrices instead of two: F = 8/3 C keeps the number of weights
-        F_ = 4 * C if self.kind != "swiglu" else 8 * math.ceil(8 * C / 3 / 8)
+        F_ = settings.hidden_width
         self.up = nn.Linear(C, F_ if self.kind != "swiglu" else 2 * F_, bias=settings.bias)
         self.projection = nn.Linear(F_, C, bias=settings.bias)
 
