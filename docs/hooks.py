@@ -8,6 +8,7 @@ table in the place of each marker. A marker that names nothing fails the build.
 - `checks: KIND`: what `gptkit plugins check` checks of a plugin of that family, from `gptkit.testing`.
 - `commands`: every command with its arguments and options, from Typer.
 - `exit codes`: from gptkit.errors.
+- `mappings`: what `gptkit export` maps to what, from gptkit.interchange.
 - `layers` and `modules`: the parts of gptkit, from pyproject.toml and the docstrings.
 - `file: PATH`: a file of the checkout as a code block; `include: PATH`: a Markdown file as it is.
 """
@@ -28,12 +29,14 @@ import typer
 from gptkit import errors
 from gptkit.cli.app import app
 from gptkit.experiment.fields import ExperimentField, fields
+from gptkit.interchange.mappings import MAPPINGS, Form
 from gptkit.plugins import registry
 from gptkit.testing import contract_for
 
 ROOT = Path(__file__).parent.parent
 MARKER = re.compile(
-    r"^<!-- (fields|plugins|checks|commands|exit codes|layers|modules|file|include)(?:: (\S+))? -->$",
+    r"^<!-- (fields|plugins|checks|commands|exit codes|layers|mappings|modules|file|include)"
+    r"(?:: (\S+))? -->$",
     re.MULTILINE,
 )
 EXIT_CODES = {
@@ -202,6 +205,21 @@ def exit_codes() -> Iterator[str]:
     yield from table(("exit code", "meaning"), [(str(number), found[number]) for number in sorted(found)])
 
 
+def mapping_table() -> Iterator[str]:
+    """The rows of gptkit/interchange/mappings.py."""
+
+    def either(values: tuple[object, ...]) -> str:
+        return ", ".join({True: "yes", False: "no"}.get(value, code(str(value))) for value in values)
+
+    rows = []
+    for row in MAPPINGS:
+        options = [either(values) for values in row.options().values()]
+        form = "" if row.form is Form.AS_IT_IS else row.form.value
+        rows.append((*options, *(code(layout or "") or "-" for layout in (row.hugging_face, row.gguf)), form))
+    headings = (*map(code, MAPPINGS[0].options()), "transformers", "llama.cpp", "MLP written as")
+    yield from table(headings, rows)
+
+
 # The code
 
 
@@ -267,6 +285,7 @@ _WRITERS: dict[str, Any] = {
     "commands": commands,
     "exit codes": exit_codes,
     "layers": layer_table,
+    "mappings": mapping_table,
     "modules": module_table,
     "file": file,
     "include": include,

@@ -24,6 +24,7 @@ class RunStatus(StrEnum):
     TERMINATED = "terminated"  # SIGTERM, SIGHUP
     DIVERGED = "diverged"
     FAILED = "failed"
+    IMPORTED = "imported"  # made of published weights, without a training
 
     # In lists only
     CRASHED = "crashed"  # recorded as starting or running, but no process holds its lock

@@ -55,6 +55,7 @@ _ENDINGS = {
     RunStatus.TERMINATED: "It was terminated by the system (SIGTERM, or its terminal was closed).",
     RunStatus.DIVERGED: "The loss or a gradient was not finite; the state of that step was not saved.",
     RunStatus.FAILED: "An error ended it.",
+    RunStatus.IMPORTED: "Its weights were imported; it has no training of its own.",
     RunStatus.RUNNING: "It is being trained now; this page shows it up to its last logged step.",
     RunStatus.CRASHED: "Its process was killed, or it was copied while it trained.",
 }
