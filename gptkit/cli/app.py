@@ -15,6 +15,7 @@ from gptkit.cli.commands.bench import bench
 from gptkit.cli.commands.datasets import datasets_app
 from gptkit.cli.commands.export import export
 from gptkit.cli.commands.generate import generate
+from gptkit.cli.commands.import_model import import_model
 from gptkit.cli.commands.plugins import plugins_app
 from gptkit.cli.commands.rerun import rerun
 from gptkit.cli.commands.resume import resume
@@ -108,5 +109,6 @@ command(app, short_help="Continue a run that was stopped.")(resume)
 command(app, short_help="Train a run again and compare the results.")(rerun)
 command(app, short_help="Generate text with a run's model.")(generate)
 command(app, short_help="Write a run's model for transformers or llama.cpp.")(export)
+command(app, name="import", short_help="Make a run of published weights.")(import_model)
 command(app, short_help="Measure how fast this machine trains and samples.")(bench)
 command(app, short_help="Print the JSON schema of experiment files.")(schema)

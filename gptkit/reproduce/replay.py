@@ -58,6 +58,7 @@ def replay_run(run: Run, context: RunContext) -> Comparison:
     DataError, PluginError; StoppedError if a signal asked to stop.
     """
     run.refuse_special_files()
+    run.require_training()
     with lock_run(run):
         setup = prepare_resumed(run, context)
         before, last = _newest_two(setup, context)
@@ -82,6 +83,7 @@ def rerun_run(run: Run, context: RunContext) -> Rerun:
     to compare with, or the run that it began from is missing; DataError, PluginError.
     """
     run.refuse_special_files()
+    run.require_training()
     with lock_run(run):
         experiment, record = run.experiment(), run.read_record()
         _require_reproducible(run, experiment)

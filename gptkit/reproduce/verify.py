@@ -13,6 +13,7 @@ from enum import StrEnum
 import torch
 
 from gptkit.errors import CheckpointError, GptkitError, OutOfMemoryError, PluginError
+from gptkit.events import RunStatus
 from gptkit.experiment.schema import Experiment
 from gptkit.files import sha256, to_json
 from gptkit.model.build import build_model_for
@@ -226,6 +227,7 @@ class _Fit:
     ) -> None:
         self._run, self._experiment, self._tokenizer = run, experiment, tokenizer
         self._text_sha256 = record.dataset.sha256
+        self._imported = record.status is RunStatus.IMPORTED
         self._built: tuple[FlatParameters, Optimizer] | None = None
         self.is_known = experiment is not None and tokenizer is not None
 
@@ -238,6 +240,8 @@ class _Fit:
             raise CheckpointError("it was trained on another text than the run's")
         whose, optimizer = f"step {checkpoint.step}", self._experiment.optimizer
         model = build_model_for(self._experiment, self._tokenizer.vocab_size, checkpoint.model, whose)
+        if self._imported:
+            return  # it has weights, and no optimizer state
         if self._built is None:
             parameters = flatten_parameters(model, torch.float32, optimizer)
             self._built = parameters, Optimizer(parameters, optimizer)

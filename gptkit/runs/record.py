@@ -146,6 +146,13 @@ class LoadedFrom(_Lenient):
     step: Whole = None
 
 
+class ImportedFrom(_Lenient):
+    """Where the weights of an imported run come from."""
+
+    kind: Text = None
+    path: Text = None
+
+
 class RunRecord(_Lenient):
     """run.json, in the order in which it is written. A field that was never set is not written."""
 
@@ -163,6 +170,7 @@ class RunRecord(_Lenient):
     plugins: Annotated[list[PluginOrigin] | None, BeforeValidator(_objects)] = None
     environment: Annotated[Environment | None, _or_else(_none)] = None
     loaded_from: Annotated[LoadedFrom | None, _or_else(LoadedFrom)] = None
+    imported_from: Annotated[ImportedFrom | None, _or_else(ImportedFrom)] = None
     rerun_of: Text = None
     parameters: Whole = None
     last_checkpoint: Whole = None

@@ -113,6 +113,14 @@ class Run:
             if not entry.is_file() and not entry.is_dir():
                 raise CheckpointError(f"{entry} is a pipe or a device, not a file of a run; remove it.")
 
+    def require_training(self) -> None:
+        """Raises UsageError for a run of imported weights, which has no training to continue or repeat."""
+        if self.read_record_or_empty().status is RunStatus.IMPORTED:
+            raise UsageError(
+                f"run {self.id} was imported, and has no training of its own.\n"
+                f"To train its model further: gptkit train EXPERIMENT --load {self.id}"
+            )
+
     # run.json
 
     def record(self) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def resume_run(
     where the result would not be bit-identical and `require_exact` asks for that.
     """
     run.refuse_special_files()
+    run.require_training()
     with lock_run(run):
         setup = prepare_resumed(run, context)
         inexact = setup.differences
