@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor
 from gptkit.errors import CheckpointError
 from gptkit.files import disk, disk_errors, make_folder, parse_json, sha256, to_json, write_file
 from gptkit.runs.folder import DAMAGED, TEMPORARY, TRASH, list_steps, step_folder
+from gptkit.words import printable
 
 FORMAT = 1
 MODEL, OPTIMIZER, STATE, MANIFEST = (
@@ -135,6 +137,17 @@ def newest_checkpoint(
     raise CheckpointError(f"there is no checkpoint in {folder}.")
 
 
+def run_ids(folder: Path) -> list[str]:
+    """The ids of the runs that the checkpoints in a folder are of, unverified; mostly one."""
+    found: dict[str, None] = {}
+    for step in list_steps(folder):
+        with suppress(*_UNREADABLE, OSError):
+            manifest = _object(parse_json(_read(step_folder(folder, step) / MANIFEST, at_most=_SMALL)))
+            if isinstance(run_id := manifest.get("run_id"), str):
+                found[run_id] = None
+    return list(found)
+
+
 def set_aside(folder: Path, step: int) -> Path:
     """Renames a checkpoint that does not verify to `.bad-…`, so that it is ignored from now on."""
     return _move_away(step_folder(folder, step), DAMAGED)
@@ -187,8 +200,9 @@ def _verified(path: Path, step: int, run_id: str) -> dict[str, bytes]:
             f"{'missing ' + ', '.join(missing) if missing else 'unexpected ' + ', '.join(extra)}"
         )
     manifest = _object(parse_json(_read(path / MANIFEST, at_most=_SMALL)))
-    if (manifest.get("format"), manifest.get("run_id"), manifest.get("step")) != (FORMAT, run_id, step):
-        raise ValueError(f"its {MANIFEST} is of another run, step or format")
+    for key, expected in (("format", FORMAT), ("run_id", run_id), ("step", step)):
+        if (found := manifest.get(key)) != expected:
+            raise ValueError(f"its {MANIFEST} has {key} {printable(repr(found)[:100])}, not {expected!r}")
     files = _object(manifest.get("files"))
     if set(files) != set(_FILES):
         raise ValueError(f"its {MANIFEST} names other files")

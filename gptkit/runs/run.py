@@ -42,6 +42,7 @@ from gptkit.runs.folder import (
 )
 from gptkit.runs.metrics import Metrics
 from gptkit.runs.record import Process, RunRecord, read_json_object
+from gptkit.words import printable
 
 if TYPE_CHECKING:
     from gptkit.experiment.load import Overrides
@@ -250,6 +251,7 @@ class Run:
         from gptkit.runs.checkpoint import load_checkpoint, newest_checkpoint
 
         self.require_checkpoint()
+        self.check_recorded_id()
         which, run_id = str(which), self.recorded_id
         if which.isdecimal() and len(which) <= 12:
             return load_checkpoint(self.checkpoints, int(which), run_id=run_id)
@@ -265,6 +267,24 @@ class Run:
         except CheckpointError as error:
             warn(f"{error}\nThe last checkpoint, of step {last.step}, is used instead of the best.")
             return last
+
+    def check_recorded_id(self) -> None:
+        """Raises CheckpointError if no checkpoint can verify because of run.json, which has their id."""
+        from gptkit.runs.checkpoint import run_ids
+
+        theirs = run_ids(self.checkpoints)
+        if not theirs or self.recorded_id in theirs:
+            return
+        remedy = "Put the run's own run.json back"
+        try:
+            recorded = self.read_record().id
+            problem = f"{self.path / RECORD} has {f'the id {recorded!r}' if recorded else 'no id'}"
+        except CheckpointError as error:
+            recorded, problem = None, str(error)
+        if not recorded and len(theirs) == 1:
+            remedy += ", or rename the folder to that: without run.json its name counts as the id"
+        ids = " and ".join(printable(one[:200]) for one in theirs[:3])
+        raise CheckpointError(f"{problem}; the run's checkpoints have the id {ids}.\n{remedy}.")
 
     def require_checkpoint(self, experiment: Experiment | None = None) -> None:
         """Raises CheckpointError, with what to do, where the run has no checkpoint, whole or damaged."""

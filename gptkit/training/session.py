@@ -190,6 +190,7 @@ def _recover(run: Run, setup: ResumedRun, context: RunContext) -> Checkpoint:
         clear_temporaries(folder)
     run.metrics_log.drop_torn_line()
     run.require_checkpoint(setup.experiment)
+    run.check_recorded_id()
 
     def on_bad(step: int, error: CheckpointError) -> None:
         with disk_errors(f"setting aside step {step}"):

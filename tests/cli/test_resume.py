@@ -100,6 +100,18 @@ def test_a_run_whose_folder_was_renamed_or_copied_works_as_before(
     assert gptkit_command("generate", moved.path, "-n", 5).code == 0
 
 
+def test_checkpoints_are_not_set_aside_for_an_id_that_was_edited(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--stop-at", 2, "--quiet"))
+    record, checkpoints = run.path / "run.json", sorted(run.checkpoints.iterdir())
+    record.write_text(record.read_text().replace(run.id, "other"))
+    refused = gptkit_command("resume", run.path)
+    assert refused.code == 5
+    assert f"run.json has the id 'other'; the run's checkpoints have the id {run.id}." in refused.err
+    assert sorted(run.checkpoints.iterdir()) == checkpoints
+
+
 def test_a_run_in_use_is_left_alone(tiny_experiment: Path, gptkit_command: Command) -> None:
     run = run_of(gptkit_command("train", tiny_experiment, "--stop-at", 3, "--quiet"))
     record = run.record()

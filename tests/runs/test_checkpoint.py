@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gptkit import files
 from gptkit.errors import CheckpointError, DiskError
+from gptkit.runs import Run
 from gptkit.runs.checkpoint import (
     MANIFEST,
     MODEL,
@@ -234,9 +235,9 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (make_a_folder, "state.json"),
     (make_a_pipe, "state.json"),
     (make_a_file, "it is not a folder"),
-    (lambda path: change_manifest(path, run_id="another"), "of another run, step or format"),
-    (lambda path: change_manifest(path, step=8), "of another run, step or format"),
-    (lambda path: change_manifest(path, format=2), "of another run, step or format"),
+    (lambda path: change_manifest(path, run_id="another"), f"has run_id 'another', not '{RUN}'"),
+    (lambda path: change_manifest(path, step=8), "has step 8, not 7"),
+    (lambda path: change_manifest(path, format=2), "has format 2, not 1"),
     (lambda path: change_manifest(path, files={"../x": {}}), "names other files"),
     (lambda path: change_manifest(path, files=[]), "not a JSON object"),
     (lambda path: change_manifest(path, files=dict.fromkeys((MODEL, OPTIMIZER, STATE))), "not a JSON object"),
@@ -266,13 +267,13 @@ def test_a_damaged_checkpoint_does_not_verify_and_the_message_has_the_reason(
 
 def test_a_checkpoint_of_another_run_does_not_verify(tmp_path: Path) -> None:
     save(tmp_path, 7)
-    with pytest.raises(CheckpointError, match="of another run"):
+    with pytest.raises(CheckpointError, match=f"has run_id '{RUN}', not 'another'"):
         load_checkpoint(tmp_path, 7, run_id="another")
 
 
 def test_a_checkpoint_under_the_name_of_another_step_does_not_verify(tmp_path: Path) -> None:
     save(tmp_path, 7).rename(step_folder(tmp_path, 9))
-    with pytest.raises(CheckpointError, match="of another run, step or format"):
+    with pytest.raises(CheckpointError, match="has step 7, not 9"):
         load_checkpoint(tmp_path, 9, run_id=RUN)
 
 
@@ -362,6 +363,35 @@ def test_where_none_verifies_or_none_is_there_it_is_an_error(tmp_path: Path) -> 
     truncate(save(tmp_path, 1))
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         newest_checkpoint(tmp_path, run_id=RUN)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("{", "run.json cannot be read: Expecting property name"),
+        (None, "run.json cannot be read: there is no such file"),
+        ("{}", "run.json has no id"),
+        ('{"id": 3}', "run.json has no id"),
+        ('{"id": "other"}', "run.json has the id 'other'"),
+    ],
+)
+def test_a_broken_record_is_named_rather_than_the_checkpoints(
+    record: str | None, words: str, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "renamed")
+    save(run.checkpoints, 10)
+    if record is not None:
+        (run.path / "run.json").write_text(record)
+    for which in ("best", "last", "10"):
+        with pytest.raises(CheckpointError) as caught:
+            run.checkpoint(which)
+        assert words in str(caught.value)
+        assert f"the run's checkpoints have the id {RUN}.\nPut the run's own run.json back" in str(
+            caught.value
+        )
+    if record != '{"id": "other"}':
+        assert "or rename the folder to that" in str(caught.value)
+        assert Run(run.path.rename(tmp_path / RUN)).checkpoint("last").step == 10
 
 
 def test_one_set_aside_is_kept_but_never_looked_at_again(tmp_path: Path) -> None:
