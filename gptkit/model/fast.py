@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gptkit.model import ops
@@ -67,6 +68,36 @@ def _unsupported(x: Tensor, *_: Any) -> list[str]:
     return ["it is for training on a CPU"]
 
 
+def _not_bf16_on_cpu(x: Tensor, *_: Any) -> list[str]:
+    return [] if x.is_cpu and x.dtype is torch.bfloat16 else ["it is for bf16 on a CPU"]
+
+
+class _Embedding(torch.autograd.Function):
+    """Casts the gradient to fp32 instead of all weights, and sums only the rows of tokens that occur."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.V = len(weight)
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        (tokens,) = ctx.saved_tensors
+        if tokens.numel() >= ctx.V:
+            return None, _embedding_sums(gradient, tokens, ctx.V)
+        rows, numbers = tokens.unique(return_inverse=True)
+        dweight = gradient.new_zeros(ctx.V, gradient.size(-1))
+        dweight[rows] = _embedding_sums(gradient, numbers, len(rows))
+        return None, dweight
+
+
+def _embedding_sums(gradient: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
+    """The sum of the rows of each token, in fp32 and then rounded."""
+    sums: Tensor = torch.ops.aten.embedding_dense_backward(gradient.float(), tokens, vocab_size, -1, False)
+    return sums.to(gradient.dtype)
+
+
 class _RMSNorm(torch.autograd.Function):
     """torch's own has a backward pass of many small operations: three to eight times slower on a CPU."""
 
@@ -84,6 +115,12 @@ class _RMSNorm(torch.autograd.Function):
         y, scale = ctx.saved_tensors
         along = (gradient * y).mean(-1, keepdim=True)  # the part that only changes the length of x
         return torch.addcmul(gradient, y, along, value=-1).mul_(scale)
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """In bf16 torch adds the gradients of weight and bias up in bf16, row by row, and loses most of them."""
+    bias = None if bias is None else bias.float()
+    return F.layer_norm(x.float(), (x.size(-1),), weight.float(), bias, eps).to(x.dtype)
 
 
 def _drop(x: Tensor, p: float) -> Tensor:
@@ -121,20 +158,20 @@ def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
     return out.view(B, H, T, D)
 
 
-def _bf16_attend_unsupported(q: Tensor, *_: Any) -> list[str]:
-    return [] if q.is_cpu and q.dtype is torch.bfloat16 else ["it is for bf16 on a CPU"]
-
-
 def _attend_in_fp32(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
     """torch's bf16 kernel is five times slower on a CPU than its fp32 kernel."""
     return ops.attend(q.float(), k.float(), v.float(), mask, dropout_p).to(q.dtype)
 
 
 CPU: Implementations = {
+    "embed": (
+        Implementation("torch for CPUs", lambda tokens, weight: _not_bf16_on_cpu(weight), _Embedding.apply),
+    ),
     "rms_norm": (Implementation("torch for CPUs", _unsupported, _RMSNorm.apply),),
+    "layer_norm": (Implementation("torch for CPUs", _not_bf16_on_cpu, _layer_norm),),
     "drop": (Implementation("torch for CPUs", _unsupported, _drop),),
     "attend": (
         Implementation("blocks of queries", _attend_unsupported, _attend_in_blocks),
-        Implementation("in fp32", _bf16_attend_unsupported, _attend_in_fp32),
+        Implementation("in fp32", _not_bf16_on_cpu, _attend_in_fp32),
     ),
 }

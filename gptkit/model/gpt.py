@@ -198,7 +198,7 @@ class GPT(nn.Module):
             raise ValueError(f"{start + T} tokens, but the context holds {self.settings.context_length}")
         positions = torch.arange(start, start + T, device=tokens.device)
         mask = self._mask(positions, start)
-        x = self.token_embedding(tokens)  # (B, T, C)
+        x = ops.embed(tokens, self.token_embedding.weight)  # (B, T, C)
         x = self.position.embed(x, positions).to(x.dtype)
         x = ops.dropout(x, self.settings.dropout, self.training)
         x = self.blocks(x, self.position, positions, mask, cache)

@@ -60,6 +60,17 @@ def operation(body: Callable[P, R]) -> Callable[P, R]:
 
 
 @operation
+def embed(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Rows of `weight` (V, C): tokens (B, T) -> (B, T, C).
+
+    In at least fp32 for the sake of the gradient, the sum of one row per occurrence of a token: in bf16 that
+    of a common token would be lost.
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return F.embedding(tokens, weight.to(dtype)).to(weight.dtype)
+
+
+@operation
 def rms_norm(x: Tensor) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich 2019), with no learned scale."""
     return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)

@@ -41,7 +41,7 @@ class _Muon(ctypes.Structure):
 
 @cache
 def _functions() -> Any:
-    gradients = [c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int, c_int]
+    gradients = [c_void_p, c_void_p, c_int64, c_void_p, c_float, c_int, c_void_p, c_int, c_int]
     return declared(
         {
             "collect_gradients": (c_double, gradients),
@@ -55,7 +55,7 @@ def _not_on_cpu(x: Tensor, *_: Any) -> list[str]:
     return [] if x.is_cpu else [f"the tensors are on {x.device}"]
 
 
-def _copy_unsupported(gradients: Sequence[Tensor], *_: Any) -> list[str]:
+def _collect_unsupported(gradients: Sequence[Tensor], *_: Any) -> list[str]:
     if not all(gradient.is_contiguous() for gradient in gradients):
         return ["a gradient is not contiguous"]
     if gradients[0].dtype not in (torch.float32, torch.bfloat16):
@@ -70,8 +70,13 @@ def _arrays(starts: tuple[int, ...]) -> tuple[Any, Any, Tensor]:
     return (c_int64 * len(starts))(*starts), (c_void_p * (len(starts) - 1))(), sums
 
 
-def copy_gradients(
-    gradients: list[Tensor], views: list[Tensor], flat: Tensor, starts: tuple[int, ...], scale: float
+def collect_gradients(
+    gradients: list[Tensor],
+    views: list[Tensor],
+    flat: Tensor,
+    starts: tuple[int, ...],
+    scale: float,
+    add: bool,
 ) -> Tensor:
     """The norm is a scalar in fp64, summed in an order that does not depend on threads."""
     c_starts, pointers, sums = _arrays(starts)
@@ -83,6 +88,7 @@ def copy_gradients(
         len(gradients),
         flat.data_ptr(),
         scale,
+        add,
         sums.data_ptr(),
         is_bf16(gradients[0]),
         threads(),
@@ -161,7 +167,7 @@ def update_muon(
 
 
 OPERATIONS = {
-    "copy_gradients": (Implementation("C", _copy_unsupported, copy_gradients),),
+    "collect_gradients": (Implementation("C", _collect_unsupported, collect_gradients),),
     "clip_gradient": (Implementation("C", _not_on_cpu, clip_gradient),),
     "update_adamw": (Implementation("C", _not_on_cpu, update_adamw),),
 }

@@ -123,13 +123,15 @@ class Trainer:
         if self.experiment.model.drops_out:
             torch.manual_seed(derive_seed(self.seed, "dropout", step))
         loss = torch.zeros((), device=self.parameters.master.device)
-        for index in range((step - 1) * count, step * count):
+        indices = range((step - 1) * count, step * count)
+        for index in indices:
             inputs, targets = self.batches.batch(index)
             batch_loss = cross_entropy(self.model(inputs), targets)
             batch_loss.backward()  # type: ignore[no-untyped-call]
+            scale = 1 / count if index == indices[-1] else 1.0
+            norm = self.parameters.collect_gradients(scale, add=index > indices[0])
             loss += batch_loss.detach() / count
             self.batches.prefetch(index + 1)
-        norm = self.parameters.collect_gradients(scale=1 / count)
         if training.grad_clip > 0:
             self.parameters.clip_gradient(norm, training.grad_clip)
         skip = self.guard.record(step, loss, norm.float())

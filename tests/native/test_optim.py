@@ -14,7 +14,7 @@ from gptkit.model import fast
 from gptkit.native import optim as native
 from gptkit.native.ops import has_bf16_products
 from gptkit.training.optim import NEWTON_SCHULZ, update_adamw, update_muon
-from gptkit.training.parameters import copy_gradients
+from gptkit.training.parameters import collect_gradients
 
 pytestmark = pytest.mark.usefixtures("native_operations")
 needs_bf16_products = pytest.mark.skipif(
@@ -34,11 +34,15 @@ def test_gradients_are_copied_in_order_and_their_norm_is_returned(
     gradients = [random(size, seed=number).to(dtype) for number, size in enumerate(sizes)]
     flat = torch.full((sum(sizes) + 1,), math.nan)
     starts = (0, *accumulate(sizes))
-    norm = native.copy_gradients(gradients, list(flat[:-1].split(sizes)), flat, starts, 0.5)
-    wanted = torch.cat([gradient.float() for gradient in gradients]) * 0.5
-    assert torch.equal(flat[:-1], wanted)
-    assert flat[-1].isnan()  # nothing is written past the end
-    assert norm.item() == pytest.approx(wanted.double().norm().item(), rel=1e-6)
+    views = list(flat[:-1].split(sizes))
+    wanted = torch.cat([gradient.float() for gradient in gradients])
+    for scale, add in ((1.0, False), (0.5, True)):
+        norm = native.collect_gradients(gradients, views, flat, starts, scale, add)
+        assert torch.equal(flat[:-1], wanted)  # copied, then added and halved: the same
+        assert flat[-1].isnan()  # nothing is written past the end
+        assert norm.item() == pytest.approx(wanted.double().norm().item(), rel=1e-6)
+    native.collect_gradients(gradients, views, flat, starts, 0.25, False)
+    assert torch.equal(flat[:-1], wanted / 4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -46,7 +50,8 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad: float) -> None:
     gradients = [torch.ones(100), torch.ones(50)]
     gradients[1][3] = bad
     flat = torch.empty(150)
-    assert not copy_gradients(gradients, list(flat.split([100, 50])), flat, (0, 100, 150), 1.0).isfinite()
+    views = list(flat.split([100, 50]))
+    assert not collect_gradients(gradients, views, flat, (0, 100, 150), 1.0, False).isfinite()
 
 
 @pytest.mark.parametrize("size", [1, 17, 50_000])

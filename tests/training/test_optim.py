@@ -365,6 +365,20 @@ def test_gradients_are_collected_in_fp32_scaled_and_taken_from_the_model(dtype: 
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_many_batches_are_added_in_fp32(dtype: torch.dtype) -> None:
+    """In bf16, 256 + 1 is 256."""
+    model = tiny()
+    weights = flatten_parameters(model, dtype, ADAMW)
+    for number in range(300):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        norm = weights.collect_gradients(0.5 if number == 299 else 1.0, add=number > 0)
+    assert torch.equal(weights.gradient, torch.full_like(weights.gradient, 150.0))
+    assert norm.item() == pytest.approx(150 * weights.master.numel() ** 0.5)
+
+
 @pytest.mark.parametrize("largest", [0.5, 1000.0])
 def test_clipping_is_that_of_torch(largest: float) -> None:
     weights = flatten_parameters(tiny(), torch.float32, ADAMW)

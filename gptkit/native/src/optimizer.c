@@ -3,20 +3,23 @@
 
 enum { CHUNK = 16384 }; /* elements of one partial sum, so that the order of the sum does not depend on threads */
 
-INLINE vec collect(const void *from, float *to, int64_t n, float scale, int bf16) {
+INLINE vec collect(const void *from, float *to, int64_t n, float scale, int add, int bf16) {
   vec squares = {0};
   for (int64_t i = 0; i < n; i += LANES) {
-    vec g = load_upto(from, i, n, bf16) * scale;
+    vec g = load_upto(from, i, n, bf16);
+    if (add) g += load_upto(to, i, n, 0);
+    g *= scale;
     store_upto(to, i, n, g, 0);
     squares += g * g;
   }
   return squares;
 }
 
-/* Copies the gradients of `count` parameters, times scale, to `flat`: parameter p to starts[p] … starts[p + 1].
- * Returns the norm of all; `sums` holds the partial sum of each chunk. */
+/* Copies the gradients of `count` parameters, times scale, to `flat`: parameter p to starts[p] … starts[p + 1]. With
+ * `add` it is what is there plus the gradients, times scale. Returns the norm of all; `sums` holds the partial sum of
+ * each chunk. */
 EXPORT double collect_gradients(const void *const *gradients, const int64_t *starts, int64_t count, float *flat,
-                                float scale, double *sums, int bf16, int threads) {
+                                float scale, int add, double *sums, int bf16, int threads) {
   int64_t size = starts[count], chunks = (size + CHUNK - 1) / CHUNK;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t chunk = 0; chunk < chunks; chunk++) {
@@ -27,8 +30,8 @@ EXPORT double collect_gradients(const void *const *gradients, const int64_t *sta
       int64_t to = MIN(starts[p + 1], end);
       if (to > begin) {
         const void *from = at(gradients[p], begin - starts[p], bf16);
-        vec squares = bf16 ? collect(from, flat + begin, to - begin, scale, 1)
-                           : collect(from, flat + begin, to - begin, scale, 0);
+        vec squares = bf16 ? collect(from, flat + begin, to - begin, scale, add, 1)
+                           : collect(from, flat + begin, to - begin, scale, add, 0);
         sum += sum_of(squares);
       }
       begin = MAX(begin, to);
