@@ -70,6 +70,7 @@ class StepFinished:
     seconds: float  # of training so far, over all sessions
     expected_steps: int | None = None  # estimated length of the run, if the time ends it
     seconds_left: float | None = None  # estimated, to the end of this session; None: not known yet
+    adamw_learning_rate: float | None = None  # with Muon: of the parameters that AdamW updates
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class StepProgress:
     seconds: float
     expected_steps: int | None = None
     seconds_left: float | None = None
+    adamw_learning_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from gptkit.errors import ExperimentError, PluginError, Problem, UsageError
 from gptkit.experiment.fields import ExperimentField, fields
 from gptkit.experiment.messages import problems_of, render
-from gptkit.experiment.overrides import LENGTHS, Override, keys
+from gptkit.experiment.overrides import ALTERNATIVES, QUESTIONS, Override, keys
 from gptkit.experiment.schema import MAX_NAME, Experiment, ModelSettings, Name, SamplingSettings
 from gptkit.experiment.source import Source, dotted, in_line, show_line
 from gptkit.files import MAX_DEPTH, parse_toml
@@ -327,9 +327,9 @@ class _Draft:
                 self._add(f"{dotted(path)}: {dotted(tables[: depth + 1])} is not a table", path)
                 return
             table = inner
-        if override.key in LENGTHS:  # it replaces the length that the file has
-            for other in ("epochs", "minutes"):
-                table.pop(other, None)
+        for other in ALTERNATIVES.get(QUESTIONS.get(override.key, ""), ()):
+            if other != "training.max_steps":  # which epochs and minutes precede where both are set
+                table.pop(other.rpartition(".")[2], None)
         table[last] = override.value
 
     def fill_plugin(self, field: ExperimentField, *, texts: bool) -> None:

@@ -14,7 +14,12 @@ from typing import Any
 from gptkit.errors import UsageError
 from gptkit.files import parse_toml
 
-LENGTHS = ("training.max_steps", "training.epochs", "training.minutes")  # mutually exclusive
+# Fields that answer one question, of which an override replaces the others
+ALTERNATIVES = {
+    "the length of training": ("training.max_steps", "training.epochs", "training.minutes"),
+    "AdamW's learning rate": ("optimizer.adamw_learning_rate_ratio", "optimizer.adamw_learning_rate"),
+}
+QUESTIONS = {key: question for question, keys in ALTERNATIVES.items() for key in keys}
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def parse_overrides(pairs: Sequence[str], flags: Mapping[str, Any]) -> list[Over
     first: dict[str, Override] = {}
     for override in overrides:
         for key in keys(override.key, override.value):
-            question = "the length of training" if key in LENGTHS else key.removesuffix(".type")
+            question = QUESTIONS.get(key, key.removesuffix(".type"))
             other = first.setdefault(question, override)
             if other is not override:
                 raise UsageError(

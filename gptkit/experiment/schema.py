@@ -261,10 +261,13 @@ class MuonSettings(Section):
     """Muon for the hidden matrices, AdamW for the rest."""
 
     learning_rate: Rate = 0.02
-    """Peak learning rate of the hidden matrices."""
+    """Peak learning rate of the hidden matrices; that of all other parameters follows from it."""
 
-    adamw_learning_rate: Rate = 0.005
-    """Peak learning rate of embeddings, output projection and norms, on the same schedule."""
+    adamw_learning_rate_ratio: Rate | None = 0.25
+    """Peak learning rate of embeddings, output projection and norms, as a multiple of learning_rate."""
+
+    adamw_learning_rate: Rate | None = None
+    """The same as a number, instead of adamw_learning_rate_ratio; it does not follow learning_rate."""
 
     momentum: BelowOne = 0.9
     """Muon: decay rate of the running mean of gradients."""
@@ -273,6 +276,31 @@ class MuonSettings(Section):
     beta1: Beta1 = 0.8
     beta2: Beta2 = 0.95
     eps: Eps = 1e-8
+
+    @property
+    def adamw_peak(self) -> float:
+        """Peak learning rate of the parameters that AdamW updates."""
+        if self.adamw_learning_rate is not None:
+            return self.adamw_learning_rate
+        assert self.adamw_learning_rate_ratio is not None
+        return self.learning_rate * self.adamw_learning_rate_ratio
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_instead_of_ratio(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("adamw_learning_rate") is not None:
+            return {"adamw_learning_rate_ratio": None, **value}
+        return value
+
+    @model_validator(mode="after")
+    def _one_adamw_rate(self) -> MuonSettings:
+        if (self.adamw_learning_rate is None) == (self.adamw_learning_rate_ratio is None):
+            raise PydanticCustomError(
+                "fields",
+                "adamw_learning_rate or adamw_learning_rate_ratio sets the rate of AdamW; keep one of them",
+                {"fields": ("adamw_learning_rate", "adamw_learning_rate_ratio")},
+            )
+        return self
 
 
 OptimizerSettings = AdamWSettings | MuonSettings

@@ -47,7 +47,14 @@ _NEWEST, _SPREAD = 10, 30  # samples: the newest, and some spread evenly over th
 _PEEK = 120  # characters of a sample that are shown before it is opened
 _UNIQUE = ("name", "seed")  # settings of which every run has its own
 
-_CURVES = ("train_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_second")
+_CURVES = (
+    "train_loss",
+    "val_loss",
+    "learning_rate",
+    "adamw_learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+)
 _ENDINGS = {
     RunStatus.FINISHED: "It reached its last step.",
     RunStatus.STOPPED: "It was asked to stop before its last step, and was saved.",
@@ -186,8 +193,10 @@ def _charts(curves: Curves, bits: float | None) -> list[Drawn]:
         ),
         start=2,
     ):
-        series = Series.of(curves[name], name.replace("_", " "), color)
-        charts.append(Chart(name.replace("_", "-"), title, [series]))
+        series = [Series.of(curves[name], name.replace("_", " "), color)]
+        if name == "learning_rate" and curves["adamw_learning_rate"]:
+            series.append(Series.of(curves["adamw_learning_rate"], "of AdamW", color + 1))
+        charts.append(Chart(name.replace("_", "-"), title, series))
     return [drawn for chart in charts if (drawn := draw(chart)) is not None]
 
 

@@ -405,6 +405,8 @@ class Recorder:
                 }
                 if event.expected_steps is not None:
                     self._row["expected_steps"] = event.expected_steps
+                if event.adamw_learning_rate is not None:
+                    self._row["adamw_learning_rate"] = event.adamw_learning_rate
             case events.EvaluationFinished():
                 self._row |= {
                     "step": event.step,

@@ -88,6 +88,8 @@ class Tracking:
                     "grad_norm": event.grad_norm,
                     "tokens_per_second": round(event.tokens_per_second, 1),  # as in metrics.jsonl
                 }
+                if event.adamw_learning_rate is not None:
+                    values["adamw_learning_rate"] = event.adamw_learning_rate
                 self._call_all("scalars", event.step, values, event.seconds)
             case events.EvaluationFinished():
                 values = {"loss/val": event.val_loss, "bits_per_byte/val": event.bits_per_byte}

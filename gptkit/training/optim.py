@@ -67,7 +67,7 @@ class Optimizer:
         if isinstance(settings, MuonSettings):
             for matrices in self._muon:
                 matrices.update(settings, settings.learning_rate * factor, None if skip is None else skip > 0)
-            rate = settings.adamw_learning_rate * factor
+            rate = settings.adamw_peak * factor
         else:
             rate = settings.learning_rate * factor
         for group in self._adamw:

@@ -1,10 +1,14 @@
-"""The learning rate over the steps of a run. Input: a step. Output: a fraction of the peak."""
+"""The learning rate over the steps of a run.
+
+Input: a step, or an experiment. Output: a fraction of the peak, or what its reader may not expect.
+Knows nothing of updates.
+"""
 
 from __future__ import annotations
 
 import math
 
-from gptkit.experiment.schema import ScheduleSettings
+from gptkit.experiment.schema import Experiment, MuonSettings, ScheduleSettings
 
 
 def learning_rate_factor(
@@ -29,3 +33,22 @@ def learning_rate_factor(
     done = min(max((step - 1 - start) / (max_steps - start), 0.0), 1.0)
     shape = (1 + math.cos(math.pi * done)) / 2 if schedule.type == "cosine" else 1 - done
     return lowest + (1 - lowest) * shape
+
+
+def surprises(experiment: Experiment) -> list[str]:
+    """Where learning rates that each are valid do not do together what their names say."""
+    optimizer, schedule = experiment.optimizer, experiment.schedule
+    peak, lowest = optimizer.learning_rate, schedule.min_learning_rate
+    found = []
+    if isinstance(optimizer, MuonSettings) and peak == 0 < optimizer.adamw_peak:
+        found.append(
+            f"optimizer.learning_rate is 0, but adamw_learning_rate = {optimizer.adamw_peak:g} still trains "
+            "the embeddings, the output projection and the norms.\n"
+            "To let it follow learning_rate: --set optimizer.adamw_learning_rate_ratio=0.25"
+        )
+    if schedule.type != "constant" and 0 < peak < lowest:
+        found.append(
+            f"schedule.min_learning_rate = {lowest:g} is above optimizer.learning_rate = {peak:g}, so the "
+            "learning rate does not decay.\nLower the first, too."
+        )
+    return found

@@ -49,6 +49,7 @@ from gptkit.training.budget import TrainingProgress
 from gptkit.training.compile import CompilationError, compile_model
 from gptkit.training.cost import out_of_memory
 from gptkit.training.loss import bits_per_byte, evaluate
+from gptkit.training.schedule import surprises
 from gptkit.training.setup import (
     NewRun,
     ResumedRun,
@@ -337,6 +338,9 @@ class Session:
                 minutes=experiment.training.minutes,
             )
         )
+        if self._start_step == 0:
+            for message in surprises(experiment):
+                self.context.warn(message)
         if schedule_end is None or last_step is None or last_step <= schedule_end:
             return
         if self.trainer.learning_rate_factor(last_step) == 0:

@@ -21,7 +21,7 @@ from torch import nn
 
 from gptkit.data.sampler import BatchSampler
 from gptkit.events import EvaluationFinished, Event, StepDone, StepFinished, StepProgress
-from gptkit.experiment.schema import Experiment
+from gptkit.experiment.schema import Experiment, MuonSettings
 from gptkit.seeds import derive_seed
 from gptkit.training.budget import TimeLeft, TrainingBudget, TrainingProgress
 from gptkit.training.loss import cross_entropy
@@ -150,6 +150,11 @@ class Trainer:
             max_steps=self.budget.schedule_end(self.progress),
         )
 
+    def _learning_rates(self, step: int) -> _LearningRates:
+        optimizer, factor = self.experiment.optimizer, self.learning_rate_factor(step)
+        adamw_rate = optimizer.adamw_peak * factor if isinstance(optimizer, MuonSettings) else None
+        return _LearningRates(optimizer.learning_rate * factor, adamw_rate)
+
     def fit(self, hooks: Hooks, plan: StepPlan) -> StopReason:
         """Trains from the step after `progress.step` to the end of the plan or of the run.
 
@@ -177,18 +182,18 @@ class Trainer:
                 if self.budget.time_is_up(progress):
                     due = _due(self.experiment, step, at_end=True)
             clock.time_left.step_done()
-            rate = self.experiment.optimizer.learning_rate * self.learning_rate_factor(step)
+            rates = self._learning_rates(step)
             if due.log:
                 progress.expected_steps = self.budget.expected_steps(progress)
-                hooks.emit(_step_finished(progress, norm, rate, clock))
+                hooks.emit(_step_finished(progress, norm, rates, clock))
             elif silent:
-                hooks.emit(_step_progress(progress, norm, rate, clock))
+                hooks.emit(_step_progress(progress, norm, rates, clock))
             best = False
             if due.evaluate:
                 evaluation = hooks.evaluate()
                 best = progress.record_evaluation(evaluation.val_loss)
                 reason = self.end_reached()
-                hooks.emit(_evaluation_finished(progress, evaluation, rate))
+                hooks.emit(_evaluation_finished(progress, evaluation, rates.learning_rate))
             hooks.emit(StepDone(step))
             if due.sample or (reason and self.experiment.sampling.sample_interval):
                 hooks.sample(step)
@@ -270,38 +275,48 @@ class _Clock:
         return speed
 
 
+@dataclass(frozen=True)
+class _LearningRates:
+    """Those of a step."""
+
+    learning_rate: float
+    adamw_learning_rate: float | None  # with Muon: of the parameters that AdamW updates
+
+
 def _step_finished(
-    progress: TrainingProgress, grad_norm: float, learning_rate: float, clock: _Clock
+    progress: TrainingProgress, grad_norm: float, rates: _LearningRates, clock: _Clock
 ) -> StepFinished:
     progress.train_loss = progress.loss_sum / progress.loss_count
     progress.loss_sum, progress.loss_count = 0.0, 0
     return StepFinished(
         step=progress.step,
         train_loss=progress.train_loss,
-        learning_rate=learning_rate,
+        learning_rate=rates.learning_rate,
         grad_norm=grad_norm,
         tokens=progress.tokens,
         tokens_per_second=clock.tokens_per_second(logged=True),
         seconds=progress.seconds,
         expected_steps=progress.expected_steps,
         seconds_left=clock.time_left.seconds(),
+        adamw_learning_rate=rates.adamw_learning_rate,
     )
 
 
 def _step_progress(
-    progress: TrainingProgress, grad_norm: float, learning_rate: float, clock: _Clock
+    progress: TrainingProgress, grad_norm: float, rates: _LearningRates, clock: _Clock
 ) -> StepProgress:
     """Leaves the progress as it is, so that what is recorded does not depend on the clock."""
     return StepProgress(
         step=progress.step,
         train_loss=progress.loss_sum / progress.loss_count,
-        learning_rate=learning_rate,
+        learning_rate=rates.learning_rate,
         grad_norm=grad_norm,
         tokens=progress.tokens,
         tokens_per_second=clock.tokens_per_second(logged=False),
         seconds=progress.seconds,
         expected_steps=progress.expected_steps,
         seconds_left=clock.time_left.seconds(),
+        adamw_learning_rate=rates.adamw_learning_rate,
     )
 
 

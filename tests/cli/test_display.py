@@ -486,6 +486,22 @@ def test_plain_lines_are_silent_about_work_between_steps(capfd: pytest.CaptureFi
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("adamw_rate", "plain", "live"),
+    [(0.005, "0.02 (AdamW 0.005)", "lr 0.02/0.005"), (None, "0.02", "lr 0.02")],
+)
+def test_both_learning_rates_of_muon_are_shown(
+    adamw_rate: float | None, plain: str, live: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    view, state = PlainView(), PanelState()
+    for event in (START, replace(logged(10), adamw_learning_rate=adamw_rate), events.StepDone(10)):
+        view(event)
+        state.update(event)
+    assert f"  learning rate {plain}  grad norm" in capfd.readouterr().out
+    shown = "\n".join(line.plain for line in panel(state, Viewport(100, 24, False), ""))
+    assert f"{live} " in shown
+
+
 # JSON lines
 
 

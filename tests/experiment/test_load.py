@@ -101,7 +101,8 @@ def test_the_resolved_file_has_every_field() -> None:
         for name in place.split(".") if place else ():
             table = table.get(name, {})
         missing = model.model_fields.keys() - table.keys()
-        assert missing <= {"epochs", "minutes", "fallback"} or place == "data.fallback", (place, missing)
+        unset = {"epochs", "minutes", "fallback", "adamw_learning_rate"}
+        assert missing <= unset or place == "data.fallback", (place, missing)
 
 
 def test_every_field_has_a_description() -> None:
@@ -197,6 +198,10 @@ def test_a_missing_plugin_is_reported_along_with_the_other_problems() -> None:
         ({"model": {"learning_rate": 1}}, "model.learning_rate: unknown key; it belongs in [optimizer]"),
         ({"bool": 1}, "bool: unknown key; known here: checkpoints, data,"),  # so pydantic calls a type
         ({"optimizer": {"muon": 1}}, "optimizer.muon: unknown key; known here: adamw_learning_rate,"),
+        (
+            {"optimizer": {"adamw_learning_rate": 0.1, "adamw_learning_rate_ratio": 0.5}},
+            "optimizer.adamw_learning_rate or adamw_learning_rate_ratio sets the rate of AdamW; keep one",
+        ),
         ({"training": {"zzz": 1}}, "training.zzz: unknown key; known here: backend, batch_size,"),
         (
             {"optimizer": {"type": "adamw", "momentum": 0.9}},
@@ -328,6 +333,28 @@ def test_overrides_come_after_the_file_and_the_last_of_a_key_counts() -> None:
 def test_an_option_of_a_plugin_named_in_short_form_can_be_overridden() -> None:
     experiment = experiment_from_dict({"model": {"position": "rope"}}, [("model.position.base", 7)])
     assert (experiment.model.position.type, experiment.model.position.options) == ("rope", {"base": 7.0})
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "peak"),
+    [
+        ({}, ("learning_rate", 0.0), 0.0),
+        ({"adamw_learning_rate_ratio": 0.5}, ("learning_rate", 0.1), 0.05),
+        ({"adamw_learning_rate": 0.3}, ("learning_rate", 0.1), 0.3),
+        ({"adamw_learning_rate": 0.3}, ("adamw_learning_rate_ratio", 0.5), 0.01),
+        ({"adamw_learning_rate_ratio": 0.5}, ("adamw_learning_rate", 0.3), 0.3),
+    ],
+)
+def test_the_rate_of_adamw_follows_learning_rate_unless_it_is_set(
+    file: dict[str, float], override: tuple[str, float], peak: float
+) -> None:
+    """Also when the resolved file, with every field explicit, is read again."""
+    name, value = override
+    experiment = experiment_from_dict({"optimizer": file}, [(f"optimizer.{name}", value)])
+    for again in (experiment, experiment_from_dict(tomllib.loads(to_toml(experiment)))):
+        assert isinstance(again.optimizer, MuonSettings)
+        assert again.optimizer.adamw_peak == pytest.approx(peak)
+    assert again == experiment
 
 
 def test_steps_override_the_epochs_of_a_file() -> None:

@@ -88,6 +88,11 @@ def test_a_dataset_named_by_the_flag_has_no_fallback_unless_one_is_set() -> None
             "--set training.epochs=2 and --steps 5 both set the length of training",
         ),
         ([], {"training.max_steps": 5, "training.minutes": 1.0}, "--steps 5 and --minutes 1.0 both set"),
+        (
+            ["optimizer.adamw_learning_rate=0.1", "optimizer.adamw_learning_rate_ratio=0.5"],
+            {},
+            "--set optimizer.adamw_learning_rate_ratio=0.5 both set AdamW's learning rate; keep one",
+        ),
     ],
 )
 def test_contradicting_overrides_are_an_error_that_names_both(

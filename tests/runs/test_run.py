@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -322,7 +323,8 @@ def test_the_recorder_writes_one_line_of_json_per_step_once_the_step_is_done(tmp
     run = make(tmp_path, "mine-1")
     record = recorder(run)
     record(started())
-    for event in (stepped(10), events.StepDone(10), events.StepDone(11), stepped(20), evaluated(20)):
+    with_muon = replace(stepped(20), adamw_learning_rate=0.025)
+    for event in (stepped(10), events.StepDone(10), events.StepDone(11), with_muon, evaluated(20)):
         record(event)
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [10]  # step 20 is not done yet
@@ -335,6 +337,7 @@ def test_the_recorder_writes_one_line_of_json_per_step_once_the_step_is_done(tmp
         "val_loss": 2.0,
         "bits_per_byte": 2.9,
         "learning_rate": 0.1,
+        "adamw_learning_rate": 0.025,
         "grad_norm": 1.5,
         "tokens": 1280,
         "tokens_per_second": 100.0,

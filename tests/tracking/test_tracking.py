@@ -32,6 +32,7 @@ NAMES = {
     "loss/val": "val_loss",
     "bits_per_byte/val": "bits_per_byte",
     "learning_rate": "learning_rate",
+    "adamw_learning_rate": "adamw_learning_rate",
     "grad_norm": "grad_norm",
     "tokens_per_second": "tokens_per_second",
 }

@@ -16,7 +16,7 @@ from gptkit.model import GPT
 from gptkit.model.build import build_new_model
 from gptkit.training.optim import Optimizer, flatten_parameters, orthogonalize
 from gptkit.training.parameters import FlatParameters
-from gptkit.training.schedule import learning_rate_factor
+from gptkit.training.schedule import learning_rate_factor, surprises
 
 ADAMW = AdamWSettings(learning_rate=0.01, weight_decay=0.3)
 MUON = MuonSettings(learning_rate=0.05, adamw_learning_rate=0.01, weight_decay=0.3, momentum=0.9)
@@ -291,6 +291,48 @@ def test_a_warm_up_as_long_as_the_run_leaves_no_step_to_fall_in(kind: str) -> No
 def test_a_lowest_rate_above_the_peak_is_the_peak(kind: str) -> None:
     assert rates(type=kind, min_learning_rate=0.5) == pytest.approx([1.0] * 13)
     assert all(math.isfinite(factor) for factor in rates(type=kind, peak=0.0, min_learning_rate=0.5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, []),
+        ({"optimizer": {"learning_rate": 0.0}}, []),
+        (
+            {"optimizer": {"learning_rate": 0.0, "adamw_learning_rate": 0.005}},
+            ["adamw_learning_rate = 0.005"],
+        ),
+        ({"optimizer": {"learning_rate": 0.0, "adamw_learning_rate": 0.0}}, []),
+        ({"schedule": {"min_learning_rate": 0.02}}, []),
+        ({"schedule": {"min_learning_rate": 0.03}}, ["min_learning_rate = 0.03 is above"]),
+        ({"schedule": {"min_learning_rate": 0.03, "type": "constant"}}, []),
+    ],
+)
+def test_rates_that_do_not_do_what_they_say_are_named(settings: dict[str, Any], words: list[str]) -> None:
+    found = surprises(Experiment.model_validate(settings))
+    assert len(found) == len(words)
+    assert all(word in text for word, text in zip(words, found, strict=True))
+
+
+@BOTH
+def test_a_learning_rate_of_zero_changes_no_weight(settings: AdamWSettings | MuonSettings) -> None:
+    settings = type(settings)(learning_rate=0.0, weight_decay=0.3)
+    weights = flatten_parameters(tiny(), torch.float32, settings)
+    before = weights.master.clone()
+    train(weights, Optimizer(weights, settings), range(3))
+    assert torch.equal(weights.master, before)
+
+
+@pytest.mark.parametrize("learning_rate", [0.02, 0.03, 1e-5])
+def test_one_learning_rate_scales_all(learning_rate: float) -> None:
+    """The default is a quarter, which is the 0.005 at 0.02 of version 0.1.0 to the last bit."""
+    assert MuonSettings(learning_rate=learning_rate).adamw_peak == learning_rate / 4
+    assert MuonSettings().adamw_peak == 0.005
+    assert (
+        MuonSettings(learning_rate=learning_rate, adamw_learning_rate_ratio=0.5).adamw_peak
+        == learning_rate / 2
+    )
+    assert MuonSettings(learning_rate=learning_rate, adamw_learning_rate=0.5).adamw_peak == 0.5
 
 
 # Weights

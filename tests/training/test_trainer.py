@@ -138,6 +138,17 @@ def test_a_plan_ends_with_the_earlier_of_its_steps(plan: StepPlan, last: int | N
     assert plan.last_step == last
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_both_learning_rates_of_muon_are_logged_as_the_schedule_has_them(optimizer: str) -> None:
+    trainer = trainer_of(optimizer=optimizer, schedule={"warmup_steps": 6})
+    hooks = Recorded(trainer)
+    trainer.fit(hooks, StepPlan(3, 8))
+    (logged,) = (event for event in hooks.events if isinstance(event, StepFinished))
+    peak = trainer.experiment.optimizer.learning_rate
+    assert logged.learning_rate == peak / 2
+    assert logged.adamw_learning_rate == (peak / 8 if optimizer == "muon" else None)
+
+
 @pytest.mark.parametrize(("grad_clip", "clipped"), [(0.0, False), (0.01, True)])
 def test_the_gradient_is_clipped_unless_grad_clip_is_zero(grad_clip: float, clipped: bool) -> None:
     trainer = trainer_of(training={"grad_clip": grad_clip})

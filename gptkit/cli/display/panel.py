@@ -183,7 +183,7 @@ def _numbers(state: PanelState, viewport: Viewport, width: int) -> list[Text]:
         (marks[1], "val", loss(state.val_loss) if state.val_loss is not None else "", _VAL),
         ("", "best", f"{loss(state.best[0])} @ {state.best[1]}" if state.best else "", ""),
         ("", "tokens/s", f"{latest.tokens_per_second:,.0f}" if latest else "", ""),
-        ("", "lr", f"{latest.learning_rate:.3g}" if latest else "", ""),
+        ("", "lr", _rates(latest) if latest else "", ""),
         ("", "grad norm", f"{latest.grad_norm:.3g}" if latest else "", ""),
     ]
     columns = next((count for count in (6, 3, 2) if width >= count * _CELL), 1)
@@ -197,6 +197,14 @@ def _numbers(state: PanelState, viewport: Viewport, width: int) -> list[Text]:
             line.append_text(cell)
         lines.append(line)
     return lines
+
+
+def _rates(logged: events.StepFinished | events.StepProgress) -> str:
+    """The learning rate; with Muon that of the hidden matrices and that of AdamW."""
+    rate, adamw_rate = logged.learning_rate, logged.adamw_learning_rate
+    if adamw_rate in (None, rate):
+        return f"{rate:.3g}"
+    return f"{rate:.2g}/{adamw_rate:.2g}"
 
 
 def _pictures(state: PanelState, viewport: Viewport, width: int) -> list[Text]:

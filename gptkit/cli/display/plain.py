@@ -109,6 +109,12 @@ def describe_end(event: events.RunFinished, folder: str) -> list[str]:
     return lines
 
 
+def _rates(event: events.StepFinished | events.StepProgress) -> str:
+    """The learning rate; with Muon that of the hidden matrices, and that of AdamW where it is another."""
+    rate, adamw_rate = event.learning_rate, event.adamw_learning_rate
+    return f"{rate:.3g}" + (f" (AdamW {adamw_rate:.3g})" if adamw_rate not in (None, rate) else "")
+
+
 class PlainView:
     """A line each log_interval, for pipes and log files; the first ones as soon as there are figures."""
 
@@ -165,7 +171,7 @@ def _figures(event: events.StepFinished | events.StepProgress) -> dict[str, str]
     words = {
         "step": str(event.step),
         "train loss": f"{event.train_loss:.4f}",
-        "learning rate": f"{event.learning_rate:.3g}",
+        "learning rate": _rates(event),
         "grad norm": f"{event.grad_norm:.3g}",
         "tokens/s": f"{event.tokens_per_second:,.0f}",
     }
