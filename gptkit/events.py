@@ -103,7 +103,7 @@ class StepDone:
 class EvaluationFinished:
     step: int
     val_loss: float  # mean nats per token
-    bits_per_byte: float  # comparable across tokenizers
+    bits_per_byte: float | None  # comparable across tokenizers; None where the tokenizer loses text
     best_val_loss: float
     best_step: int
     tokens: int

@@ -35,3 +35,9 @@ def quote_characters(characters: str, at_most: int = 20) -> str:
     """The first few characters, each quoted, and how many more there are."""
     shown = " ".join(repr(character) for character in characters[:at_most])
     return shown + (f" and {len(characters) - at_most} more" if len(characters) > at_most else "")
+
+
+def first_difference(one: str, other: str) -> int:
+    """The index at which two texts begin to differ."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -7,7 +7,10 @@ that a run records. Knows nothing of models.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from math import ceil, floor, log10
 from typing import Any
 
@@ -17,10 +20,13 @@ from gptkit.errors import DataError, PluginError
 from gptkit.plugins import Splits, Tokenizer
 from gptkit.plugins.options import ProgressCallback, no_progress
 from gptkit.plugins.tokenizer import Ids
-from gptkit.words import quote_characters
+from gptkit.words import first_difference, quote_characters
 
 _USUAL_FRACTION = 0.1  # of the text in the val split: the default
 _LONG_TEXT = 8_000_000  # characters from which on tokenizing takes seconds, so that progress is reported
+_PIECE, _MOST_PIECES = 1 << 16, 128  # characters, and pieces, to compare with what comes back of them
+_PASSAGE, _MOST_PASSAGES = 300, 32  # to count the characters that are lost, in time like length squared
+_WORD = re.compile(r"(?<=\s)\S")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,19 @@ class Corpus:
     val_bytes: int  # UTF-8 bytes of the val split, to convert nats per token to bits per byte
     characters: int
     text_sha256: str
+    lost: LostText | None = None  # of the val split; None where the tokenizer returns all of it
+
+
+@dataclass(frozen=True)
+class LostText:
+    """What a tokenizer does not return of a text that it encodes and decodes."""
+
+    fraction: float  # of the characters, estimated on passages spread over the text
+    example: str  # "'a passage' comes back as 'another'"
+
+    def __str__(self) -> str:
+        much = f"{self.fraction:.1%}" if self.fraction >= 0.0005 else "less than 0.1%"
+        return f"does not return the text: {much} of the characters of the val split are lost: {self.example}"
 
 
 def split_text(text: str, val_fraction: float) -> tuple[str, str]:
@@ -76,6 +95,7 @@ def build_corpus(
         val_bytes=measure_text(val_text)[0],
         characters=len(text),
         text_sha256=measure_text(text)[1],
+        lost=lost_text(tokenizer, val_text),
     )
     _check_length(corpus, context_length, val_fraction)
     return corpus
@@ -95,6 +115,62 @@ def _encode(tokenizer: Tokenizer, text: str) -> Ids:
             "Report it to its author."
         )
     return ids
+
+
+def lost_text(tokenizer: Tokenizer, text: str) -> LostText | None:
+    """What `tokenizer` does not return of `text`; None if it returns all of it.
+
+    Looks at pieces of the text, spread evenly if it is a long one. Raises PluginError if it cannot decode.
+    """
+    for piece in _pieces(text, _PIECE, _MOST_PIECES):
+        back = _decode(tokenizer, piece)
+        if back == piece:
+            continue
+        at = max(0, first_difference(piece, back) - 8)
+        example = f"{piece[at : at + 24]!r} comes back as {back[at : at + 24]!r}"
+        passages = list(_pieces(text, _PASSAGE, _MOST_PASSAGES))
+        kept = sum(_kept(passage, _decode(tokenizer, passage)) for passage in passages)
+        return LostText(1 - kept / sum(map(len, passages)), example)
+    return None
+
+
+def _pieces(text: str, length: int, most: int) -> Iterator[str]:
+    """At most `most` pieces of about `length` characters, spread evenly over the text.
+
+    They begin and end with whole words: a tokenizer may treat both ends of a text in a way of its own.
+    """
+    number = max(1, -(-len(text) // length))
+    for index in range(min(number, most)):
+        start = (index * number // min(number, most)) * length
+        piece = text[start : start + length]
+        if start + length < len(text):
+            piece = piece[: max(map(piece.rfind, " \t\n\r\u3000")) + 1].rstrip() or piece
+        if start and (word := _WORD.search(piece)):
+            piece = piece[word.start() :]
+        yield piece
+
+
+def _decode(tokenizer: Tokenizer, text: str) -> str:
+    """What comes back of a text."""
+    ids, name = _encode(tokenizer, text).tolist(), type(tokenizer).__name__
+    try:
+        back = tokenizer.decode(ids)
+    except Exception as error:
+        raise PluginError(
+            f"{name}.decode fails on ids of the text: {type(error).__name__}: {error}. "
+            "Report it to its author."
+        ) from error
+    if not isinstance(back, str):
+        raise PluginError(
+            f"{name}.decode should return a string, not {_describe(back)}. Report it to its author."
+        )
+    return back
+
+
+def _kept(text: str, back: str) -> int:
+    """The number of characters of `text` that `back` has too, in the same order."""
+    matcher = SequenceMatcher(None, text, back[: 4 * len(text)], autojunk=False)
+    return sum(block.size for block in matcher.get_matching_blocks())
 
 
 def _describe(value: object) -> str:

@@ -9,6 +9,8 @@ models.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 
 import numpy as np
@@ -58,12 +60,42 @@ class BatchSampler:
         return starts
 
 
-def evaluation_starts(tokens: int, *, context_length: int, eval_tokens: int) -> NDArray[np.int64]:
-    """Where the windows of an evaluation start: side by side over the split, the same at every call.
+class EvaluationRule(StrEnum):
+    """Which tokens of a split an evaluation predicts; run.json has it as `evaluation`."""
 
-    All whole windows if they hold at most `eval_tokens`; otherwise as many as that, spread evenly.
+    EVERY_TOKEN = "every token"  # that has one before it
+    WHOLE_WINDOWS = "whole windows"  # runs of 0.1.0, which record no rule: not the last, shorter window
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one length: each reads `length` tokens and predicts the token after each of them."""
+
+    starts: NDArray[np.int64]
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def evaluation_windows(
+    tokens: int,
+    *,
+    context_length: int,
+    eval_tokens: int,
+    rule: EvaluationRule = EvaluationRule.EVERY_TOKEN,
+) -> list[Windows]:
+    """The windows of an evaluation of a split of that many tokens, the same at every call.
+
+    They lie side by side and predict every token but the first once, the last window being shorter. Where
+    these are more than `eval_tokens`, as many windows of `context_length` as make up that number, and at
+    least one, are spread evenly over the split.
     """
-    windows = (tokens - 1) // context_length
-    wanted = max(1, min(windows, eval_tokens // context_length))
-    numbers: NDArray[np.int64] = np.arange(wanted, dtype=np.int64) * windows // wanted
-    return numbers * context_length
+    predicted = tokens - 1
+    whole, rest = divmod(predicted, context_length)
+    wanted = max(1, min(whole, eval_tokens // context_length))
+    numbers: NDArray[np.int64] = np.arange(wanted, dtype=np.int64) * whole // wanted
+    windows = [Windows(numbers * context_length, context_length)]
+    if rest and predicted <= eval_tokens and rule is EvaluationRule.EVERY_TOKEN:
+        windows.append(Windows(np.array([whole * context_length], dtype=np.int64), rest))
+    return windows

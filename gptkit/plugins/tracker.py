@@ -81,9 +81,10 @@ class Tracker(ABC):
     def scalars(self, step: int, values: Mapping[str, float], seconds: float) -> None:
         """Numbers at a step, after `seconds` of training in all sessions of the run.
 
-        The names are `loss/train` and `loss/val` (mean nats per token), `bits_per_byte/val`, `learning_rate`,
-        `grad_norm` (before clipping) and `tokens_per_second`; later versions may add more. Each call has some
-        of them, and a step may have several calls. Values may be inf or nan.
+        The names are `loss/train` and `loss/val` (mean nats per token), `bits_per_byte/val` (where the
+        tokenizer returns the text), `learning_rate`, `grad_norm` (before clipping) and `tokens_per_second`;
+        later versions may add more. Each call has some of them, and a step may have several calls. Values may
+        be inf or nan.
         """
 
     def text(self, step: int, name: str, text: str) -> None:  # noqa: B027  (optional)

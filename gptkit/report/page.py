@@ -31,6 +31,7 @@ from gptkit.report.render import (
     write_page,
 )
 from gptkit.runs import REPORT, Curves, Run, RunRecord, RunSummary, Sample
+from gptkit.runs.record import TokenizerRecord
 from gptkit.runs.summary import (
     PLUGIN_TABLES,
     Value,
@@ -160,7 +161,9 @@ def _curves(run: Run, notes: list[str]) -> Curves:
 
 
 def _bits_per_nat(record: RunRecord, curves: Curves) -> float | None:
-    """Bits per byte for one nat per token in the val split; None if it is not recorded."""
+    """Bits per byte for one nat per token in the val split; None if they are not recorded, or not valid."""
+    if record.tokenizer.lossless is False:
+        return None
     pairs = [(record.best_bits_per_byte, record.best_val_loss)]
     if val := curves["val_loss"]:
         pairs.insert(0, (val.bits_per_byte[-1], val.values[-1]))
@@ -338,8 +341,17 @@ def _data_rows(record: RunRecord) -> list[Row]:
             ("Tokens to train on", tokenizer.train_tokens),
             ("Tokens to evaluate on", tokenizer.val_tokens),
             ("SHA-256 of the tokenizer", tokenizer.sha256),
+            ("Text that it does not return", _lost(tokenizer)),
         ]
     )
+
+
+def _lost(tokenizer: TokenizerRecord) -> str | None:
+    """What the tokenizer loses, and what follows from it."""
+    if tokenizer.lossless is not False:
+        return None
+    much = f"{tokenizer.lost:.1%} of the characters" if tokenizer.lost is not None else "some characters"
+    return f"{much}, such as {tokenizer.example}; so there are no bits per byte"
 
 
 def _plugin_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:

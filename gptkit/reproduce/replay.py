@@ -33,6 +33,7 @@ from gptkit.training.setup import (
     RunContext,
     WeightSource,
     backend_again,
+    evaluation_rule,
     load_text,
     prepare_resumed,
     read_progress,
@@ -223,7 +224,7 @@ def _prepare_again(
     if record.tokenizer.sha256 != tokenizer_hash(corpus.tokenizer):
         differences += ("the tokenizer trained on the text",)
     trackers = trackers_again(experiment, record, context.warn)
-    return NewRun(experiment, corpus, backend, trackers, text, source), differences
+    return NewRun(experiment, corpus, backend, trackers, text, source, evaluation_rule(record)), differences
 
 
 def _recorded_source(run: Run, experiment: Experiment, record: RunRecord) -> WeightSource | None:

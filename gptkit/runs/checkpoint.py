@@ -100,6 +100,33 @@ def save_checkpoint(
     return target
 
 
+def replace_state(folder: Path, *, step: int, state: dict[str, Any]) -> None:
+    """Replaces the state of a checkpoint that was saved or verified by this process; its tensors stay.
+
+    The checkpoint verifies at every moment: the manifest is replaced first, by one that accepts the state
+    before and the new one. Raises DiskError; then the checkpoint has the one or the other. Raises
+    CheckpointError if it was removed or damaged meanwhile.
+    """
+    path, data = step_folder(folder, step), to_json(state)
+    with disk_errors(f"saving the progress of step {step}", needed=len(data)):
+        try:
+            manifest = _object(parse_json(_read(path / MANIFEST, at_most=_SMALL)))
+            before = dict(manifest["files"][STATE])
+        except _UNREADABLE as error:
+            raise CheckpointError(f"checkpoint {path} does not verify: {error}") from error
+        before.pop("before", None)
+        manifest["files"][STATE] = {"bytes": len(data), "sha256": sha256(data), "before": before}
+        for name, content in ((MANIFEST, to_json(manifest)), (STATE, data)):
+            temporary = folder / f"{TEMPORARY}{step}-{secrets.token_hex(4)}"  # no other file may be in `path`
+            try:
+                write_file(temporary, content)
+                disk.rename(temporary, path / name)
+            except BaseException:
+                disk.remove_file(temporary)
+                raise
+            disk.fsync_folder(path)
+
+
 def load_checkpoint(folder: Path, step: int, *, run_id: str) -> Checkpoint:
     """The checkpoint of that step, verified. Raises CheckpointError with the reason where it is damaged."""
     path = step_folder(folder, step)
@@ -209,13 +236,24 @@ def _verified(path: Path, step: int, run_id: str) -> dict[str, bytes]:
     contents = {}
     for name in _FILES:
         recorded = _object(files[name])
-        size = recorded.get("bytes")
-        if not isinstance(size, int) or (path / name).stat().st_size != size:
-            raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, not {size}")
-        contents[name] = _read(path / name, at_most=size)
-        if sha256(contents[name]) != recorded.get("sha256"):
-            raise ValueError(f"{name} is not what was saved (SHA-256 differs)")
+        try:
+            contents[name] = _verified_file(path / name, recorded)
+        except ValueError:
+            if name != STATE or "before" not in recorded:
+                raise
+            contents[name] = _verified_file(path / name, _object(recorded["before"]))  # see replace_state
     return contents
+
+
+def _verified_file(path: Path, recorded: dict[str, Any]) -> bytes:
+    """The bytes of a file whose size and hash are as recorded. Raises ValueError."""
+    size = recorded.get("bytes")
+    if not isinstance(size, int) or path.stat().st_size != size:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {size}")
+    data = _read(path, at_most=size)
+    if sha256(data) != recorded.get("sha256"):
+        raise ValueError(f"{path.name} is not what was saved (SHA-256 differs)")
+    return data
 
 
 def _read(path: Path, *, at_most: int) -> bytes:

@@ -24,6 +24,8 @@ _NOT_TRAINED = ("seed", "name")
 # What a run was trained on and started from, of run.json
 _ORIGIN = ("dataset.sha256", "loaded_from.run", "loaded_from.step")
 
+_LOSSLESS = (None, "char", "byte", "bigram", "bpe")  # tokenizers that return every text
+
 _MAX_IN_TITLE = 2  # settings in the title of a group
 _LABEL = re.compile(r"[\w .,+-]{1,40}", re.ASCII)
 
@@ -100,13 +102,16 @@ def _read(run: Run) -> ComparedRun:
     curves = Curves()
     with suppress(OSError):
         curves = run.metrics_log.curves(("train_loss", "val_loss"))
+    record, val = run.read_record_or_empty(), curves["val_loss"]
+    if record.tokenizer.lossless is False:
+        val = replace(val, bits_per_byte=(None,) * len(val))
     return ComparedRun(
         summary=summarize(run),
         folder=run.path,
         settings=read_settings(run),
-        facts=flatten(run.read_record_or_empty().to_dict()),
+        facts=flatten(record.to_dict()),
         train=curves["train_loss"],
-        val=curves["val_loss"],
+        val=val,
         last_sample=run.last_sample(),
     )
 
@@ -209,9 +214,38 @@ def _of_group(values: Sequence[Value | None], group: Group) -> Value | None:
 def _notes(runs: Sequence[ComparedRun], in_bits: bool) -> tuple[str, ...]:
     notes = []
     if in_bits:
-        notes.append("the tokenizers differ, so losses in nats per token do not compare; bits per byte do.")
+        notes += _notes_on_tokenizers(runs)
     if len({run.facts.get("dataset.sha256") for run in runs}) > 1:
         notes.append("the texts differ, so no loss of one compares with that of another.")
     elif len({run.settings.get("data.val_fraction") for run in runs}) > 1:
         notes.append("the val splits differ (data.val_fraction), so val losses compare only roughly.")
+    elif len({run.facts.get("evaluation") for run in runs}) > 1:
+        notes.append(
+            "some runs are of gptkit 0.1.0, which left the last, shorter window of the val split out, so val "
+            "losses compare only roughly."
+        )
     return tuple(notes)
+
+
+def _notes_on_tokenizers(runs: Sequence[ComparedRun]) -> list[str]:
+    """What compares between runs whose tokenizers differ."""
+    by_tokenizer = {run.facts.get("tokenizer.sha256"): run for run in reversed(runs)}  # the first of each
+    lossy = [run for run in by_tokenizer.values() if run.facts.get("tokenizer.lossless") is False]
+    comparable = len(by_tokenizer) - len(lossy) > 1
+    notes = [
+        "the tokenizers differ, so losses in nats per token do not compare"
+        + ("; bits per byte do." if comparable else ".")
+    ]
+    notes += [
+        f"the tokenizer of {run.id} does not return the text "
+        f"({run.facts.get('tokenizer.example') or 'no example is recorded'}), so its losses compare with "
+        "those of no other tokenizer."
+        for run in reversed(lossy)
+    ]
+    notes += [
+        f"whether the tokenizer of {run.id} returns the text is not recorded; if not, its bits per byte do "
+        "not compare."
+        for run in reversed(by_tokenizer.values())
+        if run.facts.get("tokenizer.lossless") is None and run.facts.get("tokenizer.type") not in _LOSSLESS
+    ]
+    return notes

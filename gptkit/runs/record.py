@@ -106,6 +106,9 @@ class TokenizerRecord(_Lenient):
     sha256: Text = None
     train_tokens: Whole = None
     val_tokens: Whole = None
+    lossless: Flag = None  # whether it returns the text of the val split; None before it was measured
+    lost: Number = None  # the fraction of the characters that it does not return
+    example: Text = None  # of what it does not return
 
 
 class Hyperparameters(_Lenient):
@@ -169,6 +172,7 @@ class RunRecord(_Lenient):
     hyperparameters: Annotated[Hyperparameters, _or_else(Hyperparameters)] = Hyperparameters()
     plugins: Annotated[list[PluginOrigin] | None, BeforeValidator(_objects)] = None
     environment: Annotated[Environment | None, _or_else(_none)] = None
+    evaluation: Text = None  # gptkit.data.sampler.EvaluationRule; None in 0.1.0
     loaded_from: Annotated[LoadedFrom | None, _or_else(LoadedFrom)] = None
     imported_from: Annotated[ImportedFrom | None, _or_else(ImportedFrom)] = None
     rerun_of: Text = None

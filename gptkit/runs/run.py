@@ -408,10 +408,11 @@ class Recorder:
                 if event.adamw_learning_rate is not None:
                     self._row["adamw_learning_rate"] = event.adamw_learning_rate
             case events.EvaluationFinished():
+                bits = event.bits_per_byte
                 self._row |= {
                     "step": event.step,
                     "val_loss": event.val_loss,
-                    "bits_per_byte": event.bits_per_byte,
+                    **({} if bits is None else {"bits_per_byte": bits}),
                     "tokens": event.tokens,
                     "learning_rate": event.learning_rate,
                     "seconds": round(event.seconds, 3),

@@ -403,9 +403,3 @@ def quote(value: object, longest: int = 40) -> str:
         return shorten(ascii(value), longest)
     more = f" (and {len(value) - longest:,} characters more)" if len(value) > longest else ""
     return ascii(value[:longest]) + more
-
-
-def first_difference(one: str, other: str) -> int:
-    """The index at which two texts begin to differ."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -24,10 +24,10 @@ from gptkit.testing.contract import (
     Verdict,
     calling,
     check,
-    first_difference,
     quote,
     require,
 )
+from gptkit.words import first_difference
 
 _TOLERANCE = 0.01  # relative error of size(), which is for listings
 _MARKS = 16  # bytes by which it may be wrong in any case: a byte-order mark, line ends at the end

@@ -26,11 +26,11 @@ from gptkit.testing.contract import (
     calling,
     check,
     describe,
-    first_difference,
     quote,
     require,
 )
 from gptkit.testing.edge_cases import OTHER_VAL, SAMPLE, TRAIN, UNSEEN, VAL, all_texts
+from gptkit.words import first_difference
 
 _SLOWEST = 20_000  # characters per second: an hour for a text of 70 MB
 _MANY_IDS = 3000  # ids that are decoded one by one, at most

@@ -92,7 +92,9 @@ class Tracking:
                     values["adamw_learning_rate"] = event.adamw_learning_rate
                 self._call_all("scalars", event.step, values, event.seconds)
             case events.EvaluationFinished():
-                values = {"loss/val": event.val_loss, "bits_per_byte/val": event.bits_per_byte}
+                values = {"loss/val": event.val_loss}
+                if event.bits_per_byte is not None:
+                    values["bits_per_byte/val"] = event.bits_per_byte
                 self._call_all("scalars", event.step, values, event.seconds)
             case events.SampleDrawn():
                 self._call_all("text", event.step, "sample", event.text)

@@ -38,11 +38,14 @@ class TrainingProgress:
     best_step: _Count | None = None
     bad_evals: _Count = 0  # evaluations since the best
     expected_steps: _Count | None = None  # of a time-budgeted run, as of the last step that was logged
+    # The gradient norm of `step` where that was saved before it was logged and evaluated
+    unlogged_norm: _Number | None = None
 
     @classmethod
     def from_json(cls, data: Any) -> TrainingProgress:
-        """Raises ValueError if `data` is not what `to_json` returned."""
-        if not isinstance(data, dict) or data.keys() != {field.name for field in fields(cls)}:
+        """Raises ValueError if `data` is not what `to_json` returned, here or in 0.1.0."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(data, dict) or not names - _ADDED <= data.keys() <= names:
             raise ValueError("its progress has other fields")
         try:
             return _ADAPTER.validate_python(data)
@@ -65,6 +68,7 @@ class TrainingProgress:
 
 
 _ADAPTER = TypeAdapter(TrainingProgress)
+_ADDED = {"unlogged_norm"}  # fields that 0.1.0 did not have
 
 
 @dataclass(frozen=True)

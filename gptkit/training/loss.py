@@ -1,11 +1,13 @@
 """Cross-entropy, and the loss over a validation split.
 
-Input: logits and targets, or a model and token ids. Output: mean nats per token. Knows nothing of updates.
+Input: logits and targets, or a model and token ids. Output: nats per token, or their sum and number. Knows
+nothing of updates.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gptkit.data.sampler import evaluation_starts
+from gptkit.data.sampler import EvaluationRule, evaluation_windows
 from gptkit.model import ops
 from gptkit.plugins.options import ProgressCallback, no_progress
 from gptkit.training.prefetch import upload
@@ -28,6 +30,19 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return ops.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+@dataclass(frozen=True)
+class SplitLoss:
+    """The loss over the tokens of a split that an evaluation predicted."""
+
+    total: float  # nats
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return self.total / self.tokens
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -35,33 +50,40 @@ def evaluate(
     *,
     context_length: int,
     eval_tokens: int,
+    rule: EvaluationRule = EvaluationRule.EVERY_TOKEN,
     progress: ProgressCallback = no_progress,
-) -> float:
-    """Mean nats per token over a split: adjacent windows, the same at every call.
+) -> SplitLoss:
+    """The loss over a split, on the windows of `evaluation_windows`, each without what is before it.
 
-    The whole split up to `eval_tokens`, or that many tokens spread evenly over it. Draws no random number and
-    restores the model's mode. `progress` is called with the number of windows after each forward pass; on a
-    GPU those that are enqueued, which is a few ahead of those that are computed.
+    Draws no random number and restores the model's mode. `progress` is called with the number of windows
+    after each forward pass; on a GPU those that are enqueued, a few ahead of those that are computed.
     """
     device = next(model.parameters()).device
-    starts = evaluation_starts(len(ids), context_length=context_length, eval_tokens=eval_tokens)
-    overlapping = sliding_window_view(ids, context_length + 1)  # (windows, T + 1), one starting at each token
-    rows = max(1, _EVALUATION_TOKENS // context_length)
+    groups = evaluation_windows(len(ids), context_length=context_length, eval_tokens=eval_tokens, rule=rule)
+    number = sum(map(len, groups))
     was_training = model.training
     model.eval()
     losses = []  # scalars in fp32 on the device, read back once, at the end
-    for first in range(0, len(starts), rows):
-        windows = upload(overlapping[starts[first : first + rows]].astype(np.int64), device)
-        logits = model(windows[:, :-1])
-        losses.append(
-            F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
-        )
-        progress(min(first + rows, len(starts)), len(starts))
+    done = 0
+    for group in groups:
+        overlapping = sliding_window_view(
+            ids, group.length + 1
+        )  # (windows, T + 1), one starting at each token
+        rows = max(1, _EVALUATION_TOKENS // group.length)
+        for first in range(0, len(group), rows):
+            starts = group.starts[first : first + rows]
+            windows = upload(overlapping[starts].astype(np.int64), device)
+            logits = model(windows[:, :-1])
+            losses.append(
+                F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
+            )
+            done += len(starts)
+            progress(done, number)
     model.train(was_training)
     total = 0.0  # in fp64 and in order, on every device
     for loss in torch.stack(losses).tolist():
         total += loss
-    return total / (len(starts) * context_length)
+    return SplitLoss(total, sum(len(group) * group.length for group in groups))
 
 
 def bits_per_byte(nats_per_token: float, *, tokens: int, text_bytes: int) -> float:

@@ -6,11 +6,13 @@ listener. Knows nothing of command lines or terminals.
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 from gptkit import events
 from gptkit.backend import computing, fingerprint
@@ -33,12 +35,22 @@ from gptkit.generation import encode_prompt, generate
 from gptkit.model import GPT
 from gptkit.model.build import build_model
 from gptkit.plugins import Tokenizer
-from gptkit.runs import Process, Recorder, Run, RunRecord, create_run, lock_run, tokenizer_hash
+from gptkit.runs import (
+    Process,
+    Recorder,
+    Run,
+    RunRecord,
+    create_run,
+    list_steps,
+    lock_run,
+    tokenizer_hash,
+)
 from gptkit.runs.checkpoint import (
     Checkpoint,
     clear_temporaries,
     newest_checkpoint,
     prune,
+    replace_state,
     save_checkpoint,
     set_aside,
 )
@@ -56,6 +68,7 @@ from gptkit.training.setup import (
     RunContext,
     RunSetup,
     dataset_title,
+    evaluation_rule,
     new_record,
     prepare_new,
     prepare_resumed,
@@ -239,6 +252,10 @@ class Session:
         self._experiment, self._corpus = setup.experiment, setup.corpus
         self._run_id = record.id or run.id
         self._start_step = trainer.progress.step
+        saved = self._start_step in list_steps(run.checkpoints)
+        self._saved_step = self._start_step if saved else None  # the step of the last checkpoint
+        self._samples_fail = False
+        self._evaluation_rule = evaluation_rule(record)
         self._tokenizer_sha256 = tokenizer_hash(setup.corpus.tokenizer)
         self._recorder = Recorder(run, record)
         self._tracking = Tracking(setup.trackers, setup.experiment, context.warn)
@@ -274,36 +291,78 @@ class Session:
             self._corpus.val,
             context_length=self._experiment.model.context_length,
             eval_tokens=self._experiment.evaluation.eval_tokens,
+            rule=self._evaluation_rule,
             progress=self.context.progress("evaluating", after=_LONG_EVALUATION),
-        )
+        ).mean
+        if not math.isfinite(loss):
+            self._refuse_weights(loss)
         return Evaluation(loss, self._bits_per_byte(loss))
 
+    def _refuse_weights(self, loss: float) -> NoReturn:
+        """Ends a training whose weights have no finite val loss; sets their checkpoint aside."""
+        step = self.trainer.progress.step
+        if self._saved_step == step:
+            with disk_errors(f"setting aside step {step}"):
+                set_aside(self.run.checkpoints, step)
+            self._saved_step = None
+        raise DivergedError(
+            f"training diverged at step {step}: the val loss is {loss}. Its weights are not kept. "
+            "Lower optimizer.learning_rate, or lengthen schedule.warmup_steps."
+        )
+
     def sample(self, step: int) -> None:
+        """Whatever fails ends here, since a run can be trained without samples."""
+        if self._samples_fail:
+            return
         count = self._experiment.sampling.max_new_tokens
-        text = _generate(self._experiment, self._fp32_model, self._corpus.tokenizer, count)
+        try:
+            text = _generate(self._experiment, self._fp32_model, self._corpus.tokenizer, count)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit of a plugin, and panics of Rust extensions
+            self._samples_fail = True
+            reason = error if isinstance(error, GptkitError) else f"{type(error).__name__}: {error}"
+            self.context.warn(
+                f"no sample at step {step}: {reason}\nNo more are drawn in this session; training continues."
+            )
+            return
         self.emit(events.SampleDrawn(step, text))
 
     def save(self, progress: TrainingProgress) -> None:
-        settings = self._experiment.checkpoints
+        settings, step = self._experiment.checkpoints, progress.step
         if not settings.save:
             return
-        started = time.monotonic()
-        folder = save_checkpoint(
-            self.run.checkpoints,
-            run_id=self._run_id,
-            step=progress.step,
-            model=self.trainer.parameters.state_dict(),
-            optimizer=self.trainer.optimizer.state_dict(),
-            state={
-                "step": progress.step,
-                "progress": progress.to_json(),
-                "tokenizer_sha256": self._tokenizer_sha256,
-                "text_sha256": self._corpus.text_sha256,
-            },
-        )
-        keep = [step for step in (progress.best_step, self._start_step) if step]
-        prune(self.run.checkpoints, keep=keep, keep_last=settings.keep_last, keep_every=settings.keep_every)
-        self.emit(events.CheckpointSaved(progress.step, folder, time.monotonic() - started))
+        started, folder, new = time.monotonic(), self.run.checkpoints, None
+        state = {
+            "step": step,
+            "progress": progress.to_json(),
+            "tokenizer_sha256": self._tokenizer_sha256,
+            "text_sha256": self._corpus.text_sha256,
+        }
+        if not self._replaces_state(step, state):
+            new = save_checkpoint(
+                folder,
+                run_id=self._run_id,
+                step=step,
+                model=self.trainer.parameters.state_dict(),
+                optimizer=self.trainer.optimizer.state_dict(),
+                state=state,
+            )
+            self._saved_step = step
+        keep = [kept for kept in (progress.best_step, self._start_step) if kept]
+        prune(folder, keep=keep, keep_last=settings.keep_last, keep_every=settings.keep_every)
+        if new is not None:
+            self.emit(events.CheckpointSaved(step, new, time.monotonic() - started))
+
+    def _replaces_state(self, step: int, state: dict[str, Any]) -> bool:
+        """Saves the state alone where the step has a checkpoint already."""
+        if step != self._saved_step:
+            return False
+        try:
+            replace_state(self.run.checkpoints, step=step, state=state)
+        except CheckpointError:  # somebody removed it meanwhile
+            return False
+        return True
 
     def stop_requested(self) -> bool:
         return self.context.stop_requested() is not None
@@ -317,6 +376,12 @@ class Session:
 
     def _start(self, plan: StepPlan) -> None:
         experiment, corpus, backend = self._experiment, self._corpus, self.setup.backend
+        if corpus.lost is not None:
+            self.context.warn(
+                f"tokenizer {experiment.tokenizer.type!r} {corpus.lost}.\nBits per byte would count bytes "
+                "that the model is never asked for, so they are left out; nats per token are right, and "
+                "compare between runs with this tokenizer."
+            )
         last_step, schedule_end = plan.last_step, self.trainer.budget.max_steps
         self.emit(
             events.RunStarted(
@@ -375,7 +440,6 @@ class Session:
         """Records the end of the session; writes the report, unless it must end at once or the disk fails."""
         progress = self.trainer.progress
         best = progress.best_val_loss
-        saved = self._experiment.checkpoints.save
         ended = events.RunFinished(
             status=status,
             step=progress.step,
@@ -387,7 +451,7 @@ class Session:
             best_step=progress.best_step,
             tokens=progress.tokens,
             seconds=progress.seconds,
-            saved=saved and status not in (RunStatus.DIVERGED, RunStatus.FAILED),
+            saved=self._saved_step == progress.step and status is not RunStatus.DIVERGED,
             reason=reason,
         )
         self._recorder(ended)
@@ -410,7 +474,10 @@ class Session:
                 return f"stopped at step {progress.step} after {evaluations} without a better val loss"
         return ""
 
-    def _bits_per_byte(self, loss: float) -> float:
+    def _bits_per_byte(self, loss: float) -> float | None:
+        """None where the tokenizer does not return the text: its bits are those of another text."""
+        if self._corpus.lost is not None:
+            return None
         return bits_per_byte(loss, tokens=len(self._corpus.val), text_bytes=self._corpus.val_bytes)
 
 
@@ -427,7 +494,8 @@ def _generate(experiment: Experiment, model: GPT, tokenizer: Tokenizer, max_new_
     sampling = experiment.sampling.model_copy(update={"max_new_tokens": max_new_tokens})
     prompt, ids = encode_prompt(tokenizer, sampling.prompt)
     pieces = generate(model, tokenizer, ids, sampling, seed=int(experiment.seed))
-    return prompt + "".join(piece for _, piece in pieces)
+    text = prompt + "".join(piece for _, piece in pieces)
+    return text.encode("utf-8", "replace").decode()  # a plugin may return lone surrogates
 
 
 def _failure_status(error: BaseException) -> RunStatus:

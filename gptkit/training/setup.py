@@ -23,7 +23,7 @@ from gptkit.backend import Backend, choose_backend, fingerprint
 from gptkit.data.catalog import read_dataset, resolve_dataset
 from gptkit.data.corpus import Corpus, build_corpus, measure_text
 from gptkit.data.datasets.text import TextDataset
-from gptkit.data.sampler import BatchSampler
+from gptkit.data.sampler import BatchSampler, EvaluationRule
 from gptkit.errors import (
     CheckpointError,
     DataError,
@@ -34,7 +34,7 @@ from gptkit.errors import (
 )
 from gptkit.events import RunStatus
 from gptkit.experiment.load import other_settings_of_weights
-from gptkit.experiment.schema import DataSettings, Experiment, PluginTable
+from gptkit.experiment.schema import DataSettings, Experiment, PluginTable, SamplingSettings
 from gptkit.model import GPT
 from gptkit.model.build import build_model_for, build_new_model, load_weights
 from gptkit.plugins import DataFolders, Dataset, Tokenizer, registry
@@ -147,6 +147,7 @@ class NewRun(RunSetup):
 
     text: LoadedText
     source: WeightSource | None  # None: initial weights
+    evaluation: EvaluationRule = EvaluationRule.EVERY_TOKEN
 
     def build_model(self) -> GPT:
         """Raises OutOfMemoryError."""
@@ -203,6 +204,8 @@ def prepare_resumed(run: Run, context: RunContext) -> ResumedRun:
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )
+    if corpus.lost is not None:  # which 0.1.0 did not record
+        record_lost_text(record, corpus)
     backend = backend_again(experiment, record, tokenizer.vocab_size)
     differences = environment_differences(record, experiment, backend)
     return ResumedRun(experiment, corpus, backend, (), run, record, differences)
@@ -291,13 +294,7 @@ def _resolve(
     if training.epochs is not None:
         steps = ceil(training.epochs * len(corpus.train) / experiment.tokens_per_step)
         training = training.model_copy(update={"max_steps": max(1, steps), "epochs": None})
-    sampling = experiment.sampling
-    if unknown := corpus.tokenizer.unknown_characters(sampling.prompt):
-        if "prompt" in sampling.model_fields_set:
-            unknown = quote_characters(unknown)
-            problem = f"sampling.prompt has characters that are not in the text: {unknown}; leave them out"
-            raise ExperimentError(problem, field="sampling.prompt")
-        sampling = sampling.model_copy(update={"prompt": text.text[0]})
+    prompt = _resolve_prompt(experiment.sampling, text.text, corpus)
     random_seed = experiment.seed == "random"
     return experiment.model_copy(
         update={
@@ -305,9 +302,34 @@ def _resolve(
             "data": experiment.data.model_copy(update={"dataset": text.used, "fallback": None}),
             "tokenizer": source.experiment.tokenizer if source else experiment.tokenizer,
             "training": training,
-            "sampling": sampling,
+            "sampling": experiment.sampling.model_copy(update={"prompt": prompt}),
         }
     )
+
+
+def _resolve_prompt(sampling: SamplingSettings, text: str, corpus: Corpus) -> str:
+    """A prompt that has tokens: that of the experiment, or the beginning of the text instead of the default.
+
+    Raises ExperimentError for one that was chosen and has none, or has characters that are not in the text.
+    """
+    tokenizer, prompt = corpus.tokenizer, sampling.prompt
+    unknown = tokenizer.unknown_characters(prompt)
+    if not unknown and len(tokenizer.encode(prompt)):
+        return prompt
+    if "prompt" in sampling.model_fields_set:
+        if unknown:
+            problem = f"has characters that are not in the text: {quote_characters(unknown)}; leave them out"
+        else:
+            problem = f"= {prompt!r:.60} has no tokens with this tokenizer; use text that has some"
+        raise ExperimentError(f"sampling.prompt {problem}", field="sampling.prompt")
+    if tokenizer.lossless and len(tokenizer.encode(text[0])):
+        return text[0]
+    first = corpus.train[:1].tolist()
+    token = tokenizer.decode(first)
+    if not tokenizer.unknown_characters(token) and tokenizer.encode(token).tolist() == first:
+        return token
+    lengths = (2**power for power in range(21))  # the shortest beginning that has tokens, roughly
+    return next((text[:length] for length in lengths if len(tokenizer.encode(text[:length]))), prompt)
 
 
 def target_step(experiment: Experiment) -> int | None:
@@ -432,6 +454,7 @@ def new_record(run: Run, setup: NewRun, command: Sequence[str], rerun_of: str | 
             train_tokens=len(corpus.train),
             val_tokens=len(corpus.val),
         ),
+        evaluation=str(setup.evaluation),
         hyperparameters=Hyperparameters(
             context_length=model.context_length,
             n_embd=model.n_embd,
@@ -446,11 +469,28 @@ def new_record(run: Run, setup: NewRun, command: Sequence[str], rerun_of: str | 
         plugins=plugin_origins(experiment, setup.trackers),
         environment=Environment.model_validate(fingerprint(setup.backend)),
     )
+    record_lost_text(record, corpus)
     if setup.source:
         record.loaded_from = LoadedFrom(run=setup.source.run.id, step=setup.source.checkpoint.step)
     if rerun_of is not None:
         record.rerun_of = rerun_of
     return record
+
+
+def record_lost_text(record: RunRecord, corpus: Corpus) -> None:
+    """Records what the tokenizer does not return of the val split."""
+    lost = corpus.lost
+    record.tokenizer.lossless = lost is None
+    if lost is not None:
+        record.tokenizer.lost, record.tokenizer.example = lost.fraction, lost.example
+
+
+def evaluation_rule(record: RunRecord) -> EvaluationRule:
+    """The rule that a run's recorded val losses follow."""
+    try:
+        return EvaluationRule(record.evaluation or EvaluationRule.WHOLE_WINDOWS)
+    except ValueError:  # of a later version, or damaged
+        return EvaluationRule.EVERY_TOKEN
 
 
 def _as_table(table: PluginTable) -> dict[str, Any]:

@@ -10,9 +10,10 @@ Knows nothing of files, runs or terminals.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from gptkit.data.sampler import BatchSampler
+from gptkit.errors import DivergedError
 from gptkit.events import EvaluationFinished, Event, StepDone, StepFinished, StepProgress
 from gptkit.experiment.schema import Experiment, MuonSettings
 from gptkit.seeds import derive_seed
@@ -37,7 +39,7 @@ _LONGEST_SILENCE = 1.0  # seconds without figures
 @dataclass(frozen=True)
 class Evaluation:
     val_loss: float  # mean nats per token
-    bits_per_byte: float
+    bits_per_byte: float | None  # None where the tokenizer does not return the text
 
 
 class StopReason(StrEnum):
@@ -80,7 +82,7 @@ class Hooks(Protocol):
         ...
 
     def save(self, progress: TrainingProgress) -> None:
-        """Saves a checkpoint."""
+        """Saves a checkpoint; of a step that has one already, its progress alone."""
         ...
 
     def stop_requested(self) -> bool:
@@ -158,52 +160,91 @@ class Trainer:
     def fit(self, hooks: Hooks, plan: StepPlan) -> StopReason:
         """Trains from the step after `progress.step` to the end of the plan or of the run.
 
-        Evaluates at every eval_interval, at the end of the run, and where the plan asks for it. Saves after
-        the step is recorded: at every checkpoint_interval, at a new best, and whenever the loop ends. On a
-        CPU every step is checked at once; on a GPU, where that would wait for the device, only where a step
-        is logged, where no figures were sent for a second, and before anything uses the parameters.
+        Evaluates at every eval_interval, at the end of the run, and where the plan asks for it. Saves at
+        every checkpoint_interval, at a new best, and whenever the loop ends. On a CPU every step is checked
+        at once; on a GPU, where that would wait for the device, only where a step is logged, where no figures
+        were sent for a second, and before anything uses the parameters.
         Raises DivergedError; parameters and progress are then those of the step before.
         """
         progress, guard, last_step = self.progress, self.guard, plan.last_step
         clock = _Clock(progress, TimeLeft(progress, self.budget, last_step))
         self.model.train()
+        if (norm := progress.unlogged_norm) is not None:  # an earlier session ended in the evaluation
+            progress.unlogged_norm = None
+            due = self._due(plan)
+            due = replace(due, log=True, evaluate=True, save=True)
+            self._record_step(hooks, due, norm, clock, saved=True)
         if (reason := self.end_reached()) is not None:
             return reason
         while last_step is None or progress.step < last_step:
             clock.start()
             self.step()
-            step = progress.step
-            last = step == last_step or hooks.stop_requested()
-            due = _due(self.experiment, step, at_end=step == plan.final_step or step in plan.evaluate_at)
-            silent = clock.is_silent()
-            if last or due.anything or silent or guard.immediate:
+            last = progress.step == last_step or hooks.stop_requested()
+            due, norm = self._due(plan, silent=clock.is_silent()), math.nan
+            if last or due.anything or guard.immediate:
                 norm = guard.synchronize()
                 clock.stop()
-                if self.budget.time_is_up(progress):
-                    due = _due(self.experiment, step, at_end=True)
+                due = self._due(plan, silent=due.figures)  # the time may be up
             clock.time_left.step_done()
-            rates = self._learning_rates(step)
-            if due.log:
-                progress.expected_steps = self.budget.expected_steps(progress)
-                hooks.emit(_step_finished(progress, norm, rates, clock))
-            elif silent:
-                hooks.emit(_step_progress(progress, norm, rates, clock))
-            best = False
-            if due.evaluate:
-                evaluation = hooks.evaluate()
-                best = progress.record_evaluation(evaluation.val_loss)
-                reason = self.end_reached()
-                hooks.emit(_evaluation_finished(progress, evaluation, rates.learning_rate))
-            hooks.emit(StepDone(step))
-            if due.sample or (reason and self.experiment.sampling.sample_interval):
-                hooks.sample(step)
-            if due.save or best or last or reason:
-                hooks.save(progress)
-            if reason:
+            if reason := self._record_step(hooks, replace(due, save=due.save or last), norm, clock):
                 return reason
             if last:
-                return StopReason.LAST_STEP if step == last_step else StopReason.REQUESTED
+                return StopReason.LAST_STEP if progress.step == last_step else StopReason.REQUESTED
         return StopReason.LAST_STEP
+
+    def _due(self, plan: StepPlan, *, silent: bool = False) -> _Due:
+        """What is due after the step that was made last; `silent`: no figures were sent for long."""
+        experiment, step = self.experiment, self.progress.step
+        at_end = step == plan.final_step or step in plan.evaluate_at or self.budget.time_is_up(self.progress)
+        evaluating = step % experiment.evaluation.eval_interval == 0 or at_end
+        interval = experiment.sampling.sample_interval
+        return _Due(
+            figures=silent,
+            log=step % experiment.training.log_interval == 0 or evaluating,
+            evaluate=evaluating,
+            sample=interval > 0 and (step % interval == 0 or at_end),
+            save=step % experiment.checkpoints.checkpoint_interval == 0,
+        )
+
+    def _record_step(
+        self, hooks: Hooks, due: _Due, norm: float, clock: _Clock, *, saved: bool = False
+    ) -> StopReason | None:
+        """Logs, evaluates, saves and samples as is due; returns why the run is finished, if it is.
+
+        A save waits for nothing: where an evaluation is due too, the step is saved before it, as one that is
+        still to be logged and evaluated, and its progress is saved again afterwards. `saved`: an earlier
+        session did so.
+        """
+        progress = self.progress
+        step = progress.step
+        unlogged = replace(progress, unlogged_norm=norm) if due.evaluate else progress
+        if due.evaluate and due.save and not saved:
+            hooks.save(unlogged)
+        rates = self._learning_rates(step)
+        if due.log:
+            progress.expected_steps = self.budget.expected_steps(progress)
+            hooks.emit(_step_finished(progress, norm, rates, clock))
+        elif due.figures:
+            hooks.emit(_step_progress(progress, norm, rates, clock))
+        best, reason = False, None
+        if due.evaluate:
+            try:
+                evaluation = hooks.evaluate()
+            except DivergedError:
+                raise
+            except Exception:
+                if not due.save:
+                    hooks.save(unlogged)
+                raise
+            best = progress.record_evaluation(evaluation.val_loss)
+            reason = self.end_reached()
+            hooks.emit(_evaluation_finished(progress, evaluation, rates.learning_rate))
+        hooks.emit(StepDone(step))
+        if due.save or best or reason:
+            hooks.save(progress)
+        if due.sample or (reason and self.experiment.sampling.sample_interval):
+            hooks.sample(step)
+        return reason
 
     def end_reached(self) -> StopReason | None:
         """Why the run is finished before its last step; None if it is not."""
@@ -219,6 +260,7 @@ class Trainer:
 class _Due:
     """The work that is due after a step."""
 
+    figures: bool  # to be shown only
     log: bool
     evaluate: bool
     sample: bool
@@ -226,18 +268,7 @@ class _Due:
 
     @property
     def anything(self) -> bool:
-        return self.log or self.evaluate or self.sample or self.save
-
-
-def _due(experiment: Experiment, step: int, *, at_end: bool) -> _Due:
-    evaluating = step % experiment.evaluation.eval_interval == 0 or at_end
-    interval = experiment.sampling.sample_interval
-    return _Due(
-        log=step % experiment.training.log_interval == 0 or evaluating,
-        evaluate=evaluating,
-        sample=interval > 0 and (step % interval == 0 or at_end),
-        save=step % experiment.checkpoints.checkpoint_interval == 0,
-    )
+        return self.figures or self.log or self.evaluate or self.sample or self.save
 
 
 class _Clock:
@@ -266,10 +297,12 @@ class _Clock:
         return time.monotonic() - self._sent >= _LONGEST_SILENCE
 
     def tokens_per_second(self, *, logged: bool) -> float:
-        """The speed since the last log, to be sent now."""
+        """The speed since the last log, to be sent now; where no step was made since, that of the run."""
         progress, self._sent = self._progress, time.monotonic()
         seconds = progress.seconds - self._logged_seconds
         speed = (progress.tokens - self._logged_tokens) / max(seconds, 1e-9)
+        if progress.tokens == self._logged_tokens:  # an earlier session made the step
+            speed = progress.tokens / max(progress.seconds, 1e-9)
         if logged:
             self._logged_seconds, self._logged_tokens = progress.seconds, progress.tokens
         return speed

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptkit.data.sampler import BatchSampler, evaluation_starts
+from gptkit.data.sampler import BatchSampler, EvaluationRule, evaluation_windows
 from gptkit.experiment.schema import Experiment
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
@@ -132,8 +132,9 @@ def test_an_evaluation_covers_the_split_or_is_spread_over_it(
     context_length: int, more: int, eval_tokens: int
 ) -> None:
     tokens = context_length + 1 + more
-    starts = evaluation_starts(tokens, context_length=context_length, eval_tokens=eval_tokens)
-    windows = (tokens - 1) // context_length
+    first, *rest = evaluation_windows(tokens, context_length=context_length, eval_tokens=eval_tokens)
+    starts, windows = first.starts, (tokens - 1) // context_length
+    assert first.length == context_length
     assert len(starts) == max(1, min(windows, eval_tokens // context_length))
     assert starts[0] == 0
     assert starts[-1] + context_length + 1 <= tokens
@@ -141,32 +142,43 @@ def test_an_evaluation_covers_the_split_or_is_spread_over_it(
     gaps = np.diff(np.append(starts, windows * context_length)) // context_length
     assert gaps.min() >= 1
     assert gaps.max() - gaps.min() <= 1  # spread evenly
+    predicted = [place for one in (first, *rest) for at in one.starts for place in range(at, at + one.length)]
+    assert len(predicted) <= max(eval_tokens, context_length)
+    if tokens - 1 <= eval_tokens:
+        assert sorted(predicted) == list(range(tokens - 1))  # each once
 
 
 def test_an_evaluation_of_a_split_that_fits_has_every_window() -> None:
-    starts = evaluation_starts(100, context_length=7, eval_tokens=98)
-    np.testing.assert_array_equal(starts, np.arange(14) * 7)
+    (windows,) = evaluation_windows(99, context_length=7, eval_tokens=98)
+    np.testing.assert_array_equal(windows.starts, np.arange(14) * 7)
+    _, last = evaluation_windows(100, context_length=7, eval_tokens=99)
+    assert (last.starts.tolist(), last.length) == ([98], 1)
+    (windows,) = evaluation_windows(100, context_length=7, eval_tokens=99, rule=EvaluationRule.WHOLE_WINDOWS)
+    np.testing.assert_array_equal(windows.starts, np.arange(14) * 7)
 
 
-@pytest.mark.parametrize(("tokens", "eval_tokens"), [(9, 100), (301, 1000), (301, 60), (9000, 100_000)])
+@pytest.mark.parametrize(
+    ("tokens", "eval_tokens"), [(9, 100), (13, 12), (301, 1000), (301, 60), (9000, 100_000)]
+)
 def test_evaluating_is_a_plain_mean_over_the_tokens(tokens: int, eval_tokens: int) -> None:
-    """Each window by itself, each token by its own probability."""
+    """Each window by itself, the last one shorter, each token by its own probability."""
     model = tiny(dropout=0.3)
     ids = np.random.default_rng(1).integers(0, 11, tokens).astype(np.uint8)
     loss = evaluate(model, ids, context_length=8, eval_tokens=eval_tokens)
 
     model.eval()
-    count = min((tokens - 1) // 8, eval_tokens // 8)
-    every = ((tokens - 1) // 8) / count
+    places = range(0, tokens - 1, 8)
+    if eval_tokens < tokens - 1:
+        every = ((tokens - 1) // 8) / (eval_tokens // 8)
+        places = [8 * int(place * every + 1e-9) for place in range(eval_tokens // 8)]  # type: ignore[assignment]
     losses = []
     with torch.no_grad():
-        for place in range(count):
-            start = 8 * int(place * every + 1e-9)
+        for start in places:
             window = torch.tensor(ids[start : start + 9].tolist())
             probabilities = model(window[None, :-1])[0].double().softmax(-1)
-            losses += [-math.log(probabilities[t, window[t + 1]]) for t in range(8)]
-    assert len(losses) == count * 8
-    assert loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+            losses += [-math.log(probabilities[t, window[t + 1]]) for t in range(len(window) - 1)]
+    assert len(losses) == loss.tokens == (tokens - 1 if eval_tokens >= tokens - 1 else eval_tokens // 8 * 8)
+    assert loss.mean == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])

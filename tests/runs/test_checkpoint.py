@@ -30,6 +30,7 @@ from gptkit.runs.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     prune,
+    replace_state,
     save_checkpoint,
     set_aside,
 )
@@ -132,6 +133,24 @@ def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
     save(tmp_path, 5, seed=2)
     assert is_as_saved(load_checkpoint(tmp_path, 5, run_id=RUN), seed=2)
     assert names(tmp_path) == ["step-000000000005"]
+
+
+def test_a_state_is_replaced_and_the_tensors_stay(tmp_path: Path) -> None:
+    path = save(tmp_path, 40)
+    before = (path / MODEL).stat()
+    for number in range(3):
+        replace_state(tmp_path, step=40, state={"step": 40, "seed": 40, "number": "9" * number})
+        loaded = load_checkpoint(tmp_path, 40, run_id=RUN)
+        assert loaded.state == {"step": 40, "seed": 40, "number": "9" * number}
+    assert (path / MODEL).stat().st_mtime_ns == before.st_mtime_ns
+    assert names(path) == [MANIFEST, MODEL, OPTIMIZER, STATE]
+    assert (path / MANIFEST).read_text().count("before") == 1
+    (path / STATE).write_text('{"step": 40}')
+    with pytest.raises(CheckpointError, match=r"state\.json has 12 bytes"):
+        load_checkpoint(tmp_path, 40, run_id=RUN)
+    (path / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match="is not a file"):
+        replace_state(tmp_path, step=40, state={})
 
 
 def test_a_step_that_was_not_saved_is_an_error_that_lists_those_that_were(tmp_path: Path) -> None:
@@ -500,6 +519,22 @@ def test_saving_a_step_again_on_a_failing_disk_leaves_the_old_or_the_new(tmp_pat
         clear_temporaries(folder)
         assert names(folder) == ["step-000000000010", "step-000000000020"]
     assert tried >= 16
+
+
+@pytest.mark.parametrize("stays_full", [False, True], ids=["fails once", "stays full"])
+def test_replacing_a_state_on_a_failing_disk_leaves_the_old_or_the_new(
+    stays_full: bool, tmp_path: Path
+) -> None:
+    """So does a kill, which leaves what a failure leaves, and a temporary file."""
+    states, found = ({"step": 20, "seed": 20}, {"step": 20, "new": True}), []
+    for folder in failures(
+        tmp_path, lambda folder: replace_state(folder, step=20, state=states[1]), stays_full=stays_full
+    ):
+        found.append(load_checkpoint(folder, 20, run_id=RUN).state)
+        assert names(folder) == ["step-000000000010", "step-000000000020"]
+    assert len(found) >= 10  # two files of three operations, two renames and two fsyncs
+    assert found[0] == states[0]
+    assert found[-1] == states[1]
 
 
 @pytest.mark.parametrize("stays_full", [False, True], ids=["fails once", "stays full"])

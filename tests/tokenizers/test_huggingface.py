@@ -14,11 +14,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import gptkit
 from gptkit.errors import DataError
 from gptkit.plugins import Splits
 from gptkit.tokenizers.bpe import small_json
 from gptkit.tokenizers.huggingface import HuggingFaceTokenizer
-from tests.support import Command, small_text
+from tests.support import Command, run_of, small_text
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -394,3 +395,47 @@ def test_a_run_keeps_its_own_copy_of_the_tokenizer(tiny_experiment: Path, gptkit
     again = gptkit_command("train", tiny_experiment)
     assert again.code == 4
     assert "tokenizer.json is not a usable tokenizer: there is no such file." in again.err
+
+
+def test_a_run_whose_tokenizer_loses_text_has_no_bits_per_byte(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    words = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "lamp": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save("words.json")
+    short = ("--stop-at", 4, "--set", "evaluation.eval_interval=2", "--set", "sampling.sample_interval=2")
+    char = run_of(gptkit_command("train", tiny_experiment, "--quiet", *short))
+    trained = gptkit_command(
+        "train",
+        tiny_experiment,
+        "--set",
+        'tokenizer={ type = "hf", path = "words.json" }',
+        "--name",
+        "w",
+        *short,
+    )
+    assert trained.code == 0, trained.err
+    assert "tokenizer 'hf' does not return the text: " in trained.err
+    assert "bits/byte -" in trained.out
+    run = gptkit.open_run("w")
+    record = run.record()
+    assert record["tokenizer"]["lossless"] is False
+    assert record["tokenizer"]["lost"] > 0.5
+    assert "[UNK]" in record["tokenizer"]["example"]
+    assert record["best_bits_per_byte"] is None
+    assert not [row for row in run.metrics() if "bits_per_byte" in row]
+    assert run.sample_steps() == [2, 4]  # although the default prompt, a line end, has no tokens
+    assert run.experiment().sampling.prompt.strip()
+    assert char.record()["tokenizer"]["lossless"] is True
+    compared = gptkit_command("runs", "compare", run.path, char.path)
+    assert "bits per byte do" not in compared.out
+    assert f"the tokenizer of {run.id} does not return the text" in compared.out
+    assert "so there are no bits per byte" in gptkit_command("runs", "show", run.path).out
+    assert gptkit_command("runs", "report", run.path).code == 0
+    assert "so there are no bits per byte" in (run.path / "report.html").read_text()
+    chosen = gptkit_command(
+        *("train", tiny_experiment, "--set", 'tokenizer={ type = "hf", path = "words.json" }'),
+        *("--set", "sampling.prompt= "),
+    )
+    assert chosen.code == 2
+    assert "sampling.prompt = ' ' has no tokens with this tokenizer" in chosen.err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from gptkit.data.corpus import build_corpus, split_text
-from gptkit.errors import DataError
+from gptkit.data.corpus import build_corpus, lost_text, split_text
+from gptkit.errors import DataError, PluginError
 from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer, registry
+from gptkit.plugins.tokenizer import Ids
 from gptkit.tokenizers.bigram import BigramTokenizer
 from gptkit.tokenizers.byte import ByteTokenizer
 from gptkit.tokenizers.char import CharTokenizer, distinct_characters
@@ -329,6 +330,54 @@ def test_a_corpus_is_the_ids_of_both_splits() -> None:
     other = build_corpus(text + "!", ByteTokenizer(), val_fraction=0.25, context_length=8)
     assert other.text_sha256 != corpus.text_sha256
     assert other.val_bytes == len(other.val)
+
+
+class Words(CharTokenizer):
+    """Loses case and the kind of white space; knows "the", "cat" and "sat" in addition to "?"."""
+
+    words = ("?", "the", "cat", "sat")
+    vocab_size = 4
+
+    def encode(self, text: str) -> Ids:
+        return np.array([self.words.index(word) if word in self.words else 0 for word in text.split()])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self.words[token] for token in ids)
+
+
+def test_what_a_tokenizer_does_not_return_of_the_val_split_is_measured() -> None:
+    known, words = "the cat sat ", Words("?")
+    for tokenizer in (trained(CharTokenizer, "the cats"), ByteTokenizer()):
+        assert lost_text(tokenizer, known * 20_000) is None
+    lost = lost_text(words, (known + "xyzzy dog ") * 20_000)
+    assert lost is not None
+    assert lost.fraction == pytest.approx(8 / 22, abs=0.02)  # the letters that are no "?"
+    assert lost.example == "'cat sat xyzzy dog the ca' comes back as 'cat sat ? ? the cat sat '"
+    assert "36" in str(lost)
+
+
+class LowerCase(ByteTokenizer):
+    def encode(self, text: str) -> Ids:
+        return super().encode(text.lower())
+
+
+def test_a_loss_is_found_wherever_it_is_in_a_split_that_is_not_very_long() -> None:
+    text = "".join(f"{n} times {n + 3} makes {n * (n + 3)}; so it goes.\n" for n in range(4000))
+    assert lost_text(LowerCase(), text) is None
+    for at in (text.index("t"), text.index("times", 100_000), text.rindex("t")):
+        lost = lost_text(LowerCase(), text[:at] + "T" + text[at + 1 :])
+        assert lost is not None
+        assert "less than 0.1%" in str(lost)
+        assert "T" in lost.example
+
+
+def test_a_tokenizer_that_cannot_decode_is_refused_before_training() -> None:
+    class Broken(CharTokenizer):
+        def decode(self, ids: Sequence[int]) -> str:
+            raise KeyError(7)
+
+    with pytest.raises(PluginError, match=r"Broken\.decode fails on ids of the text: KeyError: 7"):
+        build_corpus("ab" * 50, Broken("ab"), val_fraction=0.5, context_length=8)
 
 
 def test_a_text_with_characters_that_the_tokenizer_lacks_is_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptkit.data.sampler import BatchSampler
+from gptkit.data.sampler import BatchSampler, EvaluationRule
 from gptkit.experiment.schema import Experiment
 from gptkit.model.build import build_new_model
 from gptkit.plugins.tokenizer import Ids
@@ -67,7 +67,7 @@ def test_the_next_batch_is_gathered_ahead_and_once(device: str, gathered: list[i
 def test_an_evaluation_is_the_sum_over_all_windows(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In fp64, chunk by chunk, the last of which is shorter: to the last bit."""
+    """In fp64, chunk by chunk, the last of which is shorter, and the last window: to the last bit."""
     monkeypatch.setattr("gptkit.training.loss._EVALUATION_TOKENS", 8 * 50)
     settings = Experiment.model_validate({"model": {"context_length": 8, "n_embd": 16, "init": "gpt2"}})
     model = build_new_model(settings, 20, seed=1)
@@ -79,8 +79,13 @@ def test_an_evaluation_is_the_sum_over_all_windows(
         for part, wanted in zip(windows.split(50), targets.split(50), strict=True):
             logits = model.eval()(part).flatten(0, 1).float()
             total += F.cross_entropy(logits, wanted.flatten(), reduction="sum")
+        old = evaluate(model, IDS, context_length=8, eval_tokens=10**6, rule=EvaluationRule.WHOLE_WINDOWS)
+        assert (old.total, old.tokens) == (total.item(), 374 * 8)
+        last = torch.from_numpy(IDS[374 * 8 :].astype(np.int64))
+        logits = model(last[None, :-1])[0].float()
+        total += F.cross_entropy(logits, last[1:], reduction="sum")
     found = evaluate(model, IDS, context_length=8, eval_tokens=10**6)
-    assert found == total.item() / (374 * 8)
+    assert (found.total, found.tokens) == (total.item(), len(IDS) - 1)
 
 
 @pytest.mark.slow

@@ -28,17 +28,22 @@ class Recorded:
     stop_after: int = 10**9
     calls: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    saved: list[TrainingProgress] = field(default_factory=list)
+    evaluation_fails: bool = False
 
     def evaluate(self) -> Evaluation:
         self._note("evaluate")
+        if self.evaluation_fails:
+            raise MemoryError
         return Evaluation(self.val_losses.pop(0) if self.val_losses else 1.0, 1.0)
 
     def sample(self, step: int) -> None:
         self._note("sample")
 
     def save(self, progress: TrainingProgress) -> None:
-        assert progress is self.trainer.progress
-        self._note("save")
+        assert progress.step == self.trainer.progress.step
+        self.saved.append(progress)
+        self._note("save" if progress.unlogged_norm is None else "save before the log")
 
     def stop_requested(self) -> bool:
         return self.trainer.progress.step >= self.stop_after
@@ -85,12 +90,48 @@ def test_hooks_are_called_at_their_intervals_and_at_the_end() -> None:
     assert hooks.steps_of("save") == [4, 5, 8]  # a new best, the interval, the end
 
 
-def test_a_step_is_logged_and_evaluated_before_it_is_sampled_and_saved() -> None:
+def test_a_save_waits_neither_for_an_evaluation_nor_for_a_sample() -> None:
     trainer = trainer_of(evaluation={"eval_interval": 2}, sampling={"sample_interval": 2})
     hooks = Recorded(trainer)
     trainer.fit(hooks, StepPlan(2, 8))
-    order = ["StepFinished", "evaluate", "EvaluationFinished", "StepDone", "sample", "save"]
-    assert [call.removeprefix("2 ") for call in hooks.calls if call.startswith("2 ")] == order
+    order = ["save before the log", "StepFinished", "evaluate", "EvaluationFinished", "StepDone", "save"]
+    assert [call.removeprefix("2 ") for call in hooks.calls if call.startswith("2 ")] == [*order, "sample"]
+
+
+def test_a_step_that_is_only_due_to_be_saved_is_logged_first() -> None:
+    trainer = trainer_of(evaluation={"eval_interval": 5}, checkpoints={"checkpoint_interval": 3})
+    hooks = Recorded(trainer)
+    trainer.fit(hooks, StepPlan(4, 8))
+    assert [call for call in hooks.calls if call.startswith("3 ")] == [
+        "3 StepFinished",
+        "3 StepDone",
+        "3 save",
+    ]
+
+
+@pytest.mark.parametrize("checkpoint_interval", [4, 100])
+def test_a_step_whose_evaluation_fails_is_saved_and_a_later_session_evaluates_it(
+    checkpoint_interval: int,
+) -> None:
+    tables = {
+        "evaluation": {"eval_interval": 4},
+        "checkpoints": {"checkpoint_interval": checkpoint_interval},
+    }
+    straight = Recorded(trainer_of(**tables), val_losses=[2.0, 3.0])
+    straight.trainer.fit(straight, StepPlan(None, 8))
+    hooks = Recorded(trainer_of(**tables), evaluation_fails=True)
+    with pytest.raises(MemoryError):
+        hooks.trainer.fit(hooks, StepPlan(None, 8))
+    assert [progress.step for progress in hooks.saved] == [4]
+    hooks.evaluation_fails, hooks.val_losses, hooks.calls = False, [2.0, 3.0], []
+    trainer = hooks.trainer
+    for name, value in hooks.saved[0].to_json().items():
+        setattr(trainer.progress, name, value)
+    trainer.fit(hooks, StepPlan(None, 8))
+    assert hooks.calls[:5] == ["4 StepFinished", "4 evaluate", "4 EvaluationFinished", "4 StepDone", "4 save"]
+    assert hooks.calls[5:] == straight.calls[straight.calls.index("5 StepDone") :]
+    assert trainer.progress.unlogged_norm is None
+    assert trainer.progress.best_step == straight.trainer.progress.best_step == 4
 
 
 def test_a_plan_can_ask_for_evaluations() -> None:

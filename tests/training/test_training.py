@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,17 @@ import torch
 
 import gptkit
 from gptkit import events
+from gptkit.data.sampler import EvaluationRule
 from gptkit.errors import DataError, DivergedError, ExperimentError
 from gptkit.experiment.load import to_toml
 from gptkit.native import build_key, usable
+from gptkit.reproduce.replay import replay_run, rerun_run
 from gptkit.runs import Run
-from gptkit.training.session import resume_run, train_run
-from gptkit.training.setup import RunContext
+from gptkit.training import session
+from gptkit.training.loss import SplitLoss
+from gptkit.training.session import resume_run, train_new, train_run
+from gptkit.training.setup import RunContext, prepare_new
+from gptkit.training.trainer import StepPlan
 from tests.support import write_record
 from tests.support.sums import TEXT, experiment, hashes, losses
 
@@ -281,3 +287,102 @@ def test_a_record_without_the_text_is_refused(context: RunContext) -> None:
     write_record(run, {**run.record(), "dataset": ["not", "a", "table"]})
     with pytest.raises(DataError, match="none recorded"):
         resume_run(run, context)
+
+
+# What happens between steps
+
+
+def test_a_sample_that_fails_is_one_warning_and_training_goes_on(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fails(*arguments: object, **named: object) -> None:
+        calls.append(1)
+        assert list(next(context.runs_folder.iterdir()).glob("checkpoints/step-*"))  # saved before
+        raise ValueError("no text today")
+
+    monkeypatch.setattr(session, "generate", fails)
+    seen: list[events.Event] = []
+    result = train_run(
+        experiment(sampling={"sample_interval": 2}, checkpoints={"checkpoint_interval": 2}),
+        replace(context, listener=seen.append),
+    )
+    assert result.status == "finished"
+    warnings = [event.message for event in seen if isinstance(event, events.Warned)]
+    assert warnings == [
+        "no sample at step 2: ValueError: no text today\n"
+        "No more are drawn in this session; training continues."
+    ]
+    assert calls == [1]
+
+
+def test_a_run_that_was_killed_while_it_evaluated_continues_as_if_not(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = experiment(
+        training={"log_interval": 3},
+        evaluation={"eval_interval": 4},
+        checkpoints={"checkpoint_interval": 4},
+    )
+    straight = train_run(recipe, context).run
+    folder = next(context.runs_folder.iterdir())
+    folder.rename(context.runs_folder.parent / "straight")
+    straight = Run(context.runs_folder.parent / "straight")
+    monkeypatch.setattr(session, "evaluate", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_run(recipe, context)
+    monkeypatch.undo()
+    run = Run(next(context.runs_folder.iterdir()))
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000000000004"]
+    assert [row["step"] for row in run.metrics()] == [3, 4]
+    assert "val_loss" not in run.metrics()[1]
+    resume_run(run, context)
+    assert hashes(run) == hashes(straight)
+    assert losses(run) == losses(straight)
+    assert [row["grad_norm"] for row in run.metrics()] == [row["grad_norm"] for row in straight.metrics()]
+    state, wanted = (one.checkpoint("last").state["progress"] for one in (run, straight))
+    assert {**state, "seconds": 0} == {**wanted, "seconds": 0}
+
+
+def test_a_val_loss_that_is_not_finite_ends_the_run_before_its_weights_are_kept(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [SplitLoss(2.0, 1), SplitLoss(float("nan"), 1)]
+    monkeypatch.setattr(session, "evaluate", lambda *arguments, **named: values.pop(0))
+    recipe = experiment(evaluation={"eval_interval": 4}, checkpoints={"checkpoint_interval": 4})
+    with pytest.raises(DivergedError, match="step 8: the val loss is nan"):
+        train_run(recipe, context)
+    run = Run(next(context.runs_folder.iterdir()))
+    assert [path.name[:6] for path in sorted(run.checkpoints.iterdir())] == [".bad-s", "step-0"]
+    assert run.record()["status"] == "diverged"
+    monkeypatch.undo()
+    assert resume_run(run, context).status == "finished"
+
+
+# Which tokens an evaluation predicts
+
+
+def test_a_run_of_an_earlier_version_keeps_its_way_to_evaluate(context: RunContext) -> None:
+    recipe = experiment(evaluation={"eval_interval": 4}, data={"val_fraction": 0.012})
+    new = train_run(recipe, context).run
+    setup = replace(prepare_new(recipe, context, None), evaluation=EvaluationRule.WHOLE_WINDOWS)
+    assert (len(setup.corpus.val) - 1) % 16
+    old = train_new(setup, context, StepPlan(8, 12)).run
+    record = old.record()
+    assert new.record()["evaluation"] == "every token"
+    assert record.pop("evaluation") == "whole windows"
+    write_record(old, record)
+    assert replay_run(old, context).identical
+    assert resume_run(old, context).status == "finished"
+    assert "evaluation" not in old.record()
+    assert hashes(old) == hashes(new)
+    assert [row[1] for row in losses(old)] == [row[1] for row in losses(new)]
+    assert not {row[2] for row in losses(old) if row[2]} & {row[2] for row in losses(new)}
+    again = rerun_run(old, context)
+    assert again.comparison
+    assert again.comparison.identical
+    assert again.trained.run.record()["evaluation"] == "whole windows"
+    resumed = train_run(recipe, context, stop_at=6).run
+    resume_run(resumed, context)
+    assert losses(resumed) == losses(new)

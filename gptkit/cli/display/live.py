@@ -158,7 +158,8 @@ class LiveView:
 def _evaluation_line(event: events.EvaluationFinished) -> Text:
     line = Text(f"step {event.step:>6}  ", style="dim")
     line.append(f"val loss {event.val_loss:.4f}", style="bold green" if event.is_best else "")
-    line.append(f"  bits/byte {event.bits_per_byte:.4f}  after {duration(event.seconds)}", style="dim")
+    bits = "-" if event.bits_per_byte is None else f"{event.bits_per_byte:.4f}"
+    line.append(f"  bits/byte {bits}  after {duration(event.seconds)}", style="dim")
     return line
 
 

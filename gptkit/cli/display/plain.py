@@ -88,12 +88,13 @@ def describe_replayed(event: events.ReplayStarted) -> str:
 
 def describe_end(event: events.RunFinished, folder: str) -> list[str]:
     """The result, where it is, and the commands to use next."""
-    best = (
-        f"; best val loss {event.best_val_loss:.4f} ({event.best_bits_per_byte:.4f} bits/byte) "
-        f"at step {event.best_step}"
-        if event.best_val_loss is not None and event.best_bits_per_byte is not None
-        else ""
-    )
+    best = ""
+    if event.best_val_loss is not None:
+        bits = event.best_bits_per_byte
+        best = (
+            f"; best val loss {event.best_val_loss:.4f}{'' if bits is None else f' ({bits:.4f} bits/byte)'}"
+        )
+        best += f" at step {event.best_step}"
     reached = event.reason or f"step {event.step} of {event.max_steps}"
     lines = [
         f"{event.status}: {reached}, {duration(event.seconds)} of training{best}",
@@ -139,7 +140,7 @@ class PlainView:
             case events.EvaluationFinished():
                 self._words |= {
                     "val loss": f"{event.val_loss:.4f}" + (" (best)" if event.is_best else ""),
-                    "bits/byte": f"{event.bits_per_byte:.4f}",
+                    "bits/byte": "-" if event.bits_per_byte is None else f"{event.bits_per_byte:.4f}",
                 }
             case events.StepDone():
                 if self._words:

@@ -142,6 +142,7 @@ def _facts(details: RunDetails) -> dict[str, str]:
                 *tokens,
             ]
         ).lstrip(", "),
+        "text lost": _lost(words),
         "loaded from": f"{loaded['run']}, step {loaded.get('step')}" if "run" in loaded else "",
         "command": details.command,
     }
@@ -151,6 +152,15 @@ def _loss(nats: float | None, bits: float | None) -> str:
     if nats is None:
         return ""
     return f"{nats:.4f}" + (f" ({bits:.4f} bits/byte)" if bits is not None else "")
+
+
+def _lost(tokenizer: Mapping[str, Value]) -> str:
+    """What the tokenizer does not return, and what follows from it; "" for one that returns the text."""
+    if tokenizer.get("lossless") is not False:
+        return ""
+    fraction, example = tokenizer.get("lost"), tokenizer.get("example")
+    much = f"{fraction:.1%} of the characters" if isinstance(fraction, float) else "some characters"
+    return f"{much}, such as {example}; so there are no bits per byte"
 
 
 def _columns(facts: dict[str, str]) -> None:
