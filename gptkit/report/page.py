@@ -88,8 +88,8 @@ def run_page(run: Run) -> bytes:
     except CheckpointError as error:
         record = RunRecord()
         notes.append(str(error))
-    summary = summarize(run)
     curves = _curves(run, notes)
+    summary = summarize(run, curves=curves)
     settings, settings_note = described_settings(run)
     samples, samples_note = chosen_samples(run)
     bits = _bits_per_nat(record, curves)

@@ -106,7 +106,7 @@ def _read(run: Run) -> ComparedRun:
     if record.tokenizer.lossless is False:
         val = replace(val, bits_per_byte=(None,) * len(val))
     return ComparedRun(
-        summary=summarize(run),
+        summary=summarize(run, curves=curves),
         folder=run.path,
         settings=read_settings(run),
         facts=flatten(record.to_dict()),

@@ -19,6 +19,7 @@ from gptkit.events import RunStatus
 from gptkit.files import MAX_DEPTH, parse_toml
 from gptkit.plugins import registry
 from gptkit.runs.folder import DEFAULT_RUNS_FOLDER, SavedStep, saved_steps, size_of
+from gptkit.runs.metrics import Curves
 from gptkit.runs.record import RunRecord
 from gptkit.runs.run import Run, is_locked
 
@@ -111,8 +112,8 @@ class RunDetails:
     commands: tuple[tuple[str, str], ...]  # commands to use next: the purpose, and the command
 
 
-def summarize(run: Run, record: RunRecord | None = None) -> RunSummary:
-    """One run; `record` saves reading it again."""
+def summarize(run: Run, record: RunRecord | None = None, curves: Curves | None = None) -> RunSummary:
+    """One run; `record`, and `curves` with that of the val loss, save reading them again."""
     try:
         record = record or run.read_record()
     except CheckpointError:
@@ -121,7 +122,7 @@ def summarize(run: Run, record: RunRecord | None = None) -> RunSummary:
     step, best, bits = record.step or 0, record.best_val_loss, record.best_bits_per_byte
     if status.is_active:
         status = RunStatus.RUNNING if is_locked(run) else RunStatus.CRASHED
-        step, best, bits = _reached(run)
+        step, best, bits = _reached(run, curves)
     return RunSummary(
         id=run.id,
         status=status,
@@ -246,8 +247,13 @@ def _under(flat: Settings, table: str) -> dict[str, Value]:
     }
 
 
-def _reached(run: Run) -> tuple[int, float | None, float | None]:
+def _reached(run: Run, curves: Curves | None) -> tuple[int, float | None, float | None]:
     """The last step, best val loss and its bits per byte, which run.json has only when a run has ended."""
+    if curves is not None:
+        val = curves["val_loss"]
+        return curves.last_step, *(
+            (val.values[val.best], val.bits_per_byte[val.best]) if val else (None, None)
+        )
     with suppress(OSError):
         best, bits = run.metrics_log.best() or (None, None)
         return run.metrics_log.last_step(), best, bits
@@ -287,7 +293,8 @@ def _plugins(experiment: Settings, record: RunRecord) -> tuple[PluginDetails, ..
 
 
 def _commands(run: Run, summary: RunSummary, saved: bool) -> tuple[tuple[str, str], ...]:
-    name = shlex.quote(str(run.path) if run.path.parent != DEFAULT_RUNS_FOLDER else run.id)
+    is_word = run.path.parent == DEFAULT_RUNS_FOLDER and run.id != "latest" and not run.id.startswith("-")
+    name = shlex.quote(run.id if is_word else str(run.path))
     commands = []
     if saved:
         commands.append(("write text", f"gptkit generate {name}"))

@@ -53,6 +53,50 @@ def test_of_steps_that_were_trained_again_the_later_ones_count(tmp_path: Path) -
     assert curve.values[curve.best] == 1.0
 
 
+def test_lines_are_read_one_by_one_around_a_damaged_one_and_in_blocks_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = lines([(step, step / 8) for step in range(1, 40)]).splitlines(keepends=True)
+    # The last two are JSON where the lines before and after them are joined by commas
+    bad = [
+        "\n",
+        '{"step": 9, "train_loss": NaN}\n',
+        "[1\n",
+        "2]\n",
+    ]
+    text = "".join(good[:20] + bad + good[20:])
+    for block in (1, 300, 1 << 18):
+        monkeypatch.setattr("gptkit.runs.metrics._BLOCK", block)
+        metrics = of(tmp_path, text)
+        curves = metrics.curves(("train_loss",))
+        assert (curves.left_out, curves.last_step) == (len(bad), 39)
+        assert curves["train_loss"].steps == tuple(range(1, 40))
+        assert [row["step"] for row in metrics.stream()] == list(range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "best"),
+    [
+        ('{"step": 1, "val_loss": 2.5, "bits_per_byte": 3.5}\n{"step": 2, "val_loss": 2.25}\n', (2.25, None)),
+        ('{"step": 1, "val_loss": 12.5}\n{"step": 2, "val_loss": 9.5}\n', (9.5, None)),
+        ('{"step": 1, "val_loss": 5e-05}\n{"step": 2, "val_loss": 0.5}\n', (5e-05, None)),
+        ('{"step": 1, "val_loss":-1}\n{"step": 2, "val_loss" : 1}\n', (-1, None)),
+        ('{"step": 1, "val_loss": 2.5}\n{"step": 2, "val_loss": 1.5, "x"\n', (2.5, None)),  # damaged
+        ('{"step": 1, "val_loss": 2.5}\n{"step": 2, "x": {"val_loss": 1.5}}\n', (2.5, None)),
+        (
+            '{"step": 1, "val_loss": NaN}\n{"step": 2, "val_loss": 1e999}\n{"step": 3, "val_loss": "1"}\n',
+            None,
+        ),
+        ('{"step": 1, "val_loss": 1-2}\n{"step": 1, "val_loss": 3}\n', (3, None)),
+        ("", None),
+    ],
+)
+def test_the_best_is_the_lowest_val_loss_of_the_rows(
+    text: str, best: tuple[float, float | None] | None, tmp_path: Path
+) -> None:
+    assert of(tmp_path, text).best() == best
+
+
 @pytest.mark.slow
 @given(
     st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30),
@@ -98,6 +142,16 @@ def test_the_last_values_are_found_from_the_end_across_blocks(
             "val_loss": 9.5,
         }
     assert metrics.last_step() == 199  # not that of the torn line
+
+
+def test_a_torn_last_line_is_cut_and_a_whole_file_is_not_read_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = of(tmp_path, '{"step": 1}\n{"step": 2}\n{"st')
+    metrics.drop_torn_line()
+    assert metrics.path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    monkeypatch.setattr(Path, "read_bytes", None)
+    metrics.drop_torn_line()
 
 
 def test_where_there_is_no_file_there_is_nothing(tmp_path: Path) -> None:
