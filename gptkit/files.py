@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,11 @@ from typing import IO, Any
 from gptkit.errors import DiskError
 
 MAX_DEPTH = 32  # nested tables of a TOML file; an experiment has three
+MAX_NAME = 64  # characters, of one or two bytes: with what is added to it, a file system takes 255 bytes
+# Letters and marks that look like nothing: fillers, variation selectors
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 # The beginning of a dotted key of more parts than that, for which tomllib would take quadratic time
 _DEEP_KEY = re.compile(
@@ -93,6 +99,25 @@ def disk_errors(doing: str, needed: int | None = None) -> Iterator[None]:
             where = error.filename or "the folder"
             raise DiskError(f"cannot write while {doing}: {where} is read-only or not yours.") from error
         raise DiskError(f"disk error while {doing}: {error.strerror or error}.") from error
+
+
+def name_problem(name: str) -> str:
+    """Why a name cannot be that of a file or folder on every system; "" if it can.
+
+    Letters, with their marks, and digits of every script are allowed, but none that cannot be seen.
+    """
+    kinds = [unicodedata.category(letter) for letter in name]
+    if not kinds or len(name) > MAX_NAME or len(name.encode("utf-8", "replace")) > 2 * MAX_NAME:
+        return f"should be 1 to {MAX_NAME} characters, and at most {2 * MAX_NAME} bytes in UTF-8"
+    visible = not _INVISIBLE.search(name)
+    allowed = all(
+        kind[0] in "LM" or kind == "Nd" or letter in "_-" for letter, kind in zip(name, kinds, strict=True)
+    )
+    if not allowed or not visible or not (kinds[0][0] == "L" or kinds[0] == "Nd"):
+        return "should be letters, digits, '_' and '-', starting with a letter or digit"
+    if is_device_name(name):
+        return "is a name that Windows reserves for a device; choose another"
+    return ""
 
 
 def is_device_name(name: str) -> bool:

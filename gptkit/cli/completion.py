@@ -98,7 +98,7 @@ def _runs(context: typer.Context, incomplete: str) -> Iterable[str]:
 def _run_ids(context: typer.Context) -> list[str]:
     from gptkit.runs import run_ids
 
-    return run_ids(_runs_folder(context))
+    return [name for name in run_ids(_runs_folder(context)) if name.isprintable()]
 
 
 def _runs_folder(context: typer.Context) -> Path:

@@ -20,7 +20,7 @@ from gptkit.errors import GptkitError, Problem
 from gptkit.experiment.fields import fields
 from gptkit.experiment.schema import OPTIMIZERS, Experiment
 from gptkit.experiment.source import Entry, Path, Source, dotted, in_line
-from gptkit.words import closest, nearest
+from gptkit.words import closest, nearest, printable
 
 SHOWN = 20  # problems that a message shows; more usually have a single cause
 MOST = 1000  # problems that are collected
@@ -188,8 +188,6 @@ def _describe(detail: ErrorDetails, place: str) -> tuple[str, str]:
     if kind == "union_tag_invalid":
         tag, expected = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
         return f"{place} = {_short(tag)}", f"should be {expected.replace(', ', ' or ')}"
-    if kind == "string_pattern_mismatch":
-        message = "should be letters, digits, '_' and '-', starting with a letter or digit"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         message = "should be a table"
     if kind == "fields":  # the message begins with the name of the first of them
@@ -202,7 +200,8 @@ def _describe(detail: ErrorDetails, place: str) -> tuple[str, str]:
 
 def _short(value: Any) -> str:
     try:
-        text = json.dumps(value) if isinstance(value, bool | str) else repr(value)
+        plain = isinstance(value, bool | str)
+        text = printable(json.dumps(value, ensure_ascii=False)) if plain else repr(value)
     except ValueError:
         return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -7,6 +7,7 @@ file sets only what differs. Knows nothing of files, flags or installed plugins.
 
 from __future__ import annotations
 
+import unicodedata
 from math import ceil
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from gptkit.files import is_device_name
+from gptkit import files
 from gptkit.plugins.registry import DATASETS, POSITIONS, TOKENIZERS
 
 # No sensible experiment reaches these limits; they keep absurd numbers from causing a crash much later.
@@ -29,10 +30,14 @@ _MANY = 2**31 - 1
 MAX_NAME = 200  # characters of a plugin's name, or of a text's path
 
 
-def _not_a_device(name: str) -> str:
-    """The run's folder is named after it, and a folder must be portable."""
-    if is_device_name(name):
-        raise ValueError(f"Windows reserves the name {name!r} for a device; choose another")
+def _portable(name: str) -> str:
+    """The run's folder is named after it, and must be the same on every system.
+
+    Some systems compose letters and their marks (NFC), others do not.
+    """
+    name = unicodedata.normalize("NFC", name)
+    if problem := files.name_problem(name):
+        raise PydanticCustomError("name", problem)
     return name
 
 
@@ -47,9 +52,7 @@ def plugin(family: str) -> Any:
 
 
 Name = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"),
-    AfterValidator(_not_a_device),
+    str, AfterValidator(_portable), Field(json_schema_extra={"minLength": 1, "maxLength": files.MAX_NAME})
 ]
 Count = Annotated[int, Field(ge=1, le=_MANY)]
 CountOrZero = Annotated[int, Field(ge=0, le=_MANY)]
@@ -396,7 +399,7 @@ class Experiment(Section):
     """Everything that a training run depends on."""
 
     name: Name = "gpt"
-    """The run's name: letters, digits, '_' and '-'."""
+    """The run's name: letters of any script, digits, '_' and '-'."""
 
     seed: Literal["random"] | Annotated[int, Field(ge=0, lt=2**63)] = "random"
     """Seed of all randomness; random: one is drawn and recorded."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -22,13 +23,11 @@ from typing import Any
 
 from gptkit.errors import CheckpointError, DiskError, UsageError
 from gptkit.files import disk, disk_errors, make_folder, replace_file
-from gptkit.runs.folder import DEFAULT_RUNS_FOLDER, EXPERIMENT
+from gptkit.runs.folder import DEFAULT_RUNS_FOLDER, EXPERIMENT, TEMPORARY, TRASH
 from gptkit.runs.record import RunRecord, timestamp
 from gptkit.runs.run import Run
 from gptkit.runs.summary import RunSummary, Value, flatten, plain_value, read_settings, summarize
-from gptkit.words import closest, nearest
-
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+from gptkit.words import closest, nearest, printable
 
 COLUMNS = tuple(column.name for column in fields(RunSummary))
 SHORT = {
@@ -77,7 +76,8 @@ def create_run(runs_folder: Path, *, stem: str, experiment_toml: str) -> Run:
 def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> Run:
     """The run that `wanted` means: a folder, an id, a unique beginning of an id, or 'latest'.
 
-    Raises UsageError if there is none, or more than one.
+    A name matches whether its letters are composed with their marks or not. Raises UsageError if there is
+    no such run, or more than one.
     """
     if "\0" in wanted or not wanted:
         raise UsageError(f"{wanted!r} names no run.")
@@ -91,13 +91,17 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> Run:
         if not ids:
             raise UsageError(f"there are no runs in {runs_folder}; 'gptkit train EXPERIMENT' makes one.")
         return Run(runs_folder / max(ids, key=lambda name: (_started_at(runs_folder / name), name)))
-    matches = [name for name in ids if name == wanted] or [name for name in ids if name.startswith(wanted)]
+    matches = _matching(wanted, ids)
     if len(matches) == 1:
         return Run(runs_folder / matches[0])
+    if not matches and path.name != wanted and not wanted.isascii():
+        with suppress(OSError):
+            if same := _same_name(path.name, run_ids(path.parent)):
+                return Run(path.parent / same[0])
     if matches:
+        shown = ", ".join(map(printable, matches[:8]))
         raise UsageError(
-            f"{wanted!r} is the beginning of {len(matches)} runs: {', '.join(matches[:8])}. "
-            "Type more of the id, or 'latest'."
+            f"{wanted!r} is the beginning of {len(matches)} runs: {shown}. Type more of the id, or 'latest'."
         )
     if os.path.isdir(path):
         raise UsageError(f"{wanted} is not a run folder: it has no {EXPERIMENT}.")
@@ -108,14 +112,42 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> Run:
 
 
 def run_ids(runs_folder: Path) -> list[str]:
-    """The ids of all runs in a folder, sorted by name; links are not followed."""
-    if not runs_folder.is_dir():
+    """The ids of all runs in a folder, sorted by name: of the folders, not links, with an experiment file."""
+    return [name for name, is_run in _folders(runs_folder) if is_run]
+
+
+def other_folders(runs_folder: Path) -> list[str]:
+    """The names of the folders beside the runs that are none, and of links to folders; no hidden ones."""
+    return [name for name, is_run in _folders(runs_folder) if not is_run and not name.startswith(".")]
+
+
+def _folders(runs_folder: Path) -> list[tuple[str, bool]]:
+    """Each folder but gptkit's own temporary ones, by name, and whether it is a run."""
+    if not os.path.isdir(runs_folder):
         return []
     return sorted(
-        entry.name
+        (entry.name, not entry.is_symlink() and os.path.isfile(entry / EXPERIMENT))
         for entry in runs_folder.iterdir()
-        if _ID.fullmatch(entry.name) and not entry.is_symlink() and (entry / EXPERIMENT).is_file()
+        if not entry.name.startswith((TEMPORARY, TRASH)) and os.path.isdir(entry)
     )
+
+
+def _matching(wanted: str, ids: Sequence[str]) -> list[str]:
+    """The ids of that name, or else those that begin so."""
+    if same := _same_name(wanted, ids):
+        return same
+    beginning = _composed(wanted)
+    return [name for name in ids if _composed(name).startswith(beginning)]
+
+
+def _same_name(wanted: str, ids: Sequence[str]) -> list[str]:
+    same = [name for name in ids if name == wanted]
+    return same or [name for name in ids if _composed(name) == _composed(wanted)]
+
+
+def _composed(name: str) -> str:
+    """Letters composed with their marks: in some systems' file names, and when typed there, they are not."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _started_at(path: Path) -> float:
@@ -146,7 +178,8 @@ class Condition:
             return wanted.lower() == str(value).lower()
         if isinstance(value, int | float) and (number := _number(wanted)) is not None:
             return value == number
-        return fnmatchcase(str(value), wanted) if set(wanted) & set("*?[") else str(value) == wanted
+        text, wanted = _composed(str(value)), _composed(wanted)
+        return fnmatchcase(text, wanted) if set(wanted) & set("*?[") else text == wanted
 
     def _in_order(self, value: Value) -> bool:
         if isinstance(value, str):

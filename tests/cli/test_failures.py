@@ -143,7 +143,8 @@ BAD: list[Any] = [
     ((*TRAIN, "--name", "../evil"), 2, 'name = "../evil": should be letters'),
     ((*TRAIN, "--name", "/tmp/evil"), 2, 'name = "/tmp/evil": should be letters'),
     ((*TRAIN, "--name", "a\\b"), 2, "should be letters"),
-    ((*TRAIN, "--name", "CON"), 2, "Windows reserves the name 'CON' for a device"),
+    ((*TRAIN, "--name", "CON"), 2, 'name = "CON": is a name that Windows reserves for a device'),
+    ((*TRAIN, "--name", "мой прогон"), 2, 'name = "мой прогон": should be letters, digits'),
     ((*TRAIN, "--output", ""), 2, 'name = ""'),
     # Plugins
     ((*TRAIN, "--set", "tokenizer=chars"), 3, "no tokenizer is called 'chars'; did you mean 'char'?"),

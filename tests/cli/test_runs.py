@@ -48,6 +48,35 @@ def ids(*where: str, sort: str = "", reverse: bool = False) -> str:
     return "".join(found.run.id for found in select_runs(Path("runs"), where, sort, reverse))
 
 
+def test_a_run_of_any_name_is_listed_and_what_is_none_is_counted(
+    three: None, gptkit_command: Command
+) -> None:
+    make("my best run")
+    make("\x1b[2J\u202eevil")
+    Path("runs/notes").mkdir()
+    Path("runs/linked").symlink_to("a", target_is_directory=True)
+    listed = gptkit_command("runs")
+    assert listed.code == 0
+    assert "\nmy best run  " in listed.out
+    assert "\n\\x1b[2J\\u202eevil  " in listed.out
+    assert listed.err == "2 folders are not runs: linked, notes\n"
+    assert gptkit_command("runs", "show", "my best").out.startswith("my best run: finished\n")
+    as_json = gptkit_command("runs", "--json")
+    assert len(json.loads(as_json.out)) == 5
+    assert as_json.err == ""
+
+
+def test_columns_stay_in_line_after_letters_that_are_two_columns_wide(
+    workspace: Path, gptkit_command: Command
+) -> None:
+    for name in ("ab", "日本", "e\u0301"):
+        make(name)
+    header, *lines = gptkit_command("runs").out.splitlines()
+    wide = {"日本": 2, "e\u0301": -1}
+    for line in lines:
+        assert line.index("finished") == header.index("status") - wide.get(line.split()[0], 0)
+
+
 # Chosen and sorted
 
 
@@ -274,7 +303,8 @@ def test_hostile_runs_are_shown_with_what_can_be_read(
     arguments: tuple[str, ...], hostile_runs: Path, gptkit_command: Command
 ) -> None:
     done = gptkit_command("runs", *arguments, "--runs-dir", hostile_runs)
-    assert (done.code, done.err) == (0, "")
+    counted = "1 folder is not a run: link\n" if "list" in arguments and "--json" not in arguments else ""
+    assert (done.code, done.err) == (0, counted)
     assert "\x1b" not in done.out
     if "--json" in arguments:
         json.loads(done.out)

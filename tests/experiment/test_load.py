@@ -65,7 +65,7 @@ def test_a_name_in_the_file_comes_before_that_of_the_file(tmp_path: Path) -> Non
     assert load_experiment(path).name == "second"
 
 
-@pytest.mark.parametrize("stem", ["my novel", "ünïcode", "-dash", "con", "x" * 65])
+@pytest.mark.parametrize("stem", ["my novel", "v1.2", "-dash", "con", "x" * 65])
 def test_a_file_may_be_called_what_a_run_may_not(stem: str, tmp_path: Path) -> None:
     path = tmp_path / f"{stem}.toml"
     path.write_text("")
@@ -233,9 +233,22 @@ def test_a_missing_plugin_is_reported_along_with_the_other_problems() -> None:
         ({"name": "a\0b"}, 'name = "a\\u0000b": should be letters'),
         ({"name": "a\\b"}, 'name = "a\\\\b": should be letters'),
         ({"name": "line\n"}, 'name = "line\\n": should be letters'),
-        ({"name": "CON"}, "name: Windows reserves the name 'CON'"),
-        ({"name": "lpt1"}, "name: Windows reserves the name 'lpt1'"),
+        ({"name": "CON"}, 'name = "CON": is a name that Windows reserves'),
+        ({"name": "lpt1"}, 'name = "lpt1": is a name that Windows reserves'),
+        ({"name": ""}, 'name = "": should be 1 to 64 characters'),
         ({"name": "x" * 65}, 'name = "xxxxx'),
+        (
+            {"name": "日" * 43},
+            'name = "' + "日" * 43 + '": should be 1 to 64 characters, and at most 128 bytes',
+        ),
+        ({"name": "my run"}, 'name = "my run": should be letters'),
+        ({"name": "v1."}, 'name = "v1.": should be letters'),
+        ({"name": "-x"}, 'name = "-x": should be letters'),
+        ({"name": "\u0301x"}, 'name = "\u0301x": should be letters'),  # a mark without a letter
+        ({"name": "a\u202eb"}, 'name = "a\\u202eb": should be letters'),  # turns the direction of the text
+        ({"name": "a\u3164"}, 'name = "a\u3164": should be letters'),  # a letter that looks like nothing
+        ({"name": "a\ufe0f"}, 'name = "a\ufe0f": should be letters'),
+        ({"name": "¹"}, 'name = "¹": should be letters'),  # Windows takes COM¹ for a device too
     ],
 )
 def test_a_problem_names_the_key_and_what_would_be_right(data: dict[str, Any], message: str) -> None:
@@ -244,6 +257,19 @@ def test_a_problem_names_the_key_and_what_would_be_right(data: dict[str, Any], m
     assert problems[0].startswith(message), problems[0]
     assert len(problems[0]) < 300
     assert "\n" not in problems[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["шекспир", "日本語", "हिन्दी-2", "שייקספיר", "Zoë_1", "٣", "x" * 64, "я" * 64]
+)
+def test_a_name_has_letters_of_any_script(name: str) -> None:
+    assert experiment_from_dict({"name": name}).name == name
+
+
+def test_a_name_is_stored_with_its_letters_composed(tmp_path: Path) -> None:
+    assert experiment_from_dict({"name": "cafe\u0301"}).name == "café"
+    (tmp_path / "cafe\u0301.toml").write_text("")  # as some systems store the name of a file
+    assert load_experiment(tmp_path / "cafe\u0301.toml").name == "café"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import unicodedata
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gptkit.runs import (
     lock_run,
     run_ids,
 )
-from gptkit.runs.store import select_runs
+from gptkit.runs.store import other_folders, select_runs
 from tests.support.runs import make_empty as make
 
 
@@ -144,15 +145,34 @@ def test_a_link_to_a_run_is_refused_and_never_listed(tmp_path: Path) -> None:
             find_run(wanted, runs)
 
 
-def test_only_folders_with_an_experiment_are_runs(tmp_path: Path) -> None:
-    make(tmp_path, "mine-1")
-    make(tmp_path, ".hidden")
-    make(tmp_path, "with space")
+def test_a_folder_with_an_experiment_is_a_run_whatever_it_is_called(tmp_path: Path) -> None:
+    names = ["my best run", "_copy", "-x", ".kept", "шекспир.c16", "日本", "a\nb", "latest"]
+    for name in (*names, ".tmp-verify-1", ".trash-mine-1"):  # the last two are gptkit's own temporaries
+        make(tmp_path, name)
     (tmp_path / "empty").mkdir()
+    (tmp_path / ".git").mkdir()
     (tmp_path / "file").write_text("")
-    assert run_ids(tmp_path) == ["mine-1"]
-    assert run_ids(tmp_path / "none") == []
-    assert run_ids(tmp_path / "file") == []
+    assert run_ids(tmp_path) == sorted(names)
+    assert other_folders(tmp_path) == ["empty"]
+    for name in names[:-1]:
+        assert find_run(name, tmp_path).path == tmp_path / name
+        assert find_run(str(tmp_path / name)).path == tmp_path / name
+    for none in ("none", "file"):
+        assert run_ids(tmp_path / none) == other_folders(tmp_path / none) == []
+
+
+def test_a_name_is_found_whether_its_letters_and_marks_are_composed_or_not(tmp_path: Path) -> None:
+    composed, apart = "café-1", unicodedata.normalize("NFD", "café-1")
+    assert composed != apart
+    for stored, typed in ((composed, apart), (apart, composed)):
+        folder = tmp_path / ("composed" if stored is composed else "apart")
+        make(folder, stored)
+        for wanted in (typed, typed[:-2], f"{folder}/{typed}"):
+            assert find_run(wanted, folder).path == folder / stored
+        assert [found.run.id for found in select_runs(folder, [f"id={typed}"])] == [stored]
+    make(tmp_path / "composed", apart)  # where both are there, each is found by its own
+    assert find_run(apart, tmp_path / "composed").id == apart
+    assert find_run(composed, tmp_path / "composed").id == composed
 
 
 RECORD: dict[str, Any] = {

@@ -96,13 +96,13 @@ def list_command(
 
 def _list(runs_dir: Path, where: Sequence[str] | None, sort: str, *, reverse: bool, as_json: bool) -> None:
     from gptkit.cli.display import runs as display
-    from gptkit.runs.store import select_runs
+    from gptkit.runs.store import other_folders, select_runs
 
     found = select_runs(runs_dir, where or (), sort, reverse)
     if as_json:
         display.print_json([display.listed(run, runs_dir) for run in found])
     else:
-        display.show_runs(found, runs_dir, chosen=bool(where))
+        display.show_runs(found, runs_dir, other_folders(runs_dir), chosen=bool(where))
 
 
 @command(runs_app, "show", short_help="Everything about one run.")

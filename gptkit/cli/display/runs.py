@@ -7,13 +7,14 @@ escaped.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptkit.cli.display.tables import duration, show_table, size_text
-from gptkit.cli.streams import write_line
+from gptkit.cli.streams import log, write_line
 from gptkit.runs import Run, RunSummary
 from gptkit.runs.folder import foreign_entries, size_of
 from gptkit.runs.store import Selected
@@ -27,19 +28,32 @@ if TYPE_CHECKING:
     from gptkit.runs.cleanup import Removable
     from gptkit.runs.summary import PluginDetails, RunDetails
 
+_MOST_OTHERS = 5  # folders that are named
+
 HEADER = ("id", "status", "dataset", "hyperparameters", "steps", "best val loss", "bits/byte", "when")
 
 
-def show_runs(runs: Sequence[Selected], runs_dir: Path, *, chosen: bool = False) -> None:
-    """A table, with a further column for each requested key that has none; `chosen`: by conditions."""
+def show_runs(
+    runs: Sequence[Selected], runs_dir: Path, others: Sequence[str] = (), *, chosen: bool = False
+) -> None:
+    """A table, with a further column for each requested key that has none; `chosen`: by conditions.
+
+    `others` are the folders beside the runs that are none: a line on standard error counts them.
+    """
+    folder = printable(str(runs_dir))
     if not runs and chosen:
-        print(f"No run in {runs_dir} matches.")
+        print(f"No run in {folder} matches.")
     elif not runs:
-        print(f"There are no runs in {runs_dir} yet. Make one: gptkit train experiments/shakespeare.toml")
+        print(f"There are no runs in {folder} yet. Make one: gptkit train experiments/shakespeare.toml")
     else:
         more = tuple(map(printable, runs[0].more))
         rows = [(*_cells(found.run), *map(cell, found.more.values())) for found in runs]
         show_table((*HEADER, *more), rows, right=("steps", "best val loss", "bits/byte"))
+    if others:
+        sys.stdout.flush()
+        count = "1 folder is not a run" if len(others) == 1 else f"{len(others)} folders are not runs"
+        named = [*map(printable, others[:_MOST_OTHERS]), *["…"] * (len(others) > _MOST_OTHERS)]
+        log(f"{count}: {', '.join(named)}")
 
 
 def _cells(run: RunSummary) -> tuple[str, ...]:
