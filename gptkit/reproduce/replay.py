@@ -104,7 +104,7 @@ def rerun_run(run: Run, context: RunContext) -> Rerun:
 def _newest_two(setup: ResumedRun, context: RunContext) -> tuple[Checkpoint | None, Checkpoint]:
     """The two newest checkpoints that verify, older first; the older is None if there is only one."""
     run = setup.run
-    run.require_checkpoint(setup.experiment)
+    run.require_checkpoint(setup.experiment, locked=True)
     found: list[Checkpoint] = []
     for step in reversed(list_steps(run.checkpoints)):
         try:

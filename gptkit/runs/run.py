@@ -28,6 +28,7 @@ from gptkit.events import RunStatus
 from gptkit.files import disk_errors, make_folder, replace_file, sha256, to_json
 from gptkit.runs.folder import (
     CHECKPOINTS,
+    DAMAGED,
     DEFAULT_RUNS_FOLDER,
     EXPERIMENT,
     LOCK,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from gptkit.runs.checkpoint import Checkpoint
 
 _MAX_TOKENIZER = 1_000_000_000  # bytes
+_MAX_COMMAND = 400  # characters
 # What a network disk without a lock service answers to flock
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -286,24 +288,49 @@ class Run:
         ids = " and ".join(printable(one[:200]) for one in theirs[:3])
         raise CheckpointError(f"{problem}; the run's checkpoints have the id {ids}.\n{remedy}.")
 
-    def require_checkpoint(self, experiment: Experiment | None = None) -> None:
-        """Raises CheckpointError, with what to do, where the run has no checkpoint, whole or damaged."""
+    def require_checkpoint(self, experiment: Experiment | None = None, *, locked: bool = False) -> None:
+        """Raises CheckpointError, with what to do, where the run has no checkpoint, whole or damaged.
+
+        `locked` is whether the caller holds the run, so that no other process is training it.
+        """
         if list_steps(self.checkpoints):
             return
-        saved = (experiment or self.experiment()).checkpoints.save
-        if saved and any(self.checkpoints.glob(".bad-*")):
+        experiment, record = experiment or self.experiment(), self.read_record_or_empty()
+        first, reached = _first_save(experiment, record), 0
+        with suppress(OSError):
+            reached = self.metrics_log.last_step()
+        at = f" at step {reached}" if reached else ""
+        training = not locked and is_locked(self)
+        advice = f"To train it again from the start: {self.train_again_command(as_typed=True)}"
+        if not experiment.checkpoints.save:
+            reason = "it is trained with --no-save" if training else "it was trained with --no-save"
+        elif any(self.checkpoints.glob(f"{DAMAGED}*")):
             reason = "those it had were damaged, and are set aside there as .bad-…"
-        elif saved:
-            reason = "it ended before its first was saved"
+        elif record.last_checkpoint or reached > first:
+            reason = "those it had are not there any more"
+        elif training:
+            reason = f"it is being trained{at and ', last logged'}{at}, and saves first at step {first}"
+            advice = "Wait for that, or stop it with Ctrl-C, which saves it."
         else:
-            reason = "it was trained with --no-save"
-        raise CheckpointError(
-            f"there is no checkpoint of run {self.id}: {reason}.\n"
-            f"To train it again from the start: {self.train_again_command()}"
-        )
+            how = {RunStatus.DIVERGED: "it diverged", RunStatus.FAILED: "an error ended it"}
+            status = record.status or RunStatus.UNKNOWN
+            ended = "its process was killed" if status.is_active else how.get(status, "it ended")
+            reason = f"{ended}{at}, before its first save at step {first}"
+        raise CheckpointError(f"there is no checkpoint of run {self.id}: {reason}.\n{advice}")
 
-    def train_again_command(self) -> str:
-        """The command that trains the run's experiment again, as a new run beside it."""
+    def train_again_command(self, *, as_typed: bool = False) -> str:
+        """The command that trains the run's experiment again, as a new run beside it.
+
+        `as_typed` prefers the recorded command, which names the folders of texts and runs too.
+        """
+        typed = self.read_record_or_empty().command or ""
+        if (
+            as_typed
+            and typed.startswith("gptkit train ")
+            and len(typed) < _MAX_COMMAND
+            and typed.isprintable()
+        ):
+            return typed
         words = ["gptkit", "train", str(self.experiment_file)]
         if self.path.parent != DEFAULT_RUNS_FOLDER:
             words += ["--runs-dir", str(self.path.parent)]
@@ -338,7 +365,7 @@ class Run:
         tokenizer = self.tokenizer(experiment)
         read = self.checkpoint(checkpoint, warn=warn)
         self.check_tokenizer(read, tokenizer)
-        whose = f"run {self.id}"
+        whose = f"run {self.id}, step {read.step},"
         model = build_model_for(experiment, tokenizer.vocab_size, read.model, whose)
         load_weights(model, read.model, whose)
         return LoadedModel(model.eval(), tokenizer, read)
@@ -366,6 +393,12 @@ class Run:
         model, tokenizer = self.load(checkpoint)
         text, ids = encode_prompt(tokenizer, settings.prompt if prompt is None else prompt)
         return text + "".join(piece for _, piece in generate(model, tokenizer, ids, settings, seed=seed))
+
+
+def _first_save(experiment: Experiment, record: RunRecord) -> int:
+    """The step after which a run is saved first: at its interval, at the first evaluation, or at its end."""
+    first = min(experiment.checkpoints.checkpoint_interval, experiment.evaluation.eval_interval)
+    return min(first, record.target_step) if record.target_step else first
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

@@ -203,7 +203,7 @@ def _recover(run: Run, setup: ResumedRun, context: RunContext) -> Checkpoint:
     for folder in (run.path, run.checkpoints, run.samples):
         clear_temporaries(folder)
     run.metrics_log.drop_torn_line()
-    run.require_checkpoint(setup.experiment)
+    run.require_checkpoint(setup.experiment, locked=True)
     run.check_recorded_id()
 
     def on_bad(step: int, error: CheckpointError) -> None:

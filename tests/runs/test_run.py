@@ -53,6 +53,52 @@ def test_a_run_with_a_pipe_in_it_is_refused_and_not_waited_for(name: str, tmp_pa
         run.refuse_special_files()
 
 
+@pytest.mark.parametrize(
+    ("status", "experiment", "reason"),
+    [
+        ("running", "", "its process was killed at step 37, before its first save at step 200"),
+        ("starting", "", "its process was killed at step 37, before its first save at step 200"),
+        ("diverged", "", "it diverged at step 37, before its first save"),
+        ("failed", "", "an error ended it at step 37, before its first save"),
+        ("finished", "", "it ended at step 37, before its first save"),
+        ("running", "[checkpoints]\ncheckpoint_interval = 30\n", "those it had are not there any more"),
+        ("running", "[checkpoints]\nsave = false\n", "it was trained with --no-save"),
+    ],
+)
+def test_why_a_run_has_no_checkpoint_and_how_to_begin_again(
+    status: str, experiment: str, reason: str, tmp_path: Path
+) -> None:
+    command = "gptkit train mine.toml --steps 900"
+    run = make(tmp_path, "mine-1", {"status": status, "command": command, "target_step": 900})
+    run.experiment_file.write_text(f"[evaluation]\neval_interval = 200\n{experiment}")
+    run.metrics_log.append({"step": 37, "train_loss": 2.0})
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        run.checkpoint()
+    assert str(caught.value).splitlines()[1] == f"To train it again from the start: {command}"
+
+
+def test_a_run_that_is_being_trained_and_has_saved_nothing_says_when_it_will(tmp_path: Path) -> None:
+    run = make(tmp_path, "mine-1", {"status": "running", "command": "gptkit train mine.toml"})
+    with lock_run(run):
+        with pytest.raises(CheckpointError, match="it is being trained, and saves first at step 500"):
+            run.checkpoint()
+        run.metrics_log.append({"step": 37, "train_loss": 2.0})
+        with pytest.raises(CheckpointError, match=r"last logged at step 37, .* at step 500") as caught:
+            run.checkpoint()
+        assert "To train it again" not in str(caught.value)
+        with pytest.raises(CheckpointError, match="its process was killed"):
+            run.require_checkpoint(locked=True)  # `resume`, which holds the run itself
+
+
+@pytest.mark.parametrize("command", ["rm -rf runs", "gptkit train a\nb", "gptkit train " + "x" * 1000, None])
+def test_a_recorded_command_that_is_not_one_to_train_is_not_repeated(
+    command: str | None, tmp_path: Path
+) -> None:
+    run = make(tmp_path, "mine-1", {"status": "failed", "command": command})
+    with pytest.raises(CheckpointError, match=f"from the start: gptkit train {run.experiment_file}"):
+        run.checkpoint()
+
+
 def test_lines_of_one_step_are_merged_and_the_later_value_counts(tmp_path: Path) -> None:
     run = make(tmp_path, "mine-1")
     (run.path / "metrics.jsonl").write_text(
