@@ -52,15 +52,19 @@ def build_model_for(
 ) -> GPT:
     """A model that fits recorded weights, its own not yet initialized.
 
-    Raises CheckpointError where names or shapes differ, before memory is allocated: the sizes in an
-    experiment file may be absurd, those of the tensors are real. `whose` names their origin in the message.
+    Raises CheckpointError where names or shapes differ or a weight is not finite, before memory is allocated:
+    the sizes in an experiment file may be absurd, those of the tensors are real. `whose` names their origin
+    in the message.
     """
     _check_weights(model_shapes(experiment, vocab_size), tensors, whose)
     return build_model(experiment, vocab_size)
 
 
 def load_weights(model: GPT, tensors: Mapping[str, Tensor], whose: str) -> None:
-    """Copies weights into the model by name. Raises CheckpointError where names or shapes differ."""
+    """Copies weights into the model by name.
+
+    Raises CheckpointError where names or shapes differ, or a weight is not finite.
+    """
     _check_weights(model, tensors, whose)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -94,3 +98,14 @@ def _check_weights(model: GPT, tensors: Mapping[str, Tensor], whose: str) -> Non
     ]
     if wrong:
         raise CheckpointError(f"the weights of {whose} are not of this model: {', '.join(wrong[:3])} differ.")
+    require_finite(tensors, f"the weights of {whose}")
+
+
+def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raises CheckpointError for NaN or infinite numbers, of which a model computes nothing but NaN."""
+    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise CheckpointError(
+            f"{what} are not finite: {', '.join(bad[:3])}{', …' if len(bad) > 3 else ''} "
+            f"contain{'s' if len(bad) == 1 else ''} NaN or infinity. Use another checkpoint or another run."
+        )

@@ -192,7 +192,7 @@ def _check_checkpoints(
             raise
         except GptkitError as error:
             if step in list_steps(run.checkpoints):  # not pruned meanwhile by a process that trains
-                found.append((step, str(error)))
+                found.append((step, str(error).rstrip(".")))
     for step in good:
         message = "" if fit.is_known else "undamaged; not compared with the model"
         yield Finding(Verdict.OK, f"checkpoint {step}", message)

@@ -36,7 +36,7 @@ from gptkit.events import RunStatus
 from gptkit.experiment.load import other_settings_of_weights
 from gptkit.experiment.schema import DataSettings, Experiment, PluginTable, SamplingSettings
 from gptkit.model import GPT
-from gptkit.model.build import build_model_for, build_new_model, load_weights
+from gptkit.model.build import build_model_for, build_new_model, load_weights, require_finite
 from gptkit.plugins import DataFolders, Dataset, Tokenizer, registry
 from gptkit.plugins.options import ProgressCallback
 from gptkit.plugins.tokenizer import Ids
@@ -153,7 +153,8 @@ class NewRun(RunSetup):
         """Raises OutOfMemoryError."""
         model = self.initial_model()
         if self.source:
-            load_weights(model, self.source.checkpoint.model, f"run {self.source.run.id}")
+            source = self.source
+            load_weights(model, source.checkpoint.model, _whose(source.run, source.checkpoint))
         return model
 
 
@@ -172,7 +173,13 @@ class ResumedRun(RunSetup):
         """
         if checkpoint is None:
             return self.initial_model()
-        return build_model_for(self.experiment, self.vocab_size, checkpoint.model, f"run {self.run.id}")
+        return build_model_for(
+            self.experiment, self.vocab_size, checkpoint.model, _whose(self.run, checkpoint)
+        )
+
+
+def _whose(run: Run, checkpoint: Checkpoint) -> str:
+    return f"run {run.id}, step {checkpoint.step},"
 
 
 def prepare_new(experiment: Experiment, context: RunContext, load_from: Run | None) -> NewRun:
@@ -402,6 +409,7 @@ def restore_checkpoint(
 ) -> TrainingProgress:
     """Loads weights and optimizer state; returns the progress. Raises CheckpointError if they do not fit."""
     progress = read_progress(checkpoint)
+    require_finite(checkpoint.optimizer, f"the optimizer's values of step {checkpoint.step}")
     try:
         parameters.load_state_dict(checkpoint.model)
         optimizer.load_state_dict(checkpoint.optimizer)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 import gptkit
 from gptkit.runs import Run
+from gptkit.runs.checkpoint import save_checkpoint
 from tests.support import TINY, Command, small_text
 
 
@@ -111,6 +114,38 @@ def test_unknown_characters_of_a_prompt_can_be_skipped(trained: Path, gptkit_com
 def test_a_checkpoint_can_be_chosen(which: str, trained: Path, gptkit_command: Command) -> None:
     arguments = ("generate", trained, "-n", 10, "--seed", 1)
     assert gptkit_command(*arguments, "--checkpoint", which).out == gptkit_command(*arguments).out
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_weights_that_are_not_numbers_are_refused_although_their_hashes_agree(
+    number: float, trained: Path, workspace: Path, gptkit_command: Command
+) -> None:
+    run = Run(workspace / "runs" / "broken")
+    shutil.copytree(trained, run.path)
+    saved = run.checkpoint("last")
+    name = next(iter(saved.model))
+    saved.model[name].view(-1)[-1] = number
+    save_checkpoint(
+        run.checkpoints,
+        run_id=run.recorded_id,
+        step=saved.step,
+        model=saved.model,
+        optimizer=saved.optimizer,
+        state=saved.state,
+    )
+    Path("tiny.toml").write_text(TINY)
+    for command in (
+        ("generate", "broken", "-n", 5),
+        ("train", "tiny.toml", "--load", "broken"),
+        ("resume", "broken", "--steps", 30),
+        ("runs", "verify", "broken"),
+    ):
+        refused = gptkit_command(*command)
+        assert refused.code == 5
+        told = refused.out if command[0] == "runs" else refused.err
+        assert f"step {saved.step}" in told
+        assert f"are not finite: {name} contains NaN or infinity" in told
+    assert [path.name for path in run.path.parent.iterdir()] == ["broken"]
 
 
 def test_a_prompt_that_is_not_utf_8_is_refused(trained: Path, gptkit_command: Command) -> None:
