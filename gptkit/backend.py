@@ -60,9 +60,7 @@ def choose_backend(settings: TrainingSettings, training_flops: float = math.inf)
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if _bf16_is_fast(device) else "fp32"
-    # torch counts cores rather than hardware threads, but sees no limits of containers
-    usable = min(usable_processors(), torch.get_num_threads())
-    threads = settings.threads if settings.threads != "auto" else usable
+    threads = settings.threads if settings.threads != "auto" else _usable_threads()
     wanted = settings.compile
     if wanted is True and (missing := no_compiler(device)):
         raise PluginError(
@@ -101,10 +99,20 @@ def fast_operations(device: str, *, native: bool) -> Implementations:
 
 @contextmanager
 def default_operations(device: str) -> Iterator[None]:
-    """Installs the fastest implementations of this machine, unless a run has installed its own."""
-    chosen = fast.installed()
-    with fast.using(fast_operations(device, native=usable()) if chosen is None else chosen):
+    """Installs the fastest implementations of this machine, unless a run has installed its own.
+
+    Takes no more threads than this process may run at the same time; a run has the number that it recorded.
+    """
+    if fast.installed() is not None:
         yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_usable_threads())
+    try:
+        with fast.using(fast_operations(device, native=usable())):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -173,6 +181,11 @@ def no_compiler(device: str) -> str:
     if device == "cuda":
         return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
     return f"torch.compile is not ready for {device}"
+
+
+def _usable_threads() -> int:
+    """torch counts cores rather than hardware threads, but sees no limits of containers."""
+    return min(usable_processors(), torch.get_num_threads())
 
 
 def _processor(device: str) -> str:

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gptkit import machine
-from gptkit.backend import choose_backend
+from gptkit.backend import Backend, choose_backend, computing, default_operations
 from gptkit.data import readers
 from gptkit.errors import OutOfMemoryError
 from gptkit.experiment.schema import TrainingSettings
@@ -112,6 +113,23 @@ def test_a_new_run_takes_no_more_threads_than_its_share_of_processors(
     put(groups / "a/cpu.max", "200000 100000")
     assert choose_backend(settings).threads == 2
     assert choose_backend(settings.model_copy(update={"threads": 5})).threads == 5
+
+
+def test_generating_takes_no_more_threads_than_its_share_and_a_run_keeps_its_own(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(groups / "own", "0::/\n")
+    put(groups / "cpu.max", "100000 100000")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with default_operations("cpu"):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+        with computing(Backend("cpu", "fp32", 2, compile=False)), default_operations("cpu"):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_text_that_does_not_fit_is_refused_before_it_is_read(groups: Path) -> None:

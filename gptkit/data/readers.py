@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -276,9 +277,10 @@ def _csv_rows(source: BinaryIO, path: Path, field: str) -> Iterator[str]:
             if not header:
                 header = row
                 if field not in header:
-                    raise DataError(
-                        f"{where} has no column {field!r}. {_available(field, header, 'columns')}"
-                    )
+                    problem = f"has no column {field!r}. {_available(field, header, 'columns')}"
+                    if len(header) == 1 and not _SIMPLE_NAME.fullmatch(header[0]):
+                        problem = f"has one column only, {_quoted(header[0])}.\n{_SEPARATE}"
+                    raise DataError(f"{where} {problem}")
                 column = header.index(field)
                 continue
             if len(row) != len(header):
@@ -319,17 +321,23 @@ def _with_delimiter(lines: Iterator[str], field: str) -> tuple[Iterator[str], st
 
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_SIMPLE_NAME = re.compile(r"[\w .-]*")
+_SEPARATE = "Separate the columns by commas, semicolons, tabs or bars."
 _QUOTING = 'A field with a {}, quote or line end must be in "quotes".'
 _REMEDY = "\nName the one with the text, beside the dataset's type: "
 
 
 def _available(field: str, names: list[str], what: str) -> str:
     """The fields of a record, and how to name one of them in an experiment file."""
-    shown = ", ".join(repr(name if len(name) <= 60 else f"{name[:57]}...") for name in names[:20])
+    shown = ", ".join(map(_quoted, names[:20]))
     plain = [name for name in names[:200] if len(name) <= 60 and name.isprintable()]
     example = json.dumps(plain[0] if len(names) == len(plain) == 1 else "…", ensure_ascii=False)
     more = " …" if len(names) > 20 else ""
     return f"Its {what}: {shown or 'none'}{more}{nearest(field, plain) or '.'}{_REMEDY}field = {example}"
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= 60 else f"{name[:57]}...")
 
 
 def _json_type(value: object) -> str:

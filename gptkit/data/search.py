@@ -176,6 +176,14 @@ def is_run(folder: Path) -> bool:
     return os.path.isfile(experiment) and os.path.isdir(checkpoints) and os.path.isfile(folder / RUN_METRICS)
 
 
+def runs_within(folder: Path) -> Iterator[Path]:
+    """The runs in a folder, at any depth; links are not followed."""
+    for top, inner, _ in os.walk(folder):
+        if is_run(Path(top)):
+            inner.clear()
+            yield Path(top)
+
+
 class _Search:
     """Files as they are found, each once: by its identity on the disk, not by its path."""
 

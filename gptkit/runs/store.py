@@ -81,7 +81,7 @@ def find_run(wanted: str, runs_folder: Path = DEFAULT_RUNS_FOLDER) -> Run:
     """
     if "\0" in wanted or not wanted:
         raise UsageError(f"{wanted!r} names no run.")
-    path = Path(wanted)
+    path = Path(os.path.expanduser(wanted))  # no shell replaces the ~ of --load=~/runs/one
     if os.path.islink(path):  # unlike Path's, no error for a name that cannot be
         raise UsageError(f"{wanted} is a symbolic link; pass the run's folder itself.")
     if os.path.isfile(path / EXPERIMENT):

@@ -42,7 +42,7 @@ def test_no_echo_leaves_the_prompt_out(trained: Path, gptkit_command: Command) -
 
 
 def test_the_prompt_may_come_from_standard_input_or_a_file(
-    trained: Path, workspace: Path, gptkit_command: Command
+    trained: Path, workspace: Path, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("prompt.txt").write_text("the\nold\n")
     arguments = ("generate", trained, "-n", 10, "--seed", 5, "--prompt")
@@ -50,6 +50,8 @@ def test_the_prompt_may_come_from_standard_input_or_a_file(
     assert given.out.startswith("the\nold\n")
     assert gptkit_command(*arguments, "-", stdin=b"the\nold\n").out == given.out
     assert gptkit_command(*arguments, "@prompt.txt").out == given.out
+    monkeypatch.setenv("HOME", str(workspace))
+    assert gptkit_command(*arguments, "@~/prompt.txt").out == given.out
 
 
 def test_without_a_prompt_the_experiments_own_is_used(trained: Path, gptkit_command: Command) -> None:

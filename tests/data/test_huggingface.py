@@ -93,6 +93,21 @@ def test_a_folder_may_have_the_name_of_a_file_reader() -> None:
     assert text_of(path="text") == "mine"
 
 
+def test_a_folder_that_has_a_run_in_it_is_refused() -> None:
+    put("mine/train.jsonl", '{"text": "mine"}\n')
+    assert text_of(path="mine") == "mine"
+    put("mine/runs/one/metrics.jsonl", '{"text": "no text"}\n')
+    put("mine/runs/one/run.json", "{}")
+    put("mine/runs/one/experiment.toml", "")
+    with pytest.raises(DataError, match=r"has a run of gptkit in it, .*mine/runs/one, which is never a text"):
+        text_of(path="mine")
+
+
+def test_the_home_folder_is_found_without_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert HuggingFaceDataset(HuggingFaceOptions(path="~")).is_here(HERE)
+
+
 def test_a_file_that_changed_is_read_again() -> None:
     put("mine/train.jsonl", '{"text": "one"}\n')
     assert text_of(path="mine") == "one"

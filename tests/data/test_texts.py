@@ -299,6 +299,7 @@ def test_the_text_of_a_run_recorded_before_other_kinds_were_read_is_the_same(her
             "text;label\none;two;0\n",
             'A field with a semicolon, quote or line end must be in "quotes"',
         ),
+        ("a.csv", "text:label\none:0\n", "a.csv, line 1 has one column only, 'text:label'.\nSeparate the"),
         ("a.csv", "\nid,body\n1,x\n", "a.csv, line 2 has no column 'text'. Its columns: 'id', 'body'"),
         ("a.csv", 'id,text\n1,"x\ny"\n2,x,y\n', "a.csv, line 4 has 3 columns where the header has 2"),
         ("a.csv", "id,text\n1\n", "a.csv, line 2 has 1 columns"),

@@ -81,6 +81,8 @@ def test_a_run_is_found_by_its_folder_its_id_and_a_unique_beginning(
     assert find_run("ot").id == other.id
     assert find_run("archive/old.c8-1").path.absolute() == elsewhere.path
     assert find_run("old", tmp_path / "archive").path == elsewhere.path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_run("~/archive/old.c8-1").path.absolute() == elsewhere.path
 
 
 def test_a_run_is_found_from_within_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -168,10 +169,14 @@ def _prompt_text(prompt: str | None) -> str | None:
         return prompt
     where = "standard input" if prompt == "-" else prompt[1:]
     try:
-        data = sys.stdin.buffer.read() if prompt == "-" else Path(prompt[1:]).read_bytes()
+        data = sys.stdin.buffer.read() if prompt == "-" else _file(prompt[1:]).read_bytes()
         return data.decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"the prompt from {where} is not UTF-8 at byte {error.start}.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot read the prompt from {where}: {reason}.") from None
+
+
+def _file(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # no shell replaces the ~ of @~/prompt.txt

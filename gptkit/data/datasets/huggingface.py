@@ -25,6 +25,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from gptkit.data.readers import TextJoiner
+from gptkit.data.search import runs_within
 from gptkit.errors import DataError, DiskError, GptkitError, NetworkError, PluginError
 from gptkit.files import DISK_FULL
 from gptkit.plugins.dataset import DataFolders, Dataset
@@ -139,6 +140,7 @@ class HuggingFaceDataset(Dataset):
                 return _load_saved(package, options, local)
             if os.path.isdir(local):
                 _check_no_script(local)
+                _check_no_run(local)
                 return _load_dataset(package, options, str(local))
             reader = _READERS.get(local.suffix.lower())
             if reader is None:
@@ -261,6 +263,16 @@ def _check_no_script(folder: Path) -> None:
         raise DataError(
             f"{folder} has a loading script, {script.name}, which gptkit does not run.\n"
             "Save the dataset without it: datasets.Dataset.save_to_disk, or as .parquet."
+        )
+
+
+def _check_no_run(folder: Path) -> None:
+    """The package would read the metrics and samples of a run, which change while it trains."""
+    run = next(runs_within(folder), None)
+    if run is not None:
+        raise DataError(
+            f"{folder} has a run of gptkit in it, {run}, which is never a text.\n"
+            "Name a folder that has the data alone."
         )
 
 

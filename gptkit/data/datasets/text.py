@@ -122,7 +122,7 @@ class TextDataset(Dataset):
         found = self._found
         lines = []
         if passed := describe_passed_over(found.passed_over, without=[Reason.HIDDEN]):
-            lines.append(f"{len(found.files)} of the files are read: {found.read()}.\nPassed over: {passed}")
+            lines.append(f"the text has files: {len(found.files)} ({found.read()}). Passed over: {passed}.")
         if self._copies.count:
             lines.append(
                 f"files with the same content are all read: {self._copies}. "
