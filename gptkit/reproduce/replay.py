@@ -176,7 +176,7 @@ def _only_training(experiment: Experiment, end: int) -> Experiment:
 def _recorded_estimates(run: Run) -> dict[int, int]:
     """The expected steps of a time-budgeted run, by the step at which they were logged."""
     found: dict[int, int] = {}
-    for row in run.metrics():
+    for row in run.metrics_log.stream():
         expected: Any = row.get("expected_steps")
         if isinstance(expected, int) and 0 < expected <= MOST_STEPS:
             found[row["step"]] = expected
@@ -202,7 +202,7 @@ def _reached_step(run: Run, record: RunRecord) -> int:
     """The step that the run reached; for one that crashed, the last that its files have."""
     reached = record.step
     if reached is None or (record.status and record.status.is_active):
-        reached = max([0, *list_steps(run.checkpoints), *(row["step"] for row in run.metrics())])
+        reached = max([0, *list_steps(run.checkpoints), *(row["step"] for row in run.metrics_log.stream())])
     if not 0 < reached <= MOST_STEPS:
         raise CheckpointError(
             f"run {run.id} made no step, so there is nothing to compare with.\n"
@@ -242,4 +242,4 @@ def _recorded_source(run: Run, experiment: Experiment, record: RunRecord) -> Wei
 
 
 def _evaluated_steps(run: Run) -> frozenset[int]:
-    return frozenset(row["step"] for row in run.metrics() if "val_loss" in row)
+    return frozenset(row["step"] for row in run.metrics_log.stream() if "val_loss" in row)

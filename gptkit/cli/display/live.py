@@ -109,14 +109,11 @@ class LiveView:
         if not start.start_step:
             return
         with suppress(GptkitError, OSError):
-            for row in Run(start.folder).metrics():
-                step, train, val = (row.get(key) for key in ("step", "train_loss", "val_loss"))
-                if not isinstance(step, int) or step > start.start_step:
-                    continue
-                if isinstance(train, float):
-                    self.state.train.add(step, train)
-                if isinstance(val, float):
-                    self.state.evaluated(step, val)
+            curves = Run(start.folder).metrics_log.curves(("train_loss", "val_loss"))
+            for name, add in (("train_loss", self.state.train.add), ("val_loss", self.state.evaluated)):
+                for step, loss in zip(curves[name].steps, curves[name].values, strict=True):
+                    if step <= start.start_step:
+                        add(step, loss)
 
     def _redraw(self, at_once: bool = False) -> None:
         now = self._clock()
