@@ -9,7 +9,7 @@ Knows nothing of runs or terminals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,15 +21,18 @@ from gptkit.errors import UsageError
 from gptkit.experiment.schema import SamplingSettings
 from gptkit.model import GPT
 from gptkit.model.decoding import decoder_for
-from gptkit.plugins import Tokenizer
+from gptkit.plugins import StreamDecoder, Tokenizer
 from gptkit.seeds import derive_seed
-from gptkit.words import quote_characters
+from gptkit.words import first_difference, quote_characters
+
+_PROMPT_IDS = 32  # at the end of a prompt that decoders get; more than any of them decodes again
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, *, skip_unknown: bool = False) -> tuple[str, list[int]]:
-    """The prompt and its ids. Characters that the tokenizer does not know are dropped with `skip_unknown`.
+    """The prompt and its ids. Characters that the tokenizer does not know are dropped with `skip_unknown`, as
+    is white space at its end that has no ids.
 
-    Raises UsageError for such characters otherwise, and for a prompt without tokens.
+    Raises UsageError for unknown characters otherwise, and for a prompt without tokens.
     """
     unknown = tokenizer.unknown_characters(prompt)
     if unknown and not skip_unknown:
@@ -39,9 +42,13 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, *, skip_unknown: bool = Fal
         )
     if unknown:
         prompt = "".join(character for character in prompt if character not in unknown)
-    ids = [int(token) for token in tokenizer.encode(prompt)]
+    ids = tokenizer.encode(prompt).tolist()
     if not ids:
-        raise UsageError("the prompt has no tokens; use at least one character that the model knows.")
+        shown = f" {prompt!r:.60}" if prompt else ""
+        raise UsageError(f"the prompt{shown} has no tokens; use at least one character that the model knows.")
+    shorter = prompt.rstrip()
+    if shorter != prompt and tokenizer.encode(shorter).tolist() == ids:
+        prompt = shorter  # the text continues with white space of its own
     return prompt, ids
 
 
@@ -53,23 +60,54 @@ def generate(
     *,
     seed: int,
     num_samples: int = 1,
-) -> Iterator[tuple[int, str]]:
+    warn: Callable[[str], None] = lambda message: None,
+) -> Generation:
     """Text that follows the prompt, as (number of the sample, next piece), while it is generated.
 
     All samples are generated as one batch, `max_new_tokens` each or until one of `stop` appears, which is
-    left out. Sample number i depends on (seed, i) alone, not on `num_samples`.
+    left out. Sample number i depends on (seed, i) alone, not on `num_samples`. `warn` gets a message, once,
+    where many tokens in a row give no text.
     """
-    streams = [_TextStream(tokenizer, settings.stop) for _ in range(num_samples)]
-    prompt = torch.tensor(prompt_ids, dtype=torch.int64).expand(num_samples, -1)
-    for tokens in generate_tokens(model, prompt, settings, seed=seed):
-        for number, (stream, token) in enumerate(zip(streams, tokens.tolist(), strict=True)):
-            if piece := stream.push(token):
+    return Generation(model, tokenizer, prompt_ids, settings, seed, num_samples, warn)
+
+
+class Generation:
+    """Samples that are generated while they are iterated over; see `generate`."""
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        settings: SamplingSettings,
+        seed: int,
+        num_samples: int,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._model, self._settings, self._seed, self._warn = model, settings, seed, warn
+        self._prompt = torch.tensor(prompt_ids, dtype=torch.int64).expand(num_samples, -1)
+        self._streams = [_TextStream(tokenizer, settings.stop, prompt_ids) for _ in range(num_samples)]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were generated so far: of each sample those up to its end."""
+        return sum(stream.tokens for stream in self._streams)
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        silent = max([StreamDecoder.LONGEST, *map(len, self._settings.stop)])
+        warned = False
+        for tokens in generate_tokens(self._model, self._prompt, self._settings, seed=self._seed):
+            for number, (stream, token) in enumerate(zip(self._streams, tokens.tolist(), strict=True)):
+                if piece := stream.push(token):
+                    yield number, piece
+                elif len(stream.without_text) > silent and not warned:
+                    self._warn(stream.why_silent())
+                    warned = True
+            if all(stream.done for stream in self._streams):
+                return
+        for number, stream in enumerate(self._streams):
+            if piece := stream.finish():
                 yield number, piece
-        if all(stream.done for stream in streams):
-            return
-    for number, stream in enumerate(streams):
-        if piece := stream.finish():
-            yield number, piece
 
 
 def generate_tokens(model: GPT, prompt: Tensor, settings: SamplingSettings, *, seed: int) -> Iterator[Tensor]:
@@ -177,19 +215,47 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 
 class _TextStream:
-    """Decodes tokens to whole characters, and withholds text that may yet become one of `stop`."""
+    """Decodes tokens after a prompt to whole characters, and withholds text that may become one of `stop`."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
         self._decoder = tokenizer.stream_decoder()
+        self._of_prompt = _read_prompt(tokenizer, self._decoder, prompt_ids)
         self._stop = stop
         self._withheld = ""
         self.done = False
+        self.tokens = 0  # pushed before the sample was done
+        self.without_text: list[int] = []  # those since the last text
 
     def push(self, token: int) -> str:
-        return "" if self.done else self._emit(self._decoder.push(token), last=False)
+        if self.done:
+            return ""
+        self.tokens += 1
+        piece = self._emit(self._after_prompt(self._decoder.push(token)), last=False)
+        self.without_text = [] if piece else [*self.without_text, token]
+        return piece
+
+    def why_silent(self) -> str:
+        """Why the last tokens gave no text, and what to do."""
+        number, text = len(self.without_text), self._tokenizer.decode(self.without_text)
+        if not text:
+            return f"{number} tokens in a row stand for no text: the tokenizer decodes them to ''."
+        return (
+            f"{number} tokens in a row gave no text yet, although they decode to {text!r:.60}: the "
+            "tokenizer's stream decoder holds them back.\nIf none comes, its decode has to return U+FFFD for "
+            "half a character, or its stream_decoder to return text earlier; 'gptkit plugins check' shows "
+            "where."
+        )
 
     def finish(self) -> str:
-        return "" if self.done else self._emit(self._decoder.finish(), last=True)
+        return "" if self.done else self._emit(self._after_prompt(self._decoder.finish()), last=True)
+
+    def _after_prompt(self, text: str) -> str:
+        """The text without what the decoder still held back of the prompt."""
+        if self._of_prompt and text:
+            known = first_difference(text, self._of_prompt)
+            text, self._of_prompt = text[known:], self._of_prompt[known:] if known == len(text) else ""
+        return text
 
     def _emit(self, text: str, *, last: bool) -> str:
         text = self._withheld + text
@@ -203,6 +269,25 @@ class _TextStream:
         hold = 0 if last else max(_overlap(text, stop) for stop in self._stop)
         self._withheld = text[len(text) - hold :]
         return text[: len(text) - hold]
+
+
+def _read_prompt(tokenizer: Tokenizer, decoder: StreamDecoder, prompt_ids: Sequence[int]) -> str:
+    """Makes the decoder continue a prompt; returns the text of the prompt that it still holds back.
+
+    What a token adds to the text depends on those before it: a space between words, for example. The last few
+    are enough, from one on that begins with a whole character.
+    """
+    first = max(0, len(prompt_ids) - _PROMPT_IDS)
+    starts = range(first, max(first - 4, -1), -1)  # a character has at most four ids
+    ids = next((part for at in starts if not _is_cut(tokenizer, part := prompt_ids[at:])), prompt_ids[first:])
+    returned = "".join(map(decoder.push, ids))
+    whole = tokenizer.decode(ids)
+    return whole[len(returned) :] if whole.startswith(returned) else ""
+
+
+def _is_cut(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
+    """Whether the text of ids begins with a part of a character."""
+    return tokenizer.decode(ids).startswith("\ufffd")
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,13 @@ from gptkit.generation import (
     generate_tokens,
 )
 from gptkit.model import GPT
-from gptkit.model.build import build_model, build_new_model
-from gptkit.plugins import Tokenizer, registry
+from gptkit.model.build import build_new_model
+from gptkit.plugins import StreamDecoder, Tokenizer, registry
+from gptkit.plugins.tokenizer import Ids
 from gptkit.tokenizers.bigram import BigramTokenizer
 from gptkit.tokenizers.byte import ByteTokenizer
 from gptkit.tokenizers.char import CharTokenizer
-from tests.support.models import perturb
+from tests.support.models import perturb, reciter
 
 LETTERS = "abcdefghijk"
 CHAR = CharTokenizer(LETTERS)
@@ -44,19 +47,6 @@ def tiny(position: str = "rope", **model: Any) -> GPT:
     """A model of the eleven letters with strong and changing opinions."""
     gpt = build_new_model(build(position, **model), len(LETTERS), seed=1)
     perturb(gpt)
-    return gpt
-
-
-def reciter(ids: list[int], vocab_size: int) -> GPT:
-    """A model that knows one text by heart: at place t the next is ids[t + 1], after any text."""
-    experiment = build("learned", context_length=len(ids), n_layer=1, n_head=1, n_embd=len(ids))
-    gpt = build_model(experiment, vocab_size)
-    gpt.initialize(torch.Generator())  # the modern way: the block adds nothing to what it is given
-    with torch.no_grad():
-        gpt.token_embedding.weight.zero_()
-        gpt.position.embedding.weight.copy_(torch.eye(len(ids)))
-        for place, token in enumerate(ids[1:]):
-            gpt.lm_head.weight[token, place] = 1.0
     return gpt
 
 
@@ -401,6 +391,52 @@ def test_characters_that_the_tokenizer_has_never_seen_are_named_or_skipped(token
     text, ids = encode_prompt(tokenizer, prompt, skip_unknown=True)
     assert text == "abc"
     assert ids == tokenizer.encode("abc").tolist()
+
+
+class Lines(ByteTokenizer):
+    """Has no ids for white space at the end of a text."""
+
+    def encode(self, text: str) -> Ids:
+        return super().encode(text.rstrip())
+
+
+def test_white_space_at_the_end_of_a_prompt_stays_where_the_model_reads_it() -> None:
+    assert encode_prompt(ByteTokenizer(), "ab \n")[0] == "ab \n"
+    assert encode_prompt(Lines(), "ab \n") == ("ab", [97, 98])
+
+
+class SilentHalves(ByteTokenizer):
+    """Breaks the rule that half a character is U+FFFD."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(list(ids)).decode("utf-8", "ignore")
+
+    def stream_decoder(self) -> StreamDecoder:
+        return StreamDecoder(self)
+
+
+def test_many_tokens_without_text_are_one_warning_with_the_reason() -> None:
+    for tokenizer, words in (
+        (SilentHalves(), "'ééé.*stream decoder holds them back.*U\\+FFFD.*plugins check"),
+        (SilentHalves(), "stand for no text"),
+        (ByteTokenizer(), None),
+    ):
+        ids = [0, *("é" * 20).encode()] if words != "stand for no text" else [0, *[0x80] * 40]
+        warnings: list[str] = []
+        settings = sampling(temperature=0.0, max_new_tokens=40)
+        list(generate(reciter(ids, 256), tokenizer, [0], settings, seed=1, warn=warnings.append))
+        assert len(warnings) == (words is not None)
+        if words:
+            assert re.search(words, warnings[0], re.DOTALL)
+
+
+def test_tokens_are_counted_up_to_the_stop_text_of_each_sample() -> None:
+    ids = CHAR.encode("abacabadabacaba").tolist()
+    for stop, count in ((["cab"], 5), (["x"], 14)):
+        settings = sampling(temperature=0.0, stop=stop, max_new_tokens=14)
+        generation = generate(reciter(ids, 11), CHAR, ids[:1], settings, seed=1, num_samples=2)
+        list(generation)
+        assert generation.tokens == 2 * count
 
 
 @pytest.mark.parametrize(("prompt", "skip_unknown"), [("", False), ("", True), ("XYZ", True)])

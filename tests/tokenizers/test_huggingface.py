@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 
 import gptkit
 from gptkit.errors import DataError
+from gptkit.experiment.schema import SamplingSettings
+from gptkit.generation import generate
 from gptkit.plugins import Splits
 from gptkit.tokenizers.bpe import small_json
 from gptkit.tokenizers.huggingface import HuggingFaceTokenizer
 from tests.support import Command, run_of, small_text
+from tests.support.models import reciter
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -86,6 +89,13 @@ KINDS: dict[str, Callable[[], tuple[Any, ...]]] = {
         None,
         pre_tokenizers.WhitespaceSplit(),
         decoders.BPEDecoder(),
+    ),
+    "words": lambda: (
+        models.WordLevel(unk_token="[UNK]"),
+        trainers.WordLevelTrainer(vocab_size=60, special_tokens=["[UNK]"], **quiet),
+        None,
+        pre_tokenizers.Whitespace(),
+        None,
     ),
     "characters": lambda: (
         models.BPE(),
@@ -176,6 +186,36 @@ def test_a_stream_is_the_text_of_all_ids(kind: str) -> None:
             shown = "".join(map(stream.push, ids))
             whole = shown + stream.finish()
             assert whole == ours.decode(ids) == library.decode(ids, skip_special_tokens=False)
+
+    check()
+
+
+@EVERY_KIND
+def test_generated_text_continues_its_prompt(kind: str) -> None:
+    """Whatever stands between the last token of the prompt and the first that is generated."""
+    ours, _ = opened(kind)
+
+    @settings(deadline=None, max_examples=25)
+    @given(texts(kind), st.integers(0, 40))
+    @example("the lamp hummed while 🐎 é中é the lamp", 3)
+    @example("中文字" * 14, 39)
+    def check(text: str, after: int) -> None:
+        unknown = ours.unknown_characters(text)
+        text = "".join(letter for letter in text if letter not in unknown)
+        ids = ours.encode(text).tolist()
+        prompt = ids[: max(1, min(after, len(ids) - 1))]
+        before, whole = ours.decode(prompt), ours.decode(ids)
+        if not ids or not whole.startswith(before):  # a character is cut, or a decoder changes earlier text
+            return
+        sampling = SamplingSettings(temperature=0.0, max_new_tokens=len(ids) - len(prompt))
+        pieces = generate(reciter(ids, ours.vocab_size), ours, prompt, sampling, seed=1)
+        written = "".join(piece for _, piece in pieces)
+        assert before + written == whole
+        if len(written) > 3:
+            stop = written[2:4]
+            sampling = sampling.model_copy(update={"stop": [stop]})
+            pieces = generate(reciter(ids, ours.vocab_size), ours, prompt, sampling, seed=1)
+            assert "".join(piece for _, piece in pieces) == written[: written.index(stop)]
 
     check()
 

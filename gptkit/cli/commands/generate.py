@@ -134,14 +134,13 @@ def generate(
     shown_loss = f", val loss {loss:.4f}" if isinstance(loss, float) else ""
     log(f"{folder.id}, step {loaded.checkpoint.step}{shown_loss}; seed {seed}")
     started = time.monotonic()
-    pieces = generate_text(model, tokenizer, ids, settings, seed=seed, num_samples=num_samples)
-    _write_samples(pieces, text if echo else "", num_samples)
+    generation = generate_text(model, tokenizer, ids, settings, seed=seed, num_samples=num_samples, warn=warn)
+    _write_samples(generation, text if echo else "", num_samples)
     if sys.stdout.isatty():
         end_text()
     seconds = time.monotonic() - started
-    count = settings.max_new_tokens * num_samples
-    speed = count / max(seconds, 1e-9)
-    log(f"{count} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
+    speed = generation.tokens / max(seconds, 1e-9)
+    log(f"{generation.tokens} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)")
 
 
 def _write_samples(pieces: Iterable[tuple[int, str]], begin: str, num_samples: int) -> None:
