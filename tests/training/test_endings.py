@@ -16,6 +16,7 @@ from gptkit.experiment.load import experiment_from_dict, to_toml
 from gptkit.runs import Run
 from gptkit.training import session
 from gptkit.training import trainer as loop
+from gptkit.training.loss import SplitLoss
 from gptkit.training.session import resume_run, train_run
 from gptkit.training.setup import RunContext
 from tests.support import Command, sums
@@ -36,19 +37,20 @@ def experiment(**changes: dict[str, Any]) -> gptkit.Experiment:
 def with_val_losses(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Has the evaluations come to these losses, one after another."""
     left = iter(values)
-    monkeypatch.setattr(session, "evaluate", lambda *arguments, **named: next(left))
+    monkeypatch.setattr(session, "evaluate", lambda *arguments, **named: SplitLoss(next(left), 1))
 
 
 @pytest.fixture
 def steady_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that advances by the seconds in this list whenever it is read: before a step and after it."""
-    seconds, now = [1.0], [0.0]
+    """A clock that advances by the seconds in this list with each step."""
+    seconds, now, real = [1.0], [0.0], loop.Trainer.step
 
-    def monotonic() -> float:
+    def step(trainer: loop.Trainer) -> None:
+        real(trainer)
         now[0] += seconds[0]
-        return now[0]
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return seconds
 
 
@@ -191,12 +193,12 @@ def test_on_a_device_that_is_rarely_synchronized_the_clock_is_read_at_each_log(
 
     monkeypatch.setattr(watch, "is_deferred", lambda device: True)
     recipe = experiment(
-        training={"minutes": 0.1, "log_interval": 4},
+        training={"minutes": 0.0975, "log_interval": 4},
         evaluation={"eval_interval": 100},
         model={"dropout": 0.0},
     )
-    trained = train_run(recipe, context)
-    # The clock is read twice from one log to the next, so that four steps are a second
+    steady_clock[0] = 0.249  # so that no step comes a second after the last figures
+    trained = train_run(recipe, context)  # the time is up in step 23.5, and noticed at the next log
     assert trained.progress.step == 24
     assert [row["step"] for row in trained.run.metrics()] == [4, 8, 12, 16, 20, 24]
 
