@@ -164,7 +164,7 @@ class ReplayStarted:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """Progress of other long work: before the first step, or between two steps."""
+    """Progress of other long work: before the first step, between two steps, or of a step that takes long."""
 
     what: str  # such as "downloading the text"
     done: int

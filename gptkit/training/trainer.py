@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
@@ -22,7 +22,7 @@ from torch import nn
 
 from gptkit.data.sampler import BatchSampler
 from gptkit.errors import DivergedError
-from gptkit.events import EvaluationFinished, Event, StepDone, StepFinished, StepProgress
+from gptkit.events import EvaluationFinished, Event, StepDone, StepFinished, StepProgress, Working
 from gptkit.experiment.schema import Experiment, MuonSettings
 from gptkit.seeds import derive_seed
 from gptkit.training.budget import TimeLeft, TrainingBudget, TrainingProgress
@@ -114,9 +114,10 @@ class Trainer:
         self.guard = nonfinite_guard(self.progress, device, self.experiment.tokens_per_step)
         self.batches = Prefetcher(self.sampler, device)
 
-    def step(self) -> None:
+    def step(self, batch_done: Callable[[int], None] | None = None) -> None:
         """One optimizer update, over `gradient_accumulation_steps` batches, and its place in the progress.
 
+        `batch_done` is called between two batches with the number that is done.
         On a GPU the step is only enqueued: the host reads nothing back. Raises DivergedError on a CPU; on a
         GPU `guard.synchronize` does.
         """
@@ -127,6 +128,8 @@ class Trainer:
         loss = torch.zeros((), device=self.parameters.master.device)
         indices = range((step - 1) * count, step * count)
         for index in indices:
+            if batch_done and index > indices[0]:
+                batch_done(index - indices[0])
             inputs, targets = self.batches.batch(index)
             batch_loss = cross_entropy(self.model(inputs), targets)
             batch_loss.backward()  # type: ignore[no-untyped-call]
@@ -168,6 +171,12 @@ class Trainer:
         """
         progress, guard, last_step = self.progress, self.guard, plan.last_step
         clock = _Clock(progress, TimeLeft(progress, self.budget, last_step))
+        batches = self.experiment.training.gradient_accumulation_steps
+
+        def batch_done(done: int) -> None:
+            if clock.is_silent():
+                hooks.emit(Working("next step", done, batches))
+
         self.model.train()
         if (norm := progress.unlogged_norm) is not None:  # an earlier session ended in the evaluation
             progress.unlogged_norm = None
@@ -178,7 +187,7 @@ class Trainer:
             return reason
         while last_step is None or progress.step < last_step:
             clock.start()
-            self.step()
+            self.step(batch_done if guard.immediate else None)
             last = progress.step == last_step or hooks.stop_requested()
             due, norm = self._due(plan, silent=clock.is_silent()), math.nan
             if last or due.anything or guard.immediate:

@@ -138,7 +138,7 @@ def test_where_only_ascii_can_be_shown_all_is_ascii(state: PanelState) -> None:
 
 def test_work_besides_training_and_a_requested_stop_are_shown(state: PanelState) -> None:
     state.working = events.Working("evaluating", 3, 12)
-    assert "evaluating  25%" in panel(state, Viewport(80, 24, False), "")[1].plain
+    assert "evaluating  25%  0:26 left" in panel(state, Viewport(80, 24, False), "0:26")[1].plain
     state.stopping = True
     assert "stopping" in panel(state, Viewport(80, 24, False), "")[1].plain
 

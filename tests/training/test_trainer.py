@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gptkit.backend import Backend
-from gptkit.events import Event, StepFinished, StepProgress
+from gptkit.events import Event, StepFinished, StepProgress, Working
 from gptkit.experiment.schema import Experiment
 from gptkit.model.build import build_new_model
 from gptkit.training.budget import TrainingProgress
@@ -196,6 +196,17 @@ def test_the_gradient_is_clipped_unless_grad_clip_is_zero(grad_clip: float, clip
     trainer.step()
     norm = float(trainer.parameters.gradient.norm())
     assert norm == pytest.approx(0.01, rel=1e-3) if clipped else norm > 0.1
+
+
+@pytest.mark.parametrize(("silence", "sent"), [(0.0, 6), (math.inf, 0)])
+def test_a_step_of_several_batches_reports_its_progress_if_it_takes_long(
+    silence: float, sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptkit.training.trainer._LONGEST_SILENCE", silence)
+    hooks = Recorded(trainer_of(training={"gradient_accumulation_steps": 4}))
+    hooks.trainer.fit(hooks, StepPlan(2, None))
+    found = [event for event in hooks.events if isinstance(event, Working)]
+    assert found == [Working("next step", done, 4) for done in (1, 2, 3, 1, 2, 3)][:sent]
 
 
 @pytest.mark.parametrize(("silence", "sent"), [(0.0, [1, 2, 4, 5, 7]), (math.inf, [])])

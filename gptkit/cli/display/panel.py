@@ -164,10 +164,10 @@ def _status(state: PanelState, viewport: Viewport, width: int, time_left: str) -
         words.append(
             f"  {viewport.fit(state.working.what)} {_how_far(state.working)}".rstrip(), style="yellow"
         )
-    elif time_left:
-        words.append(f"  {time_left} left")
     elif state.step == start.start_step:
         words.append(f"  first step{viewport.dots}", style="dim")
+    if time_left and not state.stopping:
+        words.append(f"  {time_left} left")
     if width < 50:
         return [words, _bar(done / todo, width, viewport)]
     words.align("right", max(26, len(words)))  # so that the bar keeps its length while digits come and go
