@@ -13,6 +13,7 @@ from gptkit.cli import completion
 from gptkit.cli.command import command
 from gptkit.cli.commands.bench import bench
 from gptkit.cli.commands.datasets import datasets_app
+from gptkit.cli.commands.evaluate import evaluate
 from gptkit.cli.commands.export import export
 from gptkit.cli.commands.generate import generate
 from gptkit.cli.commands.import_model import import_model
@@ -108,6 +109,7 @@ command(app, short_help="Train a GPT from an experiment file.")(train)
 command(app, short_help="Continue a run that was stopped.")(resume)
 command(app, short_help="Train a run again and compare the results.")(rerun)
 command(app, short_help="Generate text with a run's model.")(generate)
+command(app, short_help="Measure the loss of a run's model on a text.")(evaluate)
 command(app, short_help="Write a run's model for transformers or llama.cpp.")(export)
 command(app, name="import", short_help="Make a run of published weights.")(import_model)
 command(app, short_help="Measure how fast this machine trains and samples.")(bench)

@@ -69,10 +69,11 @@ class EvaluationRule(StrEnum):
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one length: each reads `length` tokens and predicts the token after each of them."""
+    """Windows of one length: each reads `length` tokens and predicts what follows the last `predicted`."""
 
     starts: NDArray[np.int64]
     length: int
+    predicted: int
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -95,7 +96,28 @@ def evaluation_windows(
     whole, rest = divmod(predicted, context_length)
     wanted = max(1, min(whole, eval_tokens // context_length))
     numbers: NDArray[np.int64] = np.arange(wanted, dtype=np.int64) * whole // wanted
-    windows = [Windows(numbers * context_length, context_length)]
+    windows = [Windows(numbers * context_length, context_length, context_length)]
     if rest and predicted <= eval_tokens and rule is EvaluationRule.EVERY_TOKEN:
-        windows.append(Windows(np.array([whole * context_length], dtype=np.int64), rest))
+        windows.append(Windows(np.array([whole * context_length], dtype=np.int64), rest, rest))
+    return windows
+
+
+def sliding_windows(tokens: int, *, context_length: int, stride: int) -> list[Windows]:
+    """Windows that predict every token but the first once, most of them after much of what is before it.
+
+    Each window starts `stride` tokens after the one before and predicts its last `stride` tokens; the first
+    predicts all of its tokens, the last what is left. With a stride of the context's length, windows lie side
+    by side.
+    """
+    predicted = tokens - 1
+    first = min(context_length, predicted)
+    windows = [Windows(np.zeros(1, dtype=np.int64), first, first)]
+    whole, rest = divmod(predicted - first, stride)
+    if whole:
+        starts = np.arange(1, whole + 1, dtype=np.int64) * stride
+        windows.append(Windows(starts, context_length, stride))
+    if rest:
+        # Side by side, the last window is shorter; otherwise it reads as much as the others
+        length = rest if stride == context_length else context_length
+        windows.append(Windows(np.array([predicted - length], dtype=np.int64), length, rest))
     return windows

@@ -7,6 +7,7 @@ nothing of updates.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gptkit.data.sampler import EvaluationRule, evaluation_windows
+from gptkit.data.sampler import EvaluationRule, Windows, evaluation_windows
 from gptkit.model import ops
 from gptkit.plugins.options import ProgressCallback, no_progress
 from gptkit.training.prefetch import upload
@@ -43,7 +44,6 @@ class SplitLoss:
         return self.total / self.tokens
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     ids: NDArray[np.integer[Any]],
@@ -53,37 +53,46 @@ def evaluate(
     rule: EvaluationRule = EvaluationRule.EVERY_TOKEN,
     progress: ProgressCallback = no_progress,
 ) -> SplitLoss:
-    """The loss over a split, on the windows of `evaluation_windows`, each without what is before it.
+    """The loss over a split, on the windows of `evaluation_windows`, each without what is before it."""
+    windows = evaluation_windows(len(ids), context_length=context_length, eval_tokens=eval_tokens, rule=rule)
+    return evaluate_windows(model, ids, windows, progress=progress)
+
+
+@torch.no_grad()
+def evaluate_windows(
+    model: nn.Module,
+    ids: NDArray[np.integer[Any]],
+    groups: Sequence[Windows],
+    *,
+    progress: ProgressCallback = no_progress,
+) -> SplitLoss:
+    """The loss over the tokens that the windows predict.
 
     Draws no random number and restores the model's mode. `progress` is called with the number of windows
     after each forward pass; on a GPU those that are enqueued, a few ahead of those that are computed.
     """
     device = next(model.parameters()).device
-    groups = evaluation_windows(len(ids), context_length=context_length, eval_tokens=eval_tokens, rule=rule)
     number = sum(map(len, groups))
     was_training = model.training
     model.eval()
     losses = []  # scalars in fp32 on the device, read back once, at the end
     done = 0
     for group in groups:
-        overlapping = sliding_window_view(
-            ids, group.length + 1
-        )  # (windows, T + 1), one starting at each token
+        overlapping = sliding_window_view(ids, group.length + 1)  # (windows, T + 1), one for each token
         rows = max(1, _EVALUATION_TOKENS // group.length)
         for first in range(0, len(group), rows):
             starts = group.starts[first : first + rows]
             windows = upload(overlapping[starts].astype(np.int64), device)
-            logits = model(windows[:, :-1])
-            losses.append(
-                F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
-            )
+            logits = model(windows[:, :-1])[:, -group.predicted :]
+            targets = windows[:, -group.predicted :]
+            losses.append(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"))
             done += len(starts)
             progress(done, number)
     model.train(was_training)
     total = 0.0  # in fp64 and in order, on every device
     for loss in torch.stack(losses).tolist():
         total += loss
-    return SplitLoss(total, sum(len(group) * group.length for group in groups))
+    return SplitLoss(total, sum(len(group) * group.predicted for group in groups))
 
 
 def bits_per_byte(nats_per_token: float, *, tokens: int, text_bytes: int) -> float:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gptkit.data.catalog import DatasetDescription, DatasetRow, FetchedDataset, TokenCount
     from gptkit.plugins.registry import PluginDescription, PluginOption
     from gptkit.testing import CheckResult
+    from gptkit.training.evaluation import TextLoss
 
 _LINE_WIDTH = 100  # characters of a text's first lines that are shown
 _USED_IN = {  # the table of an experiment file and the key that selects a plugin
@@ -121,6 +122,27 @@ def show_benchmark(result: Benchmark, *, as_json: bool) -> None:
         header = (*header, result.rival, "its precision", "ratio")
     show_table(header, [row[: len(header)] for row in rows], right=[name for name in header if name])
     print(f"the whole experiment takes about {duration(result.experiment_seconds)} of training")
+
+
+# gptkit evaluate
+
+
+def show_text_loss(found: TextLoss, *, as_json: bool) -> None:
+    values = {**asdict(found), "perplexity": found.perplexity}
+    if as_json:
+        print(json.dumps(values))
+        return
+    bits = "-" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
+    facts = {
+        "text": f"{printable(found.text)}: {found.tokens:,} tokens, {found.bytes:,} bytes",
+        "checkpoint": f"step {found.step}",
+        "windows": f"every {found.stride} tokens",
+        "loss": f"{found.loss:.4f} nats per token",
+        "perplexity": f"{found.perplexity:.4g}",
+        "bits/byte": bits,
+    }
+    for name, value in facts.items():
+        print(f"{name:<12}{value}")
 
 
 def _rate_cells(what: str, ours: Rate, theirs: BaselineRate | None) -> tuple[str, ...]:
