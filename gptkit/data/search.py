@@ -47,6 +47,7 @@ class Reason(StrEnum):
 
     ENDING = "another ending"
     HIDDEN = "hidden"
+    EMPTY = "empty"
     TWICE = "the same file again"
     LINKED_FOLDER = "linked folder"
     FOLDER = "folder"  # matched by a glob that does not look into it
@@ -229,6 +230,14 @@ class _Search:
         if first is not path:
             self._pass_over(Reason.TWICE, path, f" = {first}" if first != path else "")
 
+    def _add_found(self, path: Path) -> None:
+        """Adds a file that was not named itself, which may be empty: code has many such files."""
+        with suppress(OSError):
+            if not os.path.getsize(path):
+                self._pass_over(Reason.EMPTY, path)
+                return
+        self._add(path)
+
     def _pass_over(self, reason: Reason, path: Path, more: str = "") -> None:
         self.passed_over.setdefault(reason, NameList()).add(f"{path}{more}")
 
@@ -247,7 +256,7 @@ class _Search:
             inner[:] = [name for name in sorted(inner) if self._is_entered(Path(top, name))]
             texts += [Path(top, name) for name in sorted(names) if self._is_text(Path(top, name))]
         for path in _in_order(texts):
-            self._add(path)
+            self._add_found(path)
 
     def _is_entered(self, folder: Path) -> bool:
         if folder.name.startswith("."):
@@ -286,7 +295,7 @@ class _Search:
             elif not _has_text_ending(path.name) and _is_binary(path):
                 self._pass_over(Reason.BINARY, path)
             else:
-                self._add(path)
+                self._add_found(path)
         for run in runs:
             self._pass_over(Reason.RUN, run)
 
@@ -351,7 +360,7 @@ def why_no_text(path: str, folders: DataFolders) -> str:
 
 _READ_ONCE = (
     "It can be read only once, but a run reads its text again when it is resumed.\n"
-    "Store it first: COMMAND | gptkit datasets add NAME /dev/stdin, then --dataset NAME"
+    "Store it first, for --dataset NAME: COMMAND | gptkit datasets add NAME -"
 )
 
 

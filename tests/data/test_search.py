@@ -234,7 +234,8 @@ def test_a_path_that_is_no_text_is_called_what_it_is(here: Path) -> None:
     os.mkfifo("pipe")
     os.symlink("gone", "link")
     os.symlink("loop", "loop")
-    put("folder/x.pdf", "empty/.keep")
+    put("folder/x.pdf")
+    Path("folder/empty.txt").touch()
     put_run("runs/a")
     expected = {
         "pipe": "pipe is a pipe. It can be read only once",
@@ -242,7 +243,7 @@ def test_a_path_that_is_no_text_is_called_what_it_is(here: Path) -> None:
         "/dev/null": "/dev/null is a device or socket, not a file",
         "link": "link is a link to gone, which does not exist",
         "loop": "loop cannot be read: Too many levels of symbolic links",
-        "folder": "folder is a folder without texts (.txt, .md, .jsonl, .csv",
+        "folder": "Passed over: another ending: 1 (folder/x.pdf); empty: 1 (folder/empty.txt).",
         "runs": "run of gptkit: 1 (runs/a)",
         "runs/a": "runs/a is a run of gptkit",
         "pip*": "pip* matches no text. Passed over: no file: 1 (pipe).",
@@ -275,6 +276,23 @@ def test_a_pipe_can_be_added_as_a_text(here: Path) -> None:
     finally:
         os.close(reading)
     assert target.read_text() == "from a pipe"
+
+
+def test_standard_input_can_be_added_as_a_text(workspace: Path, gptkit_command: Command) -> None:
+    standard_input, (reading, writing) = os.dup(0), os.pipe()
+    try:
+        os.dup2(reading, 0)
+        os.write(writing, b"from standard input")
+        os.close(writing)
+        assert gptkit_command("datasets", "add", "mine2", "-").code == 0
+    finally:
+        os.dup2(standard_input, 0)
+        os.close(standard_input)
+        os.close(reading)
+    assert Path("data/mine2.txt").read_text() == "from standard input"
+
+
+def test_what_is_neither_a_file_nor_a_pipe_is_not_added(here: Path) -> None:
     for path in ("/dev/null", "."):
         with pytest.raises(DataError, match="is not a file"):
             add_text("other", Path(path), data_folders(None))

@@ -162,10 +162,16 @@ def test_dots_do_not_lead_out_of_the_data_folders(library: DataFolders, tmp_path
     assert not TextDataset(TextOptions(path="../a.txt")).is_here(inside)
 
 
-def test_an_empty_file_in_a_folder_is_named(library: DataFolders) -> None:
+def test_an_empty_file_is_an_error_where_it_is_named_and_passed_over_in_a_folder(
+    library: DataFolders,
+) -> None:
     Path("plays/d.txt").touch()
     with pytest.raises(DataError, match=r"d\.txt is empty"):
-        text_of("plays", library)
+        text_of("plays/d.txt", library)
+    for path in ("plays", "plays/*.txt"):
+        dataset = TextDataset(TextOptions(path=path))
+        assert "b" in dataset.read(library)
+        assert "empty: 1 (plays/d.txt)" in str(dataset.facts()["passed_over"])
 
 
 # Kinds of files

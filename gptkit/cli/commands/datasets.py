@@ -128,7 +128,7 @@ def add_command(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Text, .jsonl or .csv, in UTF-8; also .gz. /dev/stdin: standard input."
+            metavar="FILE", help="Text, .jsonl or .csv, in UTF-8; also .gz; - reads standard input."
         ),
     ],
     field: Field = None,
@@ -144,6 +144,7 @@ def add_command(
     from gptkit.data import catalog
 
     data_dir = data_dir or context.obj
+    file = Path("/dev/stdin") if str(file) == "-" else file
     folders = catalog.data_folders(data_dir)
     target = catalog.add_text(name, file, folders, force=force, field=field or "text")
     tables.show_added(name, target, field, data_dir)
