@@ -152,6 +152,7 @@ class ResumeChecked:
     step: int  # of the checkpoint
     differences: tuple[str, ...]  # from the recorded environment, such as "threads 2 -> 4"; empty if exact
     replayed: int = 0  # steps after it that metrics.jsonl has already, and that are trained again
+    schedule_end: int | None = None  # the last step of the schedule, if the run is to go on past it
 
 
 @dataclass(frozen=True, slots=True)

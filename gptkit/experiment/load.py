@@ -76,13 +76,18 @@ def read_experiment(path: Path | str, overrides: Overrides = ()) -> LoadedExperi
     return LoadedExperiment(_resolve(data, source), source)
 
 
-def load_recorded(path: Path) -> Experiment:
+def load_recorded(path: Path, overrides: Overrides = ()) -> Experiment:
     """The experiment that a run recorded: every plugin that it names must be installed.
 
     Raises UsageError, ExperimentError, PluginError with the plugins that are missing.
     """
     text, data = read_toml(path)
-    return _resolve(data, Source(str(path), text), recorded=True)
+    return _resolve(data, Source(str(path), text, _overrides(overrides)), recorded=True)
+
+
+def recorded_experiment(values: Mapping[str, Any], name: str) -> Experiment:
+    """The same from the tables that run.json and checkpoints have; `name` is for messages."""
+    return _resolve(values, Source(name, None), recorded=True)
 
 
 def experiment_from_dict(
@@ -287,7 +292,8 @@ def _resolve(data: Mapping[str, Any], source: Source, *, recorded: bool = False)
         draft.set(override)
     for field in fields():
         if field.family:
-            draft.fill_plugin(field, texts=field.family == registry.DATASETS and not recorded)
+            named_now = any(override.key == field.key for override in source.overrides)
+            draft.fill_plugin(field, texts=field.family == registry.DATASETS and (named_now or not recorded))
     if not recorded:
         draft.fill_trackers()
     return draft.finish(plain=recorded)

@@ -35,9 +35,14 @@ class Comparison:
         return not self.tensors and not self.steps
 
 
-def compare_runs(run: Run, again: Run, start: int, end: int, differences: tuple[str, ...]) -> Comparison:
-    """Raises CheckpointError if the two have neither a common checkpoint nor losses."""
-    compared, steps = _compare_losses(run, again, start, end)
+def compare_runs(
+    run: Run, again: Run, start: int, end: int, differences: tuple[str, ...], *, losses: bool = True
+) -> Comparison:
+    """`losses`: whether both have recorded them over the same steps and tokens.
+
+    Raises CheckpointError if the two have neither a common checkpoint nor losses.
+    """
+    compared, steps = _compare_losses(run, again, start, end) if losses else (0, ())
     pair = _newest_common(run, again)
     if pair is None and not compared:
         raise CheckpointError(

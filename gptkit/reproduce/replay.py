@@ -8,22 +8,42 @@ The run itself stays as it is.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from gptkit import events
 from gptkit.backend import computing
 from gptkit.data.corpus import measure_text
 from gptkit.errors import CheckpointError, UsageError
+from gptkit.experiment.identity import (
+    Change,
+    changes_recorded_losses,
+    changes_weights,
+    values_of,
+    with_values,
+)
+from gptkit.experiment.load import recorded_experiment
 from gptkit.experiment.schema import Experiment
 from gptkit.files import disk, disk_errors
 from gptkit.reproduce.diff import Comparison, compare_runs
 from gptkit.runs import Run, RunRecord, list_steps, lock_run, run_ids, tokenizer_hash
 from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
-from gptkit.runs.environment import check_text, environment_differences, trackers_again
+from gptkit.runs.environment import (
+    check_text,
+    environment_differences,
+    experiment_at,
+    experiment_changes,
+    list_changes,
+    refuse_changes,
+    refuse_foreign_checkpoint,
+    trackers_again,
+)
 from gptkit.runs.folder import verification_prefix
+from gptkit.runs.record import plain_tables
 from gptkit.training.budget import MOST_STEPS, TrainingBudget
 from gptkit.training.cost import out_of_memory
 from gptkit.training.session import Session, TrainingResult, train_new
@@ -65,6 +85,7 @@ def replay_run(run: Run, context: RunContext) -> Comparison:
         before, last = _newest_two(setup, context)
         run.check_tokenizer(last, setup.corpus.tokenizer)
         read_progress(last)
+        setup = _as_trained(setup, before, last)
         if before is None and setup.record.loaded_from:
             raise CheckpointError(
                 f"run {run.id} has one checkpoint that verifies, of step {last.step}, and began from the "
@@ -74,7 +95,8 @@ def replay_run(run: Run, context: RunContext) -> Comparison:
         context.listener(events.ReplayStarted(start, last.step))
         with _temporary_run(run) as again:
             _train_again(setup, before, last.step, again, context)
-            return compare_runs(run, again, start, last.step, setup.differences)
+            differences = _all_differences(setup.record, setup.differences, start, last.step)
+            return compare_runs(run, again, start, last.step, differences)
 
 
 def rerun_run(run: Run, context: RunContext) -> Rerun:
@@ -87,7 +109,10 @@ def rerun_run(run: Run, context: RunContext) -> Rerun:
     run.require_training()
     with lock_run(run):
         experiment, record = run.experiment(), run.read_record()
-        _require_reproducible(run, experiment)
+        changes = experiment_changes(run.experiment_file, record, experiment)
+        refuse_changes(run.experiment_file, changes, experiment)
+        _require_reproducible(run, experiment, record)
+        experiment = _with_recorded_losses(experiment, changes)
         reached = _reached_step(run, record)
         setup, differences = _prepare_again(run, experiment, record, context)
         plan = StepPlan(reached, max(experiment.training.max_steps, reached), _evaluated_steps(run))
@@ -95,7 +120,9 @@ def rerun_run(run: Run, context: RunContext) -> Rerun:
         trained = train_new(setup, beside, plan, rerun_of=run.recorded_id)
         if trained.stopped_by_signal:
             return Rerun(run, trained, None)
-        return Rerun(run, trained, compare_runs(run, trained.run, 0, reached, differences))
+        differences = _all_differences(record, differences, 0, reached)
+        losses = not any(resumed.changes for resumed in record.resumed)
+        return Rerun(run, trained, compare_runs(run, trained.run, 0, reached, differences, losses=losses))
 
 
 # The last steps, in a temporary folder
@@ -116,6 +143,41 @@ def _newest_two(setup: ResumedRun, context: RunContext) -> tuple[Checkpoint | No
     if not found:
         raise CheckpointError(f"no checkpoint of run {run.id} verifies, so there is nothing to compare with.")
     return None, found[0]
+
+
+def _as_trained(setup: ResumedRun, before: Checkpoint | None, last: Checkpoint) -> ResumedRun:
+    """With the experiment that `last` was trained with. Raises CheckpointError where that is not one only."""
+    run, record = setup.run, setup.record
+    for checkpoint in (before, last):
+        if checkpoint:
+            refuse_foreign_checkpoint(run.id, record, checkpoint)
+    values = plain_tables(last.state.get("experiment"))
+    if values is None:  # of a version that did not record it
+        return setup
+    start = before.step if before else 0
+    for resumed in record.resumed:
+        if resumed.changes and resumed.step is not None and start < resumed.step < last.step:
+            raise CheckpointError(
+                f"run {run.id} went on with another experiment after step {resumed.step}, of which there is "
+                f"no checkpoint: steps {start + 1} to {last.step} cannot be trained again."
+            )
+    name = f"state.json of step {last.step}"
+    return replace(setup, experiment=recorded_experiment(values, name))
+
+
+def _all_differences(record: RunRecord, now: Sequence[str], start: int, end: int) -> tuple[str, ...]:
+    """Differences between here and where steps `start` + 1 to `end` were trained, in one session or several.
+
+    `now` are those between here and where the run began.
+    """
+    sessions: list[tuple[int, Sequence[str]]] = [(0, ())]
+    sessions += [(resumed.step or 0, resumed.differences) for resumed in record.resumed]
+    found: dict[str, None] = {}
+    for (begin, theirs), (until, _) in pairwise([*sessions, (MOST_STEPS, ())]):
+        if begin < end and until > start:
+            found |= dict.fromkeys(word for word in now if word not in theirs)
+            found |= dict.fromkeys(f"{word} from step {begin + 1}" for word in theirs if word not in now)
+    return tuple(found)
 
 
 @contextmanager
@@ -186,7 +248,16 @@ def _recorded_estimates(run: Run) -> dict[int, int]:
 # The whole run, as a new one
 
 
-def _require_reproducible(run: Run, experiment: Experiment) -> None:
+def _require_reproducible(run: Run, experiment: Experiment, record: RunRecord) -> None:
+    for resumed in record.resumed:
+        now = experiment_at(record, resumed.step or 0)
+        changes = [Change(one.field or "", one.old, one.new) for one in resumed.changes]
+        if found := [change for change in changes if changes_weights(change, now)]:
+            raise UsageError(
+                f"run {run.id} went on with {list_changes(found)} after step {resumed.step}, so it cannot be "
+                "trained again as one.\nIts last steps can: "
+                f"{shlex.join(['gptkit', 'resume', str(run.path), '--verify'])}"
+            )
     minutes = experiment.training.minutes
     if minutes is not None:
         raise UsageError(
@@ -196,6 +267,14 @@ def _require_reproducible(run: Run, experiment: Experiment) -> None:
         )
     if experiment.seed == "random":
         raise CheckpointError(f"{run.experiment_file} has no seed, so the run is not reproducible.")
+
+
+def _with_recorded_losses(experiment: Experiment, changes: Sequence[Change]) -> Experiment:
+    """The experiment, edited where no weight depends on it, recording losses as the run did."""
+    edited = {change.key: change.old for change in changes if changes_recorded_losses(change)}
+    if not edited:
+        return experiment
+    return recorded_experiment(with_values(values_of(experiment), edited), "run.json")
 
 
 def _reached_step(run: Run, record: RunRecord) -> int:

@@ -14,6 +14,8 @@ import torch
 
 from gptkit.errors import CheckpointError, GptkitError, OutOfMemoryError, PluginError
 from gptkit.events import RunStatus
+from gptkit.experiment.identity import changes_weights, differences, hash_of
+from gptkit.experiment.load import read_toml
 from gptkit.experiment.schema import Experiment
 from gptkit.files import sha256, to_json
 from gptkit.model.build import build_model_for
@@ -30,6 +32,12 @@ from gptkit.runs import (
     list_steps,
 )
 from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
+from gptkit.runs.environment import (
+    experiment_changes,
+    list_changes,
+    refuse_changes,
+    refuse_foreign_checkpoint,
+)
 from gptkit.runs.folder import DAMAGED, TEMPORARY, TRASH, entries, sample_name
 from gptkit.runs.metrics import parse_row
 from gptkit.training.optim import Optimizer, flatten_parameters
@@ -66,20 +74,10 @@ def verify_run(run: Run) -> Iterator[Finding]:
         yield Finding(
             Verdict.NOTE, run.id, "is being trained now; files that change meanwhile may be found bad"
         )
-    experiment: Experiment | None = None
-    try:
-        experiment = run.experiment()
-        yield Finding(Verdict.OK, run.experiment_file.name)
-    except PluginError as error:
-        yield Finding(Verdict.SKIPPED, run.experiment_file.name, str(error))
-    except GptkitError as error:
-        yield Finding(Verdict.BAD, run.experiment_file.name, str(error))
-    record = RunRecord()
-    try:
-        record = run.read_record()
-        yield Finding(Verdict.OK, RECORD, f"{record.status or 'no status'}, step {record.step or 0}")
-    except GptkitError as error:
-        yield Finding(Verdict.BAD, RECORD, f"{error}; it records how the run was trained, and on what")
+    record, finding = _check_record(run)
+    experiment, of_experiment = _check_experiment(run, record)
+    yield of_experiment
+    yield finding
     tokenizer, finding = _check_tokenizer(run, experiment, record)
     yield finding
     yield _check_metrics(run)
@@ -91,6 +89,43 @@ def verify_run(run: Run) -> Iterator[Finding]:
             for prefix, message in _LEFTOVERS.items():
                 if entry.name.startswith(prefix):
                     yield Finding(Verdict.NOTE, str(entry.relative_to(run.path)), message)
+
+
+def _check_record(run: Run) -> tuple[RunRecord, Finding]:
+    """The record is empty where it cannot be read."""
+    try:
+        record = run.read_record()
+    except GptkitError as error:
+        message = f"{error}; it records how the run was trained, and on what"
+        return RunRecord(), Finding(Verdict.BAD, RECORD, message)
+    if record.experiment is not None and hash_of(record.experiment) != record.experiment_sha256:
+        message = "its experiment is not that of its experiment_sha256: it was edited"
+        return record, Finding(Verdict.BAD, RECORD, message)
+    return record, Finding(Verdict.OK, RECORD, f"{record.status or 'no status'}, step {record.step or 0}")
+
+
+def _check_experiment(run: Run, record: RunRecord) -> tuple[Experiment | None, Finding]:
+    name = run.experiment_file.name
+    try:
+        experiment = run.experiment()
+    except PluginError as error:
+        written = read_toml(run.experiment_file)[1]
+        changes = differences(record.experiment, written) if record.experiment else ()
+        if found := [change for change in changes if changes_weights(change, written)]:
+            message = f"it is not what the run was trained with: {list_changes(found)}"
+            return None, Finding(Verdict.BAD, name, message)
+        return None, Finding(Verdict.SKIPPED, name, str(error))
+    except GptkitError as error:
+        return None, Finding(Verdict.BAD, name, str(error))
+    changes = experiment_changes(run.experiment_file, record, experiment)
+    try:
+        refuse_changes(run.experiment_file, changes, experiment)
+    except CheckpointError as error:
+        return experiment, Finding(Verdict.BAD, name, str(error))
+    if changes:
+        message = f"edited, but no weight depends on it: {list_changes(changes)}"
+        return experiment, Finding(Verdict.NOTE, name, message)
+    return experiment, Finding(Verdict.OK, name)
 
 
 def _check_tokenizer(
@@ -226,7 +261,7 @@ class _Fit:
         self, run: Run, experiment: Experiment | None, tokenizer: Tokenizer | None, record: RunRecord
     ) -> None:
         self._run, self._experiment, self._tokenizer = run, experiment, tokenizer
-        self._text_sha256 = record.dataset.sha256
+        self._record, self._text_sha256 = record, record.dataset.sha256
         self._imported = record.status is RunStatus.IMPORTED
         self._built: tuple[FlatParameters, Optimizer] | None = None
         self.is_known = experiment is not None and tokenizer is not None
@@ -235,6 +270,7 @@ class _Fit:
         """Raises CheckpointError, PluginError for a plugin of the model that cannot be used here."""
         if self._experiment is None or self._tokenizer is None or not self.is_known:
             return
+        refuse_foreign_checkpoint(self._run.id, self._record, checkpoint)
         self._run.check_tokenizer(checkpoint, self._tokenizer)
         if self._text_sha256 is not None and checkpoint.state.get("text_sha256") != self._text_sha256:
             raise CheckpointError("it was trained on another text than the run's")

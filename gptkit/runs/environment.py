@@ -1,27 +1,171 @@
-"""Environment, data and plugin versions: recorded when a run starts, compared when it is resumed.
+"""Experiment, environment, data and plugin versions: recorded when a run starts, compared when it is resumed.
 
-Input: a run's record and its experiment. Output: what to record, what differs, what to install. A package is
-named only where its name and version are well formed, since they end up in a command that a person may paste.
+Input: a run's record and its experiment. Output: what to record, what differs, what to install; or an error
+where something differs that nobody asked for. A package is named only where its name and version are well
+formed, since they end up in a command that a person may paste.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packaging.utils import InvalidName, canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from gptkit.errors import DataError, PluginError, UsageError
+from gptkit.errors import CheckpointError, DataError, PluginError, UsageError
+from gptkit.experiment.identity import (
+    BACKEND,
+    Change,
+    changes_recorded_losses,
+    changes_weights,
+    differences,
+    hash_of,
+    is_set_by,
+    keys_of,
+    values_of,
+    with_values,
+)
+from gptkit.experiment.load import load_recorded, read_toml
 from gptkit.experiment.schema import Experiment
 from gptkit.plugins import registry
-from gptkit.runs.record import PluginOrigin, RunRecord
+from gptkit.runs.record import (
+    ChangedField,
+    Environment,
+    PluginOrigin,
+    Resumed,
+    RunRecord,
+    plain_tables,
+)
 from gptkit.tracking import ChosenTracker, choose_tracker
 
 if TYPE_CHECKING:
     from gptkit.backend import Backend
+    from gptkit.runs.checkpoint import Checkpoint
 
 _MAX_NAME = 100  # characters of a package's name or version
+_MAX_CHANGES = 8  # named in a message
+
+
+# The experiment
+
+
+def record_experiment(record: RunRecord, experiment: Experiment) -> None:
+    """Records the identity of the run: what its steps compute is a function of it."""
+    record.experiment = values_of(experiment)
+    record.experiment_sha256 = hash_of(record.experiment)
+
+
+def experiment_changes(
+    file: Path, record: RunRecord, experiment: Experiment, set_keys: Collection[str] = ()
+) -> tuple[Change, ...]:
+    """What differs in `experiment` from what was recorded of it.
+
+    `set_keys` are the keys that are set now, over what the run's own experiment file has. A run of a version
+    that recorded no experiment is compared with that file.
+    """
+    recorded = record.experiment
+    if recorded is None:
+        recorded = values_of(load_recorded(file)) if set_keys else None
+    now = values_of(experiment)
+    if recorded is None or hash_of(now) == hash_of(recorded):
+        return ()
+    stated = keys_of(read_toml(file)[1])
+    return tuple(
+        change
+        for change in differences(recorded, now)
+        if change.old is not None or change.key in stated or is_set_by(change, set_keys)
+    )
+
+
+def refuse_changes(
+    file: Path, changes: Sequence[Change], experiment: Experiment, set_keys: Container[str] = ()
+) -> None:
+    """Raises CheckpointError for changes of weights that were not set on purpose.
+
+    `file` is the run's own experiment file.
+    """
+    now = values_of(experiment)
+    found = [change for change in changes if changes_weights(change, now) and not is_set_by(change, set_keys)]
+    if found:
+        wanted = [word for change in found for word in ("--set", change.override)]
+        raise CheckpointError(
+            f"{file} is not what run {file.parent.name} was trained with: {list_changes(found)}.\n"
+            "Put the recorded values back, or, to train on with the new ones: "
+            f"{shlex.join(['gptkit', 'resume', str(file.parent), *wanted])}"
+        )
+
+
+def refuse_foreign_checkpoint(run_id: str, record: RunRecord, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError if a checkpoint was trained with another experiment than the run recorded."""
+    trained = plain_tables(checkpoint.state.get("experiment"))
+    if trained is None or record.experiment is None:
+        return
+    recorded = experiment_at(record, checkpoint.step)
+    found = [change for change in differences(trained, recorded) if changes_weights(change, recorded)]
+    if found:
+        raise CheckpointError(
+            f"step {checkpoint.step} of run {run_id} was not trained with the experiment that run.json has: "
+            f"{list_changes(found)}"
+        )
+
+
+def changed_later(record: RunRecord, step: int) -> tuple[str, ...]:
+    """Changes that the run was resumed with after a step from which it now continues."""
+    return tuple(
+        f"{Change(change.field or '', change.old, change.new)} from step {step + 1}, not {resumed.step + 1}"
+        for resumed in record.resumed
+        if resumed.step is not None and resumed.step > step
+        for change in resumed.changes
+    )
+
+
+def record_resumed(
+    record: RunRecord,
+    experiment: Experiment,
+    changes: Sequence[Change],
+    differences: Sequence[str],
+    environment: Mapping[str, Any],
+    *,
+    step: int,
+) -> None:
+    """Records that the run continues after `step`, and what is no longer as it was."""
+    now = values_of(experiment)
+    kept = [resumed for resumed in record.resumed if resumed.step is not None and resumed.step < step]
+    changed = [change for resumed in record.resumed if resumed not in kept for change in resumed.changes]
+    changed += [
+        ChangedField(field=change.key, old=change.old, new=change.new)
+        for change in changes
+        if changes_weights(change, now) or changes_recorded_losses(change)
+    ]
+    record.resumed = [*kept, Resumed(step=step, changes=changed, differences=list(differences))]
+    set_now = {BACKEND[change.key] for change in changes if change.key in BACKEND}
+    if record.environment is not None and set_now:
+        was = record.environment.model_dump(exclude_unset=True)
+        chosen = {key: environment[key] for key in (*set_now, "native")}
+        record.environment = Environment.model_validate(was | chosen)
+    record_experiment(record, experiment)
+
+
+def experiment_at(record: RunRecord, step: int) -> dict[str, Any]:
+    """The recorded experiment as it was when the checkpoint of `step` was saved."""
+    values = record.experiment or {}
+    for resumed in reversed(record.resumed):
+        if resumed.step is not None and resumed.step >= step:
+            values = with_values(values, {change.field or "": change.old for change in resumed.changes})
+    return values
+
+
+def list_changes(changes: Sequence[Change]) -> str:
+    """`model.dropout 0.1 -> 0.2, seed 1 -> 2 and 3 more`"""
+    shown = ", ".join(map(str, changes[:_MAX_CHANGES]))
+    more = len(changes) - _MAX_CHANGES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+# Plugins
 
 
 def model_plugins(experiment: Experiment) -> list[registry.Plugin]:
@@ -111,8 +255,11 @@ def environment_differences(record: RunRecord, experiment: Experiment, backend: 
     )
 
 
-def recorded_backend(record: RunRecord, chosen: Backend) -> Backend:
-    """The backend that the run was trained with, where this machine has it; otherwise `chosen`."""
+def recorded_backend(record: RunRecord, chosen: Backend, set_now: Container[str] = ()) -> Backend:
+    """The backend that the run was trained with, where this machine has it; otherwise `chosen`.
+
+    `set_now` are the fields of the experiment that were changed since, which count as they were chosen.
+    """
     from gptkit.backend import MAX_THREADS, Backend, choose_device, no_compiler
     from gptkit.native import build_key
 
@@ -123,13 +270,21 @@ def recorded_backend(record: RunRecord, chosen: Backend) -> Backend:
         return chosen
     if was.precision not in ("fp32", "bf16") or not 1 <= was.threads <= MAX_THREADS:
         return chosen
+    if "training.backend" in set_now:
+        return chosen
     try:
         if choose_device(was.device) != was.device:
             return chosen
     except UsageError:
         return chosen
     compiles = was.compile and not no_compiler(was.device)
-    return Backend(was.device, was.precision, was.threads, compiles, build_key() if was.native else "")
+    return Backend(
+        device=was.device,
+        precision=chosen.precision if "training.precision" in set_now else was.precision,
+        threads=chosen.threads if "training.threads" in set_now else was.threads,
+        compile=chosen.compile if "training.compile" in set_now else compiles,
+        native=build_key() if was.native else "",
+    )
 
 
 def check_text(record: RunRecord, run_id: str, sha256: str, facts: Mapping[str, Any]) -> None:

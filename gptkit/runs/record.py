@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError, ValidationError
 
 from gptkit.errors import CheckpointError
 from gptkit.events import RunStatus
-from gptkit.files import parse_json, replace_file, to_json
+from gptkit.files import MAX_DEPTH, parse_json, replace_file, to_json
 
 _MAX_BYTES = 10_000_000
 _MAX_TEXT = 100_000  # characters of a value
@@ -55,6 +55,18 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and len(value) <= _MAX_TEXT else None
 
 
+def plain_tables(value: object) -> dict[str, Any] | None:
+    """Nested tables as a run records an experiment; None for anything else, and if they are too deep."""
+    return value if isinstance(value, dict) and _is_shallow(value, MAX_DEPTH) else None
+
+
+def _is_shallow(value: object, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_is_shallow(one, depth - 1) for one in inner)
+
+
 def _objects(value: object) -> list[Any] | None:
     if not isinstance(value, list):
         return None
@@ -66,6 +78,7 @@ Whole = Annotated[int | None, Field(strict=True, ge=0, lt=2**63), _or_else(_none
 Number = Annotated[float | None, Field(strict=True, gt=-1e300, lt=1e300), _or_else(_none)]
 Flag = Annotated[bool | None, Field(strict=True), _or_else(_none)]
 Table = Annotated[dict[str, Any], _or_else(dict)]
+Tables = Annotated[dict[str, Any] | None, PlainValidator(plain_tables)]
 
 
 class _Lenient(BaseModel):
@@ -156,6 +169,23 @@ class ImportedFrom(_Lenient):
     path: Text = None
 
 
+class ChangedField(_Lenient):
+    """A field of the experiment that was set to another value when the run was resumed; None: not set."""
+
+    field: Text = None  # its dotted key
+    old: Any = None
+    new: Any = None
+
+
+class Resumed(_Lenient):
+    """A step after which the run was resumed, and what was then no longer as before."""
+
+    step: Whole = None
+    changes: Annotated[list[ChangedField], _or_else(list)] = []
+    # From the environment in which the run began, as "torch 2.12 -> 2.13"
+    differences: Annotated[list[str], _or_else(list)] = []
+
+
 class RunRecord(_Lenient):
     """run.json, in the order in which it is written. A field that was never set is not written."""
 
@@ -175,6 +205,9 @@ class RunRecord(_Lenient):
     evaluation: Text = None  # gptkit.data.sampler.EvaluationRule; None in 0.1.0
     loaded_from: Annotated[LoadedFrom | None, _or_else(LoadedFrom)] = None
     imported_from: Annotated[ImportedFrom | None, _or_else(ImportedFrom)] = None
+    experiment_sha256: Text = None  # of gptkit.experiment.identity
+    experiment: Tables = None  # resolved, as experiment.toml has it
+    resumed: Annotated[list[Resumed], _or_else(list)] = []
     rerun_of: Text = None
     parameters: Whole = None
     last_checkpoint: Whole = None

@@ -194,22 +194,31 @@ class Run:
 
     # experiment.toml and tokenizer.json
 
-    def experiment(self) -> Experiment:
-        """The experiment as it was resolved: every field explicit.
+    def experiment(self, overrides: Overrides = ()) -> Experiment:
+        """The experiment as it was resolved: every field explicit; with `overrides`, other values of some.
 
-        Raises CheckpointError if the file is damaged, PluginError with what to install.
+        Raises CheckpointError if the file is damaged, PluginError with what to install, ExperimentError for
+        overrides that are not valid.
         """
         from gptkit.experiment.load import load_recorded
         from gptkit.runs.environment import what_to_install
 
         self.refuse_special_files()
         try:
-            return load_recorded(self.experiment_file)
+            experiment = load_recorded(self.experiment_file)
         except PluginError as error:
             remedy = what_to_install(self.read_record_or_empty(), error.plugins)
             raise PluginError(f"{error}\n{remedy}".rstrip(), error.plugins) from error
         except UsageError as error:
             raise CheckpointError(f"the run's own experiment file is damaged: {error}") from error
+        return load_recorded(self.experiment_file, overrides) if overrides else experiment
+
+    def write_experiment(self, experiment: Experiment) -> None:
+        """Raises DiskError."""
+        from gptkit.experiment.load import to_toml
+
+        with disk_errors(f"recording the run {self.id}"):
+            replace_file(self.experiment_file, to_toml(experiment).encode())
 
     def sampling(self, overrides: Overrides) -> SamplingSettings:
         """The [sampling] table of the experiment with these overrides. Raises ExperimentError."""

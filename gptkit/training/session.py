@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,9 @@ from gptkit.errors import (
     UsageError,
 )
 from gptkit.events import RunStatus
+from gptkit.experiment.identity import hash_of, values_of
 from gptkit.experiment.load import to_toml
+from gptkit.experiment.overrides import ALTERNATIVES, Override
 from gptkit.experiment.schema import Experiment
 from gptkit.files import disk, disk_errors
 from gptkit.generation import encode_prompt, generate
@@ -54,7 +57,13 @@ from gptkit.runs.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from gptkit.runs.environment import trackers_again
+from gptkit.runs.environment import (
+    changed_later,
+    experiment_at,
+    record_resumed,
+    refuse_foreign_checkpoint,
+    trackers_again,
+)
 from gptkit.runs.record import Environment
 from gptkit.tracking import Tracking
 from gptkit.training.budget import TrainingProgress
@@ -153,32 +162,36 @@ def resume_run(
     steps: int | None = None,
     stop_at: int | None = None,
     require_exact: bool = False,
+    overrides: Sequence[Override] = (),
 ) -> TrainingResult:
     """Continues a run to its end, to the `steps` given now or earlier, or to `stop_at`.
 
-    Raises CheckpointError if no checkpoint verifies, DataError if the text has changed, PluginError
-    where the result would not be bit-identical and `require_exact` asks for that.
+    `overrides` are fields of its experiment to continue with other values of. Raises CheckpointError if no
+    checkpoint verifies or the experiment is not the recorded one, DataError if the text has changed,
+    PluginError where the result would not be bit-identical and `require_exact` asks for that.
     """
     run.refuse_special_files()
     run.require_training()
     with lock_run(run):
-        setup = prepare_resumed(run, context)
-        inexact = setup.differences
-        if setup.experiment.training.minutes is not None:
-            inexact += ("the schedule follows the clock",)
+        setup = prepare_resumed(run, context, overrides)
+        inexact = setup.inexact
         if inexact and require_exact:
             raise PluginError(
                 f"run {run.id} would not be bit-identical: {', '.join(inexact)}. "
                 "Without --require-exact it continues anyway."
             )
         checkpoint = _recover(run, setup, context)
+        inexact += changed_later(setup.record, checkpoint.step)
         final_step = _final_step(setup, checkpoint.step, steps)
         if stop_at is not None and stop_at < checkpoint.step:
             raise UsageError(
                 f"run {run.id} is at step {checkpoint.step} already, past --stop-at {stop_at}; use more."
             )
         replayed = max(0, run.metrics_log.last_step() - checkpoint.step)
-        context.listener(events.ResumeChecked(checkpoint.step, inexact, replayed))
+        scheduled = target_step(setup.experiment)
+        decays = setup.experiment.schedule.type != "constant"
+        beyond = scheduled if decays and scheduled and final_step and final_step > scheduled else None
+        context.listener(events.ResumeChecked(checkpoint.step, inexact, replayed, beyond))
         record = setup.record
         record.target_step, record.process = final_step, Process.current()
         setup = replace(setup, trackers=trackers_again(setup.experiment, record, context.warn))
@@ -186,6 +199,13 @@ def resume_run(
             trainer = setup.build_trainer(setup.build_model(checkpoint), checkpoint)
             if steps is not None:  # --steps continues a run that was stopped early
                 trainer.progress.bad_evals = 0
+            if setup.changes:  # before run.json: where it alone is written, the next resume asks again
+                run.write_experiment(setup.experiment)
+            here = fingerprint(setup.backend)
+            record_resumed(
+                record, setup.experiment, setup.changes, setup.differences, here, step=checkpoint.step
+            )
+            run.write_record(record)
             return Session(run, record, setup, trainer, context).train(StepPlan(stop_at, final_step))
 
 
@@ -213,6 +233,7 @@ def _recover(run: Run, setup: ResumedRun, context: RunContext) -> Checkpoint:
 
     checkpoint = newest_checkpoint(run.checkpoints, run_id=run.recorded_id, on_bad=on_bad)
     run.check_tokenizer(checkpoint, setup.corpus.tokenizer)
+    refuse_foreign_checkpoint(run.id, setup.record, checkpoint)
     return checkpoint
 
 
@@ -224,7 +245,13 @@ def _final_step(setup: ResumedRun, step: int, steps: int | None) -> int | None:
     run, training = setup.run, setup.experiment.training
     scheduled = target_step(setup.experiment)
     if steps is None:
-        return None if scheduled is None else max(scheduled, setup.record.target_step or 0)
+        if scheduled is None or not _sets_length(setup):
+            return None if scheduled is None else max(scheduled, setup.record.target_step or 0)
+        if scheduled < step:
+            raise UsageError(
+                f"run {run.id} is at step {step} already, past training.max_steps = {scheduled}; use more."
+            )
+        return scheduled
     if scheduled is None:
         raise UsageError(
             f"run {run.id} trains for {training.minutes:g} minutes, and its schedule ends with them.\n"
@@ -242,6 +269,10 @@ def _final_step(setup: ResumedRun, step: int, steps: int | None) -> int | None:
     return steps
 
 
+def _sets_length(setup: ResumedRun) -> bool:
+    return any(change.key in ALTERNATIVES["the length of training"] for change in setup.changes)
+
+
 class Session:
     """The hooks of the training loop for a run, whose lock the caller holds."""
 
@@ -257,6 +288,7 @@ class Session:
         self._samples_fail = False
         self._evaluation_rule = evaluation_rule(record)
         self._tokenizer_sha256 = tokenizer_hash(setup.corpus.tokenizer)
+        self._identity, self._record = values_of(setup.experiment), record
         self._recorder = Recorder(run, record)
         self._tracking = Tracking(setup.trackers, setup.experiment, context.warn)
         self.model = trainer.model  # as it trains, never compiled
@@ -333,11 +365,15 @@ class Session:
         if not settings.save:
             return
         started, folder, new = time.monotonic(), self.run.checkpoints, None
+        at_start = step == self._start_step  # what trained that step may have changed since
+        identity = experiment_at(self._record, step) if at_start else self._identity
         state = {
             "step": step,
             "progress": progress.to_json(),
             "tokenizer_sha256": self._tokenizer_sha256,
             "text_sha256": self._corpus.text_sha256,
+            "experiment_sha256": hash_of(identity),
+            "experiment": identity,
         }
         if not self._replaces_state(step, state):
             new = save_checkpoint(
@@ -411,8 +447,8 @@ class Session:
         if self.trainer.learning_rate_factor(last_step) == 0:
             self.context.warn(
                 f"the schedule of this run ends at step {schedule_end} with a learning rate of 0, so later "
-                "steps change nothing.\nTo train its model further, start a new run: "
-                f"gptkit train EXPERIMENT --load {self.run.path}"
+                f"steps change nothing.\nFor a longer schedule: --set training.max_steps={last_step}. "
+                f"For a new run from its weights: gptkit train EXPERIMENT --load {self.run.path}"
             )
 
     def _compile(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import ceil
@@ -33,7 +33,9 @@ from gptkit.errors import (
     UsageError,
 )
 from gptkit.events import RunStatus
+from gptkit.experiment.identity import BACKEND, Change, changes_weights, values_of
 from gptkit.experiment.load import other_settings_of_weights
+from gptkit.experiment.overrides import Override
 from gptkit.experiment.schema import DataSettings, Experiment, PluginTable, SamplingSettings
 from gptkit.model import GPT
 from gptkit.model.build import build_model_for, build_new_model, load_weights, require_finite
@@ -45,9 +47,12 @@ from gptkit.runs.checkpoint import Checkpoint
 from gptkit.runs.environment import (
     check_text,
     environment_differences,
+    experiment_changes,
     new_trackers,
     plugin_origins,
+    record_experiment,
     recorded_backend,
+    refuse_changes,
 )
 from gptkit.runs.record import DatasetRecord, Environment, Hyperparameters, LoadedFrom, TokenizerRecord
 from gptkit.tracking import ChosenTracker
@@ -165,6 +170,19 @@ class ResumedRun(RunSetup):
     run: Run
     record: RunRecord
     differences: tuple[str, ...]  # from the environment that it was trained in; empty: exact
+    changes: tuple[Change, ...] = ()  # of the experiment since it was recorded
+
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        """Why the run will not have the weights that it would have had if undisturbed; empty: exact."""
+        now = values_of(self.experiment)
+        changed = tuple(
+            str(change)
+            for change in self.changes
+            if changes_weights(change, now) and change.key not in BACKEND  # which `differences` has
+        )
+        clock = ("the schedule follows the clock",) if self.experiment.training.minutes is not None else ()
+        return (*changed, *self.differences, *clock)
 
     def build_model(self, checkpoint: Checkpoint | None) -> GPT:
         """The model that `build_trainer` continues from a checkpoint; None: the initial model.
@@ -193,15 +211,19 @@ def prepare_new(experiment: Experiment, context: RunContext, load_from: Run | No
     return NewRun(experiment, corpus, backend, trackers, text, source)
 
 
-def prepare_resumed(run: Run, context: RunContext) -> ResumedRun:
+def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override] = ()) -> ResumedRun:
     """Reads a run and its text; the caller holds the lock. Its trackers are left out.
 
-    Raises DataError if the text has changed, CheckpointError if a file of the run is damaged,
-    PluginError.
+    `overrides` are fields to continue with other values of. Raises DataError if the text has changed,
+    CheckpointError if a file of the run is damaged, or its experiment is not the recorded one, PluginError,
+    ExperimentError.
     """
-    experiment = run.experiment()
-    tokenizer = run.tokenizer(experiment)
+    experiment = run.experiment(overrides)
     record = run.read_record()
+    set_keys = {override.key for override in overrides}
+    changes = experiment_changes(run.experiment_file, record, experiment, set_keys)
+    refuse_changes(run.experiment_file, changes, experiment, set_keys)
+    tokenizer = run.tokenizer(experiment)
     text = _recorded_text(experiment.data, context)
     check_text(record, run.id, measure_text(text.text)[1], text.facts)
     corpus = build_corpus(
@@ -213,9 +235,12 @@ def prepare_resumed(run: Run, context: RunContext) -> ResumedRun:
     )
     if corpus.lost is not None:  # which 0.1.0 did not record
         record_lost_text(record, corpus)
-    backend = backend_again(experiment, record, tokenizer.vocab_size)
+    if experiment.training.epochs is not None or experiment.seed == "random":  # set now
+        experiment = _with_steps_and_seed(experiment, corpus)
+        changes = experiment_changes(run.experiment_file, record, experiment, set_keys)
+    backend = backend_again(experiment, record, tokenizer.vocab_size, {change.key for change in changes})
     differences = environment_differences(record, experiment, backend)
-    return ResumedRun(experiment, corpus, backend, (), run, record, differences)
+    return ResumedRun(experiment, corpus, backend, (), run, record, differences, changes)
 
 
 # Text and tokenizer
@@ -297,21 +322,25 @@ def _resolve(
     experiment: Experiment, text: LoadedText, corpus: Corpus, source: WeightSource | None
 ) -> Experiment:
     """The experiment as it is recorded: steps for epochs, a number for a random seed, the dataset in use."""
-    training = experiment.training
-    if training.epochs is not None:
-        steps = ceil(training.epochs * len(corpus.train) / experiment.tokens_per_step)
-        training = training.model_copy(update={"max_steps": max(1, steps), "epochs": None})
+    experiment = _with_steps_and_seed(experiment, corpus)
     prompt = _resolve_prompt(experiment.sampling, text.text, corpus)
-    random_seed = experiment.seed == "random"
     return experiment.model_copy(
         update={
-            "seed": random.SystemRandom().randrange(2**31) if random_seed else experiment.seed,
             "data": experiment.data.model_copy(update={"dataset": text.used, "fallback": None}),
             "tokenizer": source.experiment.tokenizer if source else experiment.tokenizer,
-            "training": training,
             "sampling": experiment.sampling.model_copy(update={"prompt": prompt}),
         }
     )
+
+
+def _with_steps_and_seed(experiment: Experiment, corpus: Corpus) -> Experiment:
+    training, seed = experiment.training, experiment.seed
+    if training.epochs is not None:
+        steps = ceil(training.epochs * len(corpus.train) / experiment.tokens_per_step)
+        training = training.model_copy(update={"max_steps": max(1, steps), "epochs": None})
+    if seed == "random":
+        seed = random.SystemRandom().randrange(2**31)
+    return experiment.model_copy(update={"training": training, "seed": seed})
 
 
 def _resolve_prompt(sampling: SamplingSettings, text: str, corpus: Corpus) -> str:
@@ -365,10 +394,15 @@ def weight_source(run: Run, experiment: Experiment, which: str = "best") -> Weig
 # Backend
 
 
-def backend_again(experiment: Experiment, record: RunRecord, vocab_size: int) -> Backend:
-    """The backend that the run was trained with, where this machine has it; otherwise a new choice."""
+def backend_again(
+    experiment: Experiment, record: RunRecord, vocab_size: int, set_now: Container[str] = ()
+) -> Backend:
+    """The backend that the run was trained with, where this machine has it; otherwise a new choice.
+
+    Fields of the experiment that are `set_now` count as they are.
+    """
     chosen = choose_backend(experiment.training, training_flops(experiment, vocab_size))
-    return recorded_backend(record, chosen)
+    return recorded_backend(record, chosen, set_now)
 
 
 # Trainer
@@ -478,6 +512,7 @@ def new_record(run: Run, setup: NewRun, command: Sequence[str], rerun_of: str | 
         environment=Environment.model_validate(fingerprint(setup.backend)),
     )
     record_lost_text(record, corpus)
+    record_experiment(record, experiment)
     if setup.source:
         record.loaded_from = LoadedFrom(run=setup.source.run.id, step=setup.source.checkpoint.step)
     if rerun_of is not None:

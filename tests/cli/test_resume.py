@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,115 @@ def test_checkpoints_are_not_set_aside_for_an_id_that_was_edited(
     assert refused.code == 5
     assert f"run.json has the id 'other'; the run's checkpoints have the id {run.id}." in refused.err
     assert sorted(run.checkpoints.iterdir()) == checkpoints
+
+
+@pytest.mark.slow
+def test_a_field_that_is_set_counts_from_there_on_and_is_asked_for_once(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--stop-at", 9, "--quiet"))
+    text = run.experiment_file.read_text()
+    run.experiment_file.write_text(text.replace("seed = 7\n", "seed = 2\n"))
+    refused = gptkit_command("resume", run.id)
+    assert (refused.code, refused.out) == (5, "")
+    edited = f"{run.experiment_file} is not what run {run.id} was trained with: seed 7 -> 2."
+    assert edited in refused.err
+    assert f"gptkit resume {run.path} --set seed=2\n" in refused.err
+    meant = ("--set", "seed=2", "--set", "optimizer.learning_rate=0.03", "--set", "checkpoints.keep_last=9")
+    exact = gptkit_command("resume", run.id, *meant, "--require-exact")
+    assert (exact.code, "seed 7 -> 2, optimizer.learning_rate 0.02 -> 0.03" in exact.err) == (3, True)
+    resumed = gptkit_command("resume", run.id, *meant, "--stop-at", 12)
+    assert resumed.out.startswith(
+        "resume: valid, not bit-identical (seed 7 -> 2, optimizer.learning_rate 0.02 -> 0.03), from step 9\n"
+    )
+    assert (resolved(run)["seed"], resolved(run)["checkpoints"]["keep_last"]) == (2, 9)
+    assert run.record()["experiment"] == resolved(run)
+    assert run.record()["resumed"] == [
+        {
+            "step": 9,
+            "changes": [
+                {"field": "seed", "old": 7, "new": 2},
+                {"field": "optimizer.learning_rate", "old": 0.02, "new": 0.03},
+            ],
+            "differences": [],
+        }
+    ]
+    assert gptkit_command("runs", "verify", run.id).code == 0
+    assert gptkit_command("resume", run.id).out.startswith("resume: exact, from step 12\n")
+    assert gptkit_command("resume", run.id, "--verify").code == 0
+    assert run.record()["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_change_that_now_counts_from_an_earlier_step_is_named(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    settings = ("--set", "checkpoints.checkpoint_interval=4", "--stop-at", 9, "--quiet")
+    run = run_of(gptkit_command("train", tiny_experiment, *settings))
+    settings = ("--set", "training.grad_clip=0.5", "--stop-at", 11)
+    assert gptkit_command("resume", run.id, *settings).code == 0
+    for step in (9, 11):
+        (run.checkpoints / f"step-{step:012d}" / "model.safetensors").write_bytes(b"")
+    resumed = gptkit_command("resume", run.id)
+    assert "(training.grad_clip 1.0 -> 0.5 from step 9, not 10), from step 8; " in resumed.out
+    assert [(one["step"], len(one["changes"])) for one in run.record()["resumed"]] == [(8, 1)]
+    assert gptkit_command("runs", "verify", run.id).code == 0
+
+
+@pytest.mark.slow
+def test_whether_the_schedule_changes_with_the_number_of_steps_is_said(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    shorter = run_of(gptkit_command("train", tiny_experiment, "--stop-at", 18, "--quiet"))
+    longer = Run(shorter.path.with_name("longer"))
+    shutil.copytree(shorter.path, longer.path)
+    done = gptkit_command("resume", shorter.id, "--steps", 22)
+    assert done.out.startswith(
+        "resume: exact, from step 18; its schedule is unchanged and ends at step 20, later steps have its "
+        "final learning rate\n"
+    )
+    assert "For a longer schedule: --set training.max_steps=22." in done.err
+    done = gptkit_command("resume", longer.id, "--set", "training.max_steps=22")
+    assert done.out.startswith(
+        "resume: valid, not bit-identical (training.max_steps 20 -> 22), from step 18\n"
+    )
+    rates = [run.metrics()[-1]["learning_rate"] for run in (shorter, longer)]
+    assert rates[0] == 0 < rates[1]
+    assert [run.record()["step"] for run in (shorter, longer)] == [22, 22]
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "words"),
+    [
+        ("optimizer.learning_rate=fast", 2, "optimizer.learning_rate"),
+        ("training.max_steps=2", 2, "is at step 3 already"),
+        ("model.n_embd=64", 5, "not of this model"),
+        ("optimizer=adamw", 5, "does not fit the run"),
+    ],
+)
+def test_a_field_that_cannot_be_set_is_refused_and_the_run_is_as_it_was(
+    setting: str, code: int, words: str, tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--stop-at", 3, "--quiet"))
+    files = (run.experiment_file, run.path / "run.json")
+    before = [file.read_bytes() for file in files]
+    refused = gptkit_command("resume", run.id, "--set", setting)
+    assert (refused.code, words in refused.err) == (code, True), refused.err
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.slow
+def test_the_number_of_threads_is_that_of_the_run_or_the_one_that_is_set(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--stop-at", 3, "--quiet"))
+    was = run.record()["environment"]["threads"]
+    more = gptkit_command("resume", run.id, "--set", f"training.threads={was + 1}", "--stop-at", 4)
+    assert more.out.startswith(
+        f"resume: valid, not bit-identical (threads {was} -> {was + 1}), from step 3\n"
+    )
+    assert run.record()["environment"]["threads"] == was + 1
+    assert gptkit_command("resume", run.id, "--stop-at", 5).out.startswith("resume: exact, from step 4\n")
 
 
 def test_a_run_in_use_is_left_alone(tiny_experiment: Path, gptkit_command: Command) -> None:

@@ -12,7 +12,8 @@ from gptkit.cli.signals import StopFlag
 from gptkit.events import RunStatus
 from gptkit.runs import Run, lock_run, run_ids
 from gptkit.runs.folder import list_steps
-from tests.support import Command, write_record
+from gptkit.training import trainer
+from tests.support import Command, run_of, write_record
 
 QUICK = ("--set", "training.log_interval=2", "--set", "evaluation.eval_interval=6")
 
@@ -120,19 +121,85 @@ def test_a_run_that_began_from_another_does_so_again(train: Command, gptkit_comm
 
 
 @pytest.mark.slow
-def test_another_learning_rate_gives_other_weights_and_exit_code_5(
-    train: Command, gptkit_command: Command
+def test_other_weights_are_exit_code_5_and_named(
+    train: Command, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train()
-    run.experiment_file.write_text(
-        run.experiment_file.read_text().replace("adamw_learning_rate = 0.005", "adamw_learning_rate = 0.006")
-    )
+    good = trainer.learning_rate_factor
+    monkeypatch.setattr(trainer, "learning_rate_factor", lambda *given, **named: 1.01 * good(*given, **named))
     different = gptkit_command("rerun", run.id)
     assert different.code == 5
     assert f"different: {newest(run).id} has other values of" in different.err
     assert "tensors (model: blocks.0." in different.err
     assert "The first step whose loss differs: 2." in different.err
     assert "The environment is as recorded" in different.err
+
+
+def test_an_edited_experiment_is_named_and_nothing_is_trained(
+    train: Command, gptkit_command: Command
+) -> None:
+    run = train("--stop-at", 2)
+    text = run.experiment_file.read_text()
+    run.experiment_file.write_text(text.replace("momentum = 0.9", "momentum = 0.5"))
+    refused = gptkit_command("rerun", run.id)
+    assert (refused.code, refused.out) == (5, "")
+    assert "optimizer.momentum 0.9 -> 0.5." in refused.err
+    assert "machine" not in refused.err
+    assert run_ids(Path("runs")) == [run.id]
+
+
+@pytest.mark.slow
+def test_edits_that_change_no_weight_do_not_change_what_is_compared(
+    train: Command, gptkit_command: Command
+) -> None:
+    run = train()
+    text = run.experiment_file.read_text()
+    for old, new in (("log_interval = 2", "log_interval = 1"), ("eval_interval = 6", "eval_interval = 3")):
+        assert old in text
+        text = text.replace(old, new)
+    run.experiment_file.write_text(text)
+    done = gptkit_command("rerun", run.id)
+    assert (done.code, "and 6 recorded losses" in done.out) == (0, True), done
+
+
+@pytest.mark.slow
+def test_a_run_that_went_on_with_another_experiment_is_refused_with_the_step(
+    train: Command, gptkit_command: Command
+) -> None:
+    run = train("--stop-at", 4)
+    assert gptkit_command("resume", run.id, "--set", "training.grad_clip=0.5", "--quiet").code == 0
+    refused = gptkit_command("rerun", run.id)
+    assert refused.code == 2
+    assert "went on with training.grad_clip 1.0 -> 0.5 after step 4" in refused.err
+    assert run_ids(Path("runs")) == [run.id]
+    assert gptkit_command("resume", run.id, "--verify").code == 0
+
+
+@pytest.mark.slow
+def test_sessions_that_logged_otherwise_are_compared_by_their_weights(
+    train: Command, gptkit_command: Command
+) -> None:
+    run = train("--stop-at", 4)
+    settings = ("--set", "training.log_interval=1", "--set", "evaluation.eval_interval=1")
+    assert gptkit_command("resume", run.id, *settings, "--quiet").code == 0
+    done = gptkit_command("rerun", run.id)
+    assert done.code == 0
+    assert "has the same weights and optimizer state at step 8 as" in done.out
+
+
+@pytest.mark.slow
+def test_an_environment_that_a_session_had_is_named(train: Command, gptkit_command: Command) -> None:
+    run = train("--stop-at", 4)
+    record = run.record()
+    write_record(run, {**record, "environment": {**record["environment"], "torch": "1.0"}})
+    assert gptkit_command("resume", run.id, "--quiet").code == 0
+    resumed = run.record()["resumed"]
+    assert [(one["step"], one["changes"], len(one["differences"])) for one in resumed] == [(4, [], 1)]
+    write_record(run, {**run.record(), "environment": record["environment"]})  # as on the first machine
+    done = gptkit_command("rerun", run.id)
+    assert done.code == 0
+    assert "although the environment differs from the recorded one: torch 1.0 -> " in done.out
+    assert done.out.rstrip().endswith(" from step 5)")
 
 
 @pytest.mark.slow
@@ -175,13 +242,11 @@ def test_a_damaged_checkpoint_is_passed_over(train: Command, gptkit_command: Com
 # Refused
 
 
-def test_a_run_that_the_clock_ended_is_refused(train: Command, gptkit_command: Command) -> None:
-    run = train()
-    text = run.experiment_file.read_text()
-    run.experiment_file.write_text(text.replace("[training]", "[training]\nminutes = 0.01"))
+def test_a_run_that_the_clock_ended_is_refused(tiny_experiment: Path, gptkit_command: Command) -> None:
+    run = run_of(gptkit_command("train", tiny_experiment, "--minutes", 0.001, "--quiet"))
     refused = gptkit_command("rerun", run.id)
     assert refused.code == 2
-    assert "trained for 0.01 minutes" in refused.err
+    assert "trained for 0.001 minutes" in refused.err
     assert f"gptkit train {run.experiment_file} --steps N" in refused.err
     assert run_ids(Path("runs")) == [run.id]
 

@@ -20,6 +20,7 @@ from gptkit.runs import Run, find_run, lock_run
 from gptkit.runs.folder import step_folder
 from gptkit.training import session
 from gptkit.training import trainer as loop
+from gptkit.training.loss import SplitLoss
 from gptkit.training.setup import RunContext
 from tests.support import Command, Install, run_of, write_record
 from tests.support.third_party import TOKENIZER
@@ -116,6 +117,20 @@ def other_text(run: Run) -> None:
     forge(checkpoint, "state.json", to_json(state | {"text_sha256": "0" * 64}))
 
 
+def other_experiment(run: Run) -> None:
+    """A checkpoint that is whole, of another training with the same shapes, text and id."""
+    checkpoint = step_folder(run.checkpoints, 18)
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["experiment"]["optimizer"]["momentum"] = 0.5
+    forge(checkpoint, "state.json", to_json(state))
+
+
+def other_record(run: Run) -> None:
+    record = run.record()
+    record["experiment"]["seed"] = 8
+    write_record(run, record)
+
+
 DAMAGE = {
     "a bit of the newest": (
         lambda run: flip(step_folder(run.checkpoints, 20) / "model.safetensors"),
@@ -135,6 +150,14 @@ DAMAGE = {
         "bad   checkpoint 20: step 20 does not fit the run: .*; its files are as saved",
     ),
     "another step": (forged_progress, "bad   checkpoint 20: step 20 does not fit the run: .*that of step 19"),
+    "another experiment": (
+        other_experiment,
+        "bad   checkpoint 18: step 18 of run .* not trained with .*: optimizer.momentum 0.5 -> 0.9",
+    ),
+    "an edited record": (
+        other_record,
+        "bad   run.json: its experiment is not that of its experiment_sha256",
+    ),
     "another text": (other_text, "bad   checkpoint 18: it was trained on another text"),
     "the experiment": (no_experiment, "bad   experiment.toml: .*did you mean 'n_layer'"),
     "the record": (
@@ -269,11 +292,13 @@ def test_a_time_budgeted_run_and_one_with_several_sessions_can_be_trained_again(
 
 
 @pytest.mark.slow
-def test_differences_of_tensors_and_of_the_environment_are_named(run: Run, gptkit_command: Command) -> None:
+def test_differences_of_tensors_and_of_the_environment_are_named(
+    run: Run, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environment = run.record()["environment"] | {"torch": "1.0"}
     write_record(run, {**run.record(), "environment": environment})
-    text = run.experiment_file.read_text()
-    run.experiment_file.write_text(text.replace("learning_rate = 0.02", "learning_rate = 0.021"))
+    good = loop.learning_rate_factor
+    monkeypatch.setattr(loop, "learning_rate_factor", lambda *given, **named: 1.1 * good(*given, **named))
     before = contents(run.path)
     done = gptkit_command("resume", run.id, "--verify")
     assert done.code == 5
@@ -283,6 +308,40 @@ def test_differences_of_tensors_and_of_the_environment_are_named(run: Run, gptki
     assert "Differences from the recorded environment: torch 1.0 -> " in done.err
     assert contents(run.path) == before
     assert [entry.name for entry in Path("runs").iterdir()] == [run.id]
+
+
+@pytest.mark.slow
+def test_an_edited_experiment_is_named_by_verify_and_changes_nothing(
+    run: Run, gptkit_command: Command
+) -> None:
+    text = run.experiment_file.read_text()
+    edited = text.replace("learning_rate = 0.02", "learning_rate = 0.5").replace("seed = 7", "seed = 2")
+    run.experiment_file.write_text(edited)
+    before = contents(run.path)
+    for command in (("runs", "verify", run.id), ("resume", run.id, "--verify"), ("resume", run.id)):
+        done = gptkit_command(*command)
+        assert done.code == 5
+        assert "seed 7 -> 2, optimizer.learning_rate 0.02 -> 0.5." in done.out + done.err
+        assert "--set seed=2 --set optimizer.learning_rate=0.5" in done.out + done.err
+        assert "machine" not in done.err
+    assert contents(run.path) == before
+    comments = text.replace("[model]", "# wider\n[model]").replace("n_head = 2", "n_head     = 0x2")
+    run.experiment_file.write_text(comments)
+    assert gptkit_command("runs", "verify", run.id).out.startswith("ok    experiment.toml\n")
+
+
+@pytest.mark.slow
+def test_an_edit_that_changes_no_weight_is_a_note_and_the_last_steps_are_compared_as_recorded(
+    run: Run, gptkit_command: Command
+) -> None:
+    text = run.experiment_file.read_text()
+    run.experiment_file.write_text(text.replace("log_interval = 4", "log_interval = 1"))
+    verified = gptkit_command("runs", "verify", run.id)
+    assert verified.code == 0
+    note = "note  experiment.toml: edited, but no weight depends on it: training.log_interval 4 -> 1\n"
+    assert verified.out.startswith(note)
+    done = gptkit_command("resume", run.id, "--verify")
+    assert (done.code, "and 2 recorded losses" in done.out) == (0, True), done
 
 
 @pytest.mark.slow
@@ -432,7 +491,7 @@ def test_the_best_the_last_and_any_step_can_be_generated_from_unless_they_are_da
 ) -> None:
     values = iter([3.0, 2.0, 4.0, 5.0, 6.0])  # of steps 4, 8, 12, 16, 20
     with monkeypatch.context() as patched:
-        patched.setattr(session, "evaluate", lambda *arguments, **named: next(values))
+        patched.setattr(session, "evaluate", lambda *arguments, **named: SplitLoss(next(values), 1))
         settings = ("--eval-interval", 4, "--set", "checkpoints.checkpoint_interval=5")
         keep = ("--set", "checkpoints.keep_last=2", "--quiet")
         assert gptkit_command("train", tiny_experiment, *settings, *keep).code == 0

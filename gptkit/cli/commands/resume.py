@@ -11,6 +11,7 @@ from gptkit.cli import options
 from gptkit.cli.session import finish, training_context
 from gptkit.cli.signals import stop_signals
 from gptkit.errors import CheckpointError, UsageError
+from gptkit.experiment.overrides import parse_overrides
 
 
 def resume(
@@ -20,6 +21,7 @@ def resume(
         typer.Option("--steps", metavar="N", min=1, help="Train to step N, past the end of the schedule."),
     ] = None,
     stop_at: options.StopAt = None,
+    set_: options.Set = None,
     require_exact: Annotated[
         bool,
         typer.Option("--require-exact", help="Refuse (exit 3) if the result would not be bit-identical."),
@@ -41,10 +43,18 @@ def resume(
 
       gptkit resume shakespeare.c64 --steps 2000
 
+      gptkit resume latest --set optimizer.learning_rate=0.01
+
       gptkit resume latest --verify
 
     Continues the same run from its newest checkpoint as if it had never been stopped: on the same machine the
-    weights are the same, bit for bit. Past the end of the schedule the learning rate keeps its last value.
+    weights are the same, bit for bit.
+
+    With --steps the schedule stays as it is: past its end the learning rate has its final value. --set
+    changes a field of the experiment from here on: the result is valid, but not what the run would have
+    become, and run.json records the step; so --set training.max_steps=N lengthens the schedule too. A run
+    whose experiment.toml was edited is refused, unless no weight depends on the edit.
+
     With --verify the run is left alone: the steps from the second-newest checkpoint to the newest are trained
     again in a temporary folder, and the answer is "identical", or what differs and exit code 5.
 
@@ -52,12 +62,14 @@ def resume(
     """
     options.check_json(json, {"--quiet": quiet, "--verify": verify})
     if verify:
-        if steps is not None or stop_at is not None or require_exact:
+        if steps is not None or stop_at is not None or require_exact or set_:
             raise UsageError(
-                "--verify only repeats steps of the run; leave out --steps, --stop-at and --require-exact."
+                "--verify only repeats steps of the run; leave out --steps, --stop-at, --set and "
+                "--require-exact."
             )
         _verify(run, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet)
         return
+    overrides = parse_overrides(set_ or (), {})
     with stop_signals() as stop:
         from gptkit.runs import find_run
 
@@ -67,7 +79,14 @@ def resume(
         ) as context:
             from gptkit.training.session import resume_run
 
-            trained = resume_run(folder, context, steps=steps, stop_at=stop_at, require_exact=require_exact)
+            trained = resume_run(
+                folder,
+                context,
+                steps=steps,
+                stop_at=stop_at,
+                require_exact=require_exact,
+                overrides=overrides,
+            )
         finish(trained, quiet=quiet)
 
 

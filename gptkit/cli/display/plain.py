@@ -74,7 +74,13 @@ def describe_resume(event: events.ResumeChecked) -> str:
     verdict = f"valid, not bit-identical ({', '.join(event.differences)})" if event.differences else "exact"
     more = {0: "", 1: "; the step recorded after it is trained again"}
     again = more.get(event.replayed, f"; the {event.replayed} steps recorded after it are trained again")
-    return f"resume: {verdict}, from step {event.step}{again}"
+    line = f"resume: {verdict}, from step {event.step}{again}"
+    if event.schedule_end is None:
+        return line
+    return (
+        f"{line}; its schedule is unchanged and ends at step {event.schedule_end}, later steps have its "
+        "final learning rate"
+    )
 
 
 def describe_replayed(event: events.ReplayStarted) -> str:
