@@ -208,6 +208,10 @@ class TrainingSettings(Section):
     grad_clip: Rate = 1.0
     """Largest norm of the gradient; a larger one is scaled down. 0: no limit."""
 
+    freeze: list[Annotated[str, Field(min_length=1, max_length=MAX_NAME)]] = []
+    """Parts of the model whose weights stay as they are, by their names in a checkpoint: token_embedding,
+    blocks.0, blocks.1.attention, …. For a model that starts from another's weights (--load)."""
+
     log_interval: Steps = 10
     """Steps between two logged training losses."""
 

@@ -6,7 +6,7 @@ or runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from gptkit.experiment.schema import Experiment
 from gptkit.model.gpt import GPT
 from gptkit.plugins import ModelShape, registry
 from gptkit.seeds import derive_seed
+from gptkit.words import nearest
 
 # Numbers in the tensors of a model (64 MB in fp32) up to which it is built on the CPU to read its shapes
 _SMALL = 2**24
@@ -69,6 +70,37 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], whose: str) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])
+
+
+def freeze(model: GPT, names: Sequence[str]) -> None:
+    """Makes parts of a model require no gradient, by the beginnings of their parameters' names.
+
+    Raises ExperimentError for a name that no part has, or if nothing is left to train.
+    """
+    parameters = dict(model.named_parameters())
+    for name in names:
+        frozen = [parameters[each] for each in parameters if each == name or each.startswith(f"{name}.")]
+        if not frozen:
+            parts = dict.fromkeys(part for each in parameters for part in _parts(each))
+            hint = nearest(name, parts) or f"; it has {', '.join(_top(parts))}"
+            raise ExperimentError(
+                f"training.freeze: the model has no part {name!r}{hint}", field="training.freeze"
+            )
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    if names and not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ExperimentError("training.freeze: nothing is left to train", field="training.freeze")
+
+
+def _top(parts: Iterable[str]) -> list[str]:
+    """The largest parts: token_embedding, blocks, …"""
+    return [part for part in parts if "." not in part]
+
+
+def _parts(name: str) -> list[str]:
+    """blocks.0.mlp.up.weight -> blocks, blocks.0, blocks.0.mlp, and so on."""
+    words = name.split(".")
+    return [".".join(words[:count]) for count in range(1, len(words) + 1)]
 
 
 def model_shapes(experiment: Experiment, vocab_size: int) -> GPT:

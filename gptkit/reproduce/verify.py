@@ -18,7 +18,7 @@ from gptkit.experiment.identity import changes_weights, differences, hash_of
 from gptkit.experiment.load import read_toml
 from gptkit.experiment.schema import Experiment
 from gptkit.files import sha256, to_json
-from gptkit.model.build import build_model_for
+from gptkit.model.build import build_model_for, freeze
 from gptkit.plugins import Tokenizer
 from gptkit.runs import (
     CHECKPOINTS,
@@ -279,6 +279,7 @@ class _Fit:
         if self._imported:
             return  # it has weights, and no optimizer state
         if self._built is None:
+            freeze(model, self._experiment.training.freeze)
             parameters = flatten_parameters(model, torch.float32, optimizer)
             self._built = parameters, Optimizer(parameters, optimizer)
         restore_checkpoint(checkpoint, *self._built)

@@ -44,9 +44,8 @@ class Optimizer:
         self._adamw: list[AdamWGroup] = []
         self._muon: list[MuonGroup] = []
         muon = isinstance(settings, MuonSettings)
-        for (kind, *_), group in groupby(
-            parameters.slices, key=lambda part: _group_key(part.name, part.shape, muon)
-        ):
+        trained = [part for part in parameters.slices if part.trained]
+        for (kind, *_), group in groupby(trained, key=lambda part: _group_key(part.name, part.shape, muon)):
             slices = list(group)
             if kind == _MUON:
                 self._muon.append(MuonGroup(slices, parameters))

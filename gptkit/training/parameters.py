@@ -29,6 +29,7 @@ class ParameterSlice:
     name: str
     start: int
     shape: torch.Size
+    trained: bool = True  # False for a frozen parameter, which no optimizer updates
 
     @property
     def end(self) -> int:
@@ -43,15 +44,16 @@ class FlatParameters:
     """Master values (fp32, flat), their gradient (fp32, flat), and the model's own parameters.
 
     `order` is the sort key of the parameters in the flat tensors, so that those that are updated in the same
-    way are adjacent. Shared (tied) parameters have one slice.
+    way are adjacent; frozen ones, which require no gradient, come last. Shared (tied) parameters have one
+    slice.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, order: Callable[[str, Tensor], tuple[int, ...]]):
-        named = sorted(model.named_parameters(), key=lambda item: order(*item))
+        named = sorted(model.named_parameters(), key=lambda item: (not item[1].requires_grad, *order(*item)))
         self.slices: list[ParameterSlice] = []
         size = 0
         for name, parameter in named:
-            self.slices.append(ParameterSlice(name, size, parameter.shape))
+            self.slices.append(ParameterSlice(name, size, parameter.shape, parameter.requires_grad))
             size += parameter.numel()
         device = named[0][1].device
         self.master = torch.empty(size, dtype=torch.float32, device=device)

@@ -38,7 +38,7 @@ from gptkit.experiment.load import other_settings_of_weights
 from gptkit.experiment.overrides import Override
 from gptkit.experiment.schema import DataSettings, Experiment, PluginTable, SamplingSettings
 from gptkit.model import GPT
-from gptkit.model.build import build_model_for, build_new_model, load_weights, require_finite
+from gptkit.model.build import build_model_for, build_new_model, freeze, load_weights, require_finite
 from gptkit.plugins import DataFolders, Dataset, Tokenizer, registry
 from gptkit.plugins.options import ProgressCallback
 from gptkit.plugins.tokenizer import Ids
@@ -134,9 +134,15 @@ class RunSetup:
         return int(self.experiment.seed)
 
     def initial_model(self) -> GPT:
-        """Raises OutOfMemoryError before memory is allocated that the machine does not have."""
+        """With the experiment's frozen parts.
+
+        Raises OutOfMemoryError before memory is allocated that the machine does not have, ExperimentError for
+        the name of a part that it does not have.
+        """
         check_memory(self.experiment, self.vocab_size)
-        return build_new_model(self.experiment, self.vocab_size, self.seed)
+        model = build_new_model(self.experiment, self.vocab_size, self.seed)
+        freeze(model, self.experiment.training.freeze)
+        return model
 
     def build_trainer(
         self, model: GPT, checkpoint: Checkpoint | None = None, budget: TrainingBudget | None = None
@@ -191,9 +197,10 @@ class ResumedRun(RunSetup):
         """
         if checkpoint is None:
             return self.initial_model()
-        return build_model_for(
-            self.experiment, self.vocab_size, checkpoint.model, _whose(self.run, checkpoint)
-        )
+        whose = _whose(self.run, checkpoint)
+        model = build_model_for(self.experiment, self.vocab_size, checkpoint.model, whose)
+        freeze(model, self.experiment.training.freeze)
+        return model
 
 
 def _whose(run: Run, checkpoint: Checkpoint) -> str:
