@@ -143,6 +143,13 @@ TURNS = [
     turn("datasets fetch shakespear", 4, "did you mean 'shakespeare'?"),
     turn("datasets fetch shakespeare", 10, "cannot download"),
     turn("datasets add novel nofile.txt", 4, "there is no file nofile.txt"),
+    turn("train tiny.toml --dataset a.txt --dataset b.txt", 2, "a.txt and --dataset b.txt are two answers"),
+    turn("train tiny.toml --seed 1 --seed 2", 2, "--seed 1 and --seed 2 are two answers"),
+    turn("train tiny.toml --dataset -", 4, "read only once", "gptkit datasets add NAME -"),
+    turn("train tiny.toml --dataset runs", 4, "runs is a folder without texts", "run of gptkit: "),
+    turn("train tiny.toml --set data.val_fraction=1e-9", 4, "raise data.val_fraction from 1e-09 to"),
+    turn("datasets show c.csv", 4, "Its columns: 'id', 'body'", c__csv="id;body\n1;x\n"),
+    turn("datasets show c.csv", 4, "one column only, 'text:label'", c__csv="text:label\nx:1\n"),
     turn("datasets lst", 2, "Did you mean 'list'?"),
     # Runs
     turn("generate --runs-dir none", 2, "there are no runs in none", "gptkit train EXPERIMENT"),

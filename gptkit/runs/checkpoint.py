@@ -21,8 +21,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from gptkit.errors import CheckpointError
+from gptkit.errors import CheckpointError, OutOfMemoryError
 from gptkit.files import disk, disk_errors, make_folder, parse_json, sha256, to_json, write_file
+from gptkit.machine import memory_here, usable_memory
 from gptkit.runs.folder import DAMAGED, TEMPORARY, TRASH, list_steps, step_folder
 from gptkit.words import printable
 
@@ -233,6 +234,7 @@ def _verified(path: Path, step: int, run_id: str) -> dict[str, bytes]:
     files = _object(manifest.get("files"))
     if set(files) != set(_FILES):
         raise ValueError(f"its {MANIFEST} names other files")
+    _check_memory(path, files)
     contents = {}
     for name in _FILES:
         recorded = _object(files[name])
@@ -254,6 +256,17 @@ def _verified_file(path: Path, recorded: dict[str, Any]) -> bytes:
     if sha256(data) != recorded.get("sha256"):
         raise ValueError(f"{path.name} is not what was saved (SHA-256 differs)")
     return data
+
+
+def _check_memory(path: Path, files: dict[str, Any]) -> None:
+    """Raises OutOfMemoryError if files of the recorded sizes cannot be read: as bytes and as tensors."""
+    sizes = [(path / name).stat().st_size for name in _FILES]
+    recorded = [_object(files[name]).get("bytes") for name in _FILES]
+    if sizes == recorded and 2 * sum(sizes) > usable_memory():
+        raise OutOfMemoryError(
+            f"checkpoint {path} has {sum(sizes) / 1e9:.1f} GB, which takes at least "
+            f"{2 * sum(sizes) / 1e9:.1f} GB of memory to read; {memory_here()}."
+        )
 
 
 def _read(path: Path, *, at_most: int) -> bytes:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gptkit import files
-from gptkit.errors import CheckpointError, DiskError
+from gptkit.errors import CheckpointError, DiskError, OutOfMemoryError
 from gptkit.runs import Run
 from gptkit.runs.checkpoint import (
     MANIFEST,
@@ -382,6 +382,24 @@ def test_where_none_verifies_or_none_is_there_it_is_an_error(tmp_path: Path) -> 
     truncate(save(tmp_path, 1))
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         newest_checkpoint(tmp_path, run_id=RUN)
+
+
+def test_a_checkpoint_that_does_not_fit_into_memory_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not killed by the system while it is read, nor set aside as damaged."""
+    save(tmp_path, 7)
+    size = sum((step_folder(tmp_path, 7) / name).stat().st_size for name in (MODEL, OPTIMIZER, STATE))
+    monkeypatch.setattr("gptkit.runs.checkpoint.usable_memory", lambda: 2 * size)
+    assert is_as_saved(load_checkpoint(tmp_path, 7, run_id=RUN), seed=7)
+    monkeypatch.setattr("gptkit.runs.checkpoint.usable_memory", lambda: 2 * size - 1)
+    with pytest.raises(
+        OutOfMemoryError, match=r"step-000000000007 has 0\.0 GB, which takes at least 0\.0 GB"
+    ):
+        newest_checkpoint(tmp_path, run_id=RUN)
+    truncate(step_folder(tmp_path, 7))
+    with pytest.raises(CheckpointError, match="does not verify"):
+        load_checkpoint(tmp_path, 7, run_id=RUN)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,12 +34,12 @@ def machine() -> str:
 
     from gptkit.backend import choose_backend, fingerprint
     from gptkit.experiment.schema import TrainingSettings
+    from gptkit.machine import usable_processors
 
     backend = choose_backend(TrainingSettings(backend="cpu"))
     facts = fingerprint(backend)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
-        f"{facts['processor']}, {cores} cores, {backend.precision}{_gpu()}; "
+        f"{facts['processor']}, {usable_processors()} cores, {backend.precision}{_gpu()}; "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )
 
