@@ -16,6 +16,7 @@ from gptkit.errors import OutOfMemoryError
 from gptkit.experiment.schema import Experiment
 from gptkit.machine import memory_here, usable_memory, used_memory
 from gptkit.model.build import matrix_weights, model_shapes
+from gptkit.training.loss import EVALUATION_TOKENS
 
 # Bytes per parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
 _TRAINING_BYTES = 4 + 4 + 8 + 2 + 2
@@ -58,6 +59,13 @@ def check_memory(experiment: Experiment, vocab_size: int) -> None:
             f"a batch of {training.batch_size} x {model.context_length} tokens needs at least "
             f"{activations / 1e9:.1f} GB; {here}. Lower training.batch_size and raise "
             "training.gradient_accumulation_steps, or lower model.context_length."
+        )
+    at_once = min(EVALUATION_TOKENS, experiment.evaluation.eval_tokens)
+    evaluation = 8 * vocab_size * at_once  # logits and their logarithms
+    if used + weights + evaluation > available:
+        raise OutOfMemoryError(
+            f"an evaluation of {at_once:,} tokens at once needs at least {evaluation / 1e9:.1f} GB; {here}. "
+            "Lower evaluation.eval_tokens, or use a tokenizer with fewer tokens."
         )
 
 

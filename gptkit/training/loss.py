@@ -23,7 +23,7 @@ from gptkit.model import ops
 from gptkit.plugins.options import ProgressCallback, no_progress
 from gptkit.training.prefetch import upload
 
-_EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
+EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def evaluate_windows(
     done = 0
     for group in groups:
         overlapping = sliding_window_view(ids, group.length + 1)  # (windows, T + 1), one for each token
-        rows = max(1, _EVALUATION_TOKENS // group.length)
+        rows = max(1, EVALUATION_TOKENS // group.length)
         for first in range(0, len(group), rows):
             starts = group.starts[first : first + rows]
             windows = upload(overlapping[starts].astype(np.int64), device)

@@ -40,6 +40,16 @@ def test_a_model_or_a_batch_that_needs_more_than_the_machine_has_is_refused(
         check_memory(experiment, 65)
 
 
+def test_an_evaluation_that_needs_more_is_refused_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_memory(monkeypatch, 3 * 10**9)
+    words = r"evaluation of 8,192 tokens at once needs at least 3\.3 GB; .* Lower evaluation\.eval_tokens"
+    with pytest.raises(OutOfMemoryError, match=words):
+        check_memory(experiment_from_dict(SMALL), 50_257)
+    check_memory(experiment_from_dict({**SMALL, "evaluation": {"eval_tokens": 4096}}), 50_257)
+
+
 def test_what_the_text_already_takes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = experiment_from_dict(SMALL)
     with_memory(monkeypatch, 10**9, used=10**9 - 650_000)

@@ -68,7 +68,7 @@ def test_an_evaluation_is_the_sum_over_all_windows(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In fp64, chunk by chunk, the last of which is shorter, and the last window: to the last bit."""
-    monkeypatch.setattr("gptkit.training.loss._EVALUATION_TOKENS", 8 * 50)
+    monkeypatch.setattr("gptkit.training.loss.EVALUATION_TOKENS", 8 * 50)
     settings = Experiment.model_validate({"model": {"context_length": 8, "n_embd": 16, "init": "gpt2"}})
     model = build_new_model(settings, 20, seed=1)
     flatten_parameters(model, dtype, settings.optimizer)
