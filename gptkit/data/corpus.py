@@ -42,14 +42,14 @@ class Corpus:
 
 @dataclass(frozen=True)
 class LostText:
-    """What a tokenizer does not return of a text that it encodes and decodes."""
+    """What a tokenizer does not return of a text that it encodes and decodes; as a string, a predicate."""
 
     fraction: float  # of the characters, estimated on passages spread over the text
     example: str  # "'a passage' comes back as 'another'"
 
     def __str__(self) -> str:
         much = f"{self.fraction:.1%}" if self.fraction >= 0.0005 else "less than 0.1%"
-        return f"does not return the text: {much} of the characters of the val split are lost: {self.example}"
+        return f"does not return the text: {much} of the characters are lost: {self.example}"
 
 
 def split_text(text: str, val_fraction: float) -> tuple[str, str]:

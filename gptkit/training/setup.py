@@ -61,7 +61,9 @@ from gptkit.training.cost import check_memory, training_flops
 from gptkit.training.optim import Optimizer, flatten_parameters
 from gptkit.training.parameters import FlatParameters
 from gptkit.training.trainer import Trainer
-from gptkit.words import quote_characters
+from gptkit.words import first_difference, quote_characters
+
+_STREAMED = 300  # ids of the val split that are decoded one by one before training
 
 StopRequested = Callable[[], RunStatus | None]
 """Called between steps: None to continue, or the status to stop with (INTERRUPTED, TERMINATED)."""
@@ -214,6 +216,12 @@ def prepare_new(experiment: Experiment, context: RunContext, load_from: Run | No
     text = load_text(experiment.data, context)
     corpus = tokenize(experiment, text, source, context)
     experiment = _resolve(experiment, text, corpus, source)
+    if wrong := wrong_stream(corpus.tokenizer, corpus.val[:_STREAMED].tolist()):
+        name = experiment.tokenizer.type
+        context.warn(
+            f"tokenizer {name!r}: {wrong}\nSamples, and what 'gptkit generate' writes, will lack text. "
+            f"To see what to change: gptkit plugins check {name}"
+        )
     backend = choose_backend(experiment.training, training_flops(experiment, corpus.tokenizer.vocab_size))
     return NewRun(experiment, corpus, backend, trackers, text, source)
 
@@ -320,6 +328,21 @@ def tokenize(
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )
+
+
+def wrong_stream(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """How the text of ids that come one by one differs from that of all at once; "" if it does not."""
+    try:
+        stream = tokenizer.stream_decoder()
+        streamed = "".join([*map(stream.push, ids), stream.finish()])
+    except Exception as error:
+        return f"its stream decoder fails: {type(error).__name__}: {error}."
+    whole = tokenizer.decode(ids)
+    if streamed == whole:
+        return ""
+    at = max(0, first_difference(streamed, whole) - 8)
+    here, there = streamed[at : at + 24], whole[at : at + 24]
+    return f"one by one, its ids decode to {here!r} where all at once they decode to {there!r}."
 
 
 # The experiment

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from gptkit.data.sampler import EvaluationRule
 from gptkit.errors import DataError, DivergedError, ExperimentError
 from gptkit.experiment.load import to_toml
 from gptkit.native import build_key, usable
+from gptkit.plugins import StreamDecoder
 from gptkit.reproduce.replay import replay_run, rerun_run
 from gptkit.runs import Run
+from gptkit.tokenizers.byte import ByteTokenizer
 from gptkit.training import session
 from gptkit.training.loss import SplitLoss
 from gptkit.training.session import resume_run, train_new, train_run
-from gptkit.training.setup import RunContext, prepare_new
+from gptkit.training.setup import RunContext, prepare_new, wrong_stream
 from gptkit.training.trainer import StepPlan
 from tests.support import write_record
 from tests.support.sums import TEXT, experiment, hashes, losses
@@ -261,9 +264,7 @@ def test_training_leaves_torch_as_it_was(context: RunContext) -> None:
 def test_the_clock_of_training_leaves_evaluation_out(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptkit.training import session
-
-    monkeypatch.setattr(session, "evaluate", lambda *args, **kwargs: time.sleep(0.3) or 1.0)
+    monkeypatch.setattr(session, "evaluate", lambda *args, **kwargs: time.sleep(0.3) or SplitLoss(1.0, 1))
     trained = train_run(experiment(evaluation={"eval_interval": 4}), context)
     assert trained.progress.seconds < 0.8
 
@@ -315,6 +316,26 @@ def test_a_sample_that_fails_is_one_warning_and_training_goes_on(
         "No more are drawn in this session; training continues."
     ]
     assert calls == [1]
+
+
+def test_a_tokenizer_whose_text_comes_otherwise_one_by_one_is_warned_of_before_training() -> None:
+    class Halves(ByteTokenizer):
+        def decode(self, ids: Sequence[int]) -> str:
+            return bytes(list(ids)).decode("utf-8", "ignore")
+
+        def stream_decoder(self) -> StreamDecoder:
+            return StreamDecoder(self)
+
+    class Raises(ByteTokenizer):
+        def stream_decoder(self) -> StreamDecoder:
+            raise KeyError(3)
+
+    ids = [*"a naïve café".encode()]
+    assert wrong_stream(ByteTokenizer(), ids) == wrong_stream(Halves(), [*b"plain"]) == ""
+    assert wrong_stream(Halves(), ids) == (
+        "one by one, its ids decode to 'a nave caf' where all at once they decode to 'a naïve café'."
+    )
+    assert wrong_stream(Raises(), ids) == "its stream decoder fails: KeyError: 3."
 
 
 def test_a_run_that_was_killed_while_it_evaluated_continues_as_if_not(
