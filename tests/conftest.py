@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+import gptkit
 from gptkit.backend import fast_operations
 from gptkit.cli.app import run_command
 from gptkit.data.catalog import data_folders
@@ -20,8 +25,11 @@ from gptkit.native import usable
 from gptkit.plugins import registry
 from gptkit.training.setup import RunContext
 from tests.support import TINY, Command, Install, Result, small_text
+from tests.support.forkserver import ForkServer
 from tests.support.sums import TEXT
 from tools.support import restore_sigint
+
+ROOT = Path(__file__).parents[1]
 
 restore_sigint()
 
@@ -31,6 +39,36 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     debugged = sys.gettrace() is not None or "debugpy" in sys.modules or "pydevd" in sys.modules
     files = {argument.partition("::")[0] for argument in config.args}
     return 0 if debugged or (len(files) == 1 and files.pop().endswith(".py")) else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_objects() -> Iterator[None]:
+    """Exempts the objects of pytest and of imported modules from garbage collection.
+
+    Training collects garbage before its first step and freezes what is left until its last. With all that a
+    test process keeps, each collection would take half a second of processor time; so what was frozen once,
+    stays frozen.
+    """
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patched:
+        kept = SimpleNamespace(collect=gc.collect, freeze=gc.freeze, unfreeze=lambda: None)
+        patched.setattr("gptkit.backend.gc", kept)
+        yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Computes with one thread, unless an experiment or a test sets another number.
+
+    The models of tests are so small that threads take longer to meet than to compute, and the processes of
+    the tests compete for the processors.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -66,13 +104,30 @@ def gptkit_command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     return run
 
 
+@pytest.fixture(scope="session")
+def python() -> Iterator[list[str]]:
+    """Takes the place of `sys.executable` in a command line: a Python that has imported gptkit and torch.
+
+    Its processes begin in milliseconds instead of two seconds (tests/support/forkserver.py); they have one
+    thread for computations. Where Python cannot fork safely, it is `sys.executable`.
+    """
+    if sys.platform != "linux":
+        yield [sys.executable]
+        return
+    found = pkgutil.walk_packages(gptkit.__path__, "gptkit.")
+    modules = [module.name for module in found if not module.name.endswith("__main__")]
+    server = ForkServer(modules, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    yield server.python
+    server.close()
+
+
 @pytest.fixture
-def run_process(workspace: Path) -> Command:
+def run_process(workspace: Path, python: list[str]) -> Command:
     """Runs `python -m gptkit …` in the workspace, as a user would."""
 
     def run(*arguments: object) -> Result:
         done = subprocess.run(
-            [sys.executable, "-m", "gptkit", *map(str, arguments)],
+            [*python, "-m", "gptkit", *map(str, arguments)],
             cwd=workspace,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,

@@ -427,7 +427,7 @@ def test_a_resumed_run_shows_all_of_its_curve(tiny_experiment: Path, gptkit_comm
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_clean_screen_and_a_saved_run(workspace: Path) -> None:
+def test_ctrl_c_leaves_a_clean_screen_and_a_saved_run(workspace: Path, python: list[str]) -> None:
     Path("tiny.toml").write_text(TINY.replace("max_steps = 20", "max_steps = 1000000"))
     environment = {**here(), "TERM": "xterm", "LANG": "C.UTF-8"}
     for name in ("NO_COLOR", "LC_ALL", "COLUMNS", "LINES"):
@@ -435,12 +435,11 @@ def test_ctrl_c_leaves_a_clean_screen_and_a_saved_run(workspace: Path) -> None:
     with terminal(80, 24) as (ours, theirs, read):
         echo = termios.tcgetattr(theirs)[3] & termios.ECHO
         process = subprocess.Popen(
-            [sys.executable, "-c", _LEADER, "train", "tiny.toml"],
+            [*python, "-c", _LEADER, "train", "tiny.toml"],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
             env=environment,
-            start_new_session=True,
         )
         end = time.monotonic() + 60
         while (
@@ -465,7 +464,8 @@ def test_ctrl_c_leaves_a_clean_screen_and_a_saved_run(workspace: Path) -> None:
 
 
 _LEADER = """\
-import fcntl, sys, termios
+import fcntl, os, sys, termios
+os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 sys.argv[0] = "gptkit"
 from gptkit.__main__ import main

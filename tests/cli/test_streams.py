@@ -250,23 +250,25 @@ def test_a_working_folder_that_is_gone_is_code_6(workspace: Path) -> None:
 
 # The terminal becomes the process's own; and SIGHUP is not ignored, as it is under nohup
 ON_A_TERMINAL = """if True:
-    import fcntl, os, signal, sys, termios
+    import fcntl, os, signal, termios
 
+    os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    os.execv(sys.executable, [sys.executable, "-m", "gptkit", *sys.argv[1:]])
+    from gptkit.__main__ import main
+
+    main()
 """
 
 
-def test_a_terminal_that_is_closed_has_the_run_saved(tiny_experiment: Path) -> None:
+def test_a_terminal_that_is_closed_has_the_run_saved(tiny_experiment: Path, python: list[str]) -> None:
     ours, theirs = pty.openpty()
     arguments = ["train", tiny_experiment, "--steps", 100000, *EVERY_STEP]
     process = subprocess.Popen(
-        [sys.executable, "-c", ON_A_TERMINAL, *map(str, arguments)],
+        [*python, "-c", ON_A_TERMINAL, *map(str, arguments)],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
     )
     os.close(theirs)

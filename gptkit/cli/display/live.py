@@ -57,7 +57,8 @@ def live_view(stop_requested: Callable[[], object], quicker: str = "") -> Iterat
     view = LiveView(console, stop_requested=stop_requested, ascii_only=ascii_only, quicker=quicker)
     with view.region.shown():
         yield view
-    view.conclude()
+    with view.region.drawing():
+        view.conclude()
 
 
 class LiveView:
@@ -208,23 +209,23 @@ class LiveRegion:
 
     def refresh(self) -> None:
         if self._live is not None:
-            with self._drawing():
+            with self.drawing():
                 self._live.refresh()
 
     def print(self, text: Text) -> None:
         """A line that stays, above the region."""
-        with self._drawing():
+        with self.drawing():
             self._console.print(text, highlight=False)
 
     def _start(self) -> None:
         live = Live(get_renderable=self._lines, console=self._console, auto_refresh=False, transient=True)
         self._live, self._echo = live, _set_echo(False)
-        with self._drawing():
+        with self.drawing():
             live.start()
 
     def _stop(self) -> None:
         if self._live is not None:
-            with self._drawing():
+            with self.drawing():
                 self._live.stop()
             _set_echo(self._echo)
         self._live, self._lengths = None, []
@@ -237,11 +238,12 @@ class LiveRegion:
         return text
 
     @contextmanager
-    def _drawing(self) -> Iterator[None]:
+    def drawing(self) -> Iterator[None]:
+        """Within it, output that fails is lost: where the terminal is gone, training continues."""
         try:
             self._unwrap()
             yield
-        except OSError:  # the terminal is gone: training continues without a display
+        except OSError:
             discard(self._console.file)
 
     def _unwrap(self) -> None:
