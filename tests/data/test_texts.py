@@ -377,7 +377,7 @@ def test_documents_are_joined_in_order_however_many(here: Path, count: int) -> N
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 @pytest.mark.parametrize("kind", ["one.txt.gz", "one.jsonl.gz", "many.jsonl.gz", "many.csv.gz", "two"])
 def test_reading_takes_about_twice_the_text(here: Path, kind: str) -> None:
-    size = 60_000_000
+    size = 30_000_000
     if kind == "two":
         for name in ("two/a.txt", "two/b.txt"):
             put(name, b"a" * (size // 2))

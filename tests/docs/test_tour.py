@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -74,8 +75,13 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the pages show commands of a Unix shell")
 @pytest.mark.parametrize("page", [README, TOUR], ids=lambda page: page.name)
-def test_every_command_of_a_page_works_as_written_and_in_order(page: Path, checkout: Path) -> None:
-    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def test_every_command_of_a_page_works_as_written_and_in_order(
+    page: Path, checkout: Path, tmp_path_factory: pytest.TempPathFactory, python: list[str]
+) -> None:
+    scripts = tmp_path_factory.mktemp("scripts")
+    (scripts / "gptkit").write_text(f'#!/bin/sh\nexec {shlex.join(python)} -m gptkit "$@"\n')
+    (scripts / "gptkit").chmod(0o755)
+    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
     shown = commands(page)
     assert len(shown) >= 5
     for command in shown:
@@ -84,7 +90,7 @@ def test_every_command_of_a_page_works_as_written_and_in_order(page: Path, check
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", f"{KEEP}\n{command}"],
             cwd=checkout,
-            env={**os.environ, "PATH": scripts, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -134,10 +140,10 @@ def test_the_shown_mistakes_are_answered_as_shown(
 
 
 @pytest.mark.slow
-def test_the_example_of_the_python_api_works(checkout: Path) -> None:
+def test_the_example_of_the_python_api_works(checkout: Path, python: list[str]) -> None:
     (code,) = blocks(ROOT / "docs" / "python-api.md", "python")
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [*python, "-c", code],
         cwd=checkout,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

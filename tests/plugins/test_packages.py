@@ -3,7 +3,7 @@
 The environment has the wheel of gptkit, the packages of tests/plugins, those that `gptkit plugins new`
 writes, that of the documentation, and two that cannot be imported: one call of pip builds and installs all.
 Besides, it sees what this environment has (torch, pytest, hatchling, mypy), so nothing is downloaded. What is
-done in it is done by processes, as a user would.
+done in it is done by processes, as a user would: forks of one that has imported torch, but nothing of gptkit.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ import pytest
 from gptkit.plugins.registry import FAMILIES
 from gptkit.plugins.scaffold import new_package
 from tests.support import Result
+from tests.support.forkserver import ForkServer
 
-pytestmark = pytest.mark.slow  # each test starts processes that import torch
+pytestmark = pytest.mark.slow  # each test starts processes
 
 ROOT = Path(__file__).parents[2]
 SYLLABLES, T5, RECIPES = "gptkit-syllables", "gptkit-t5-bias", "gptkit-recipes"
@@ -65,7 +67,7 @@ sample_interval = 0
 class Environment:
     """A Python environment with all packages, their sources, and a folder to work in."""
 
-    python: Path
+    python: list[str]
     site: Path  # its site-packages
     sources: Path  # copies of the packages, so that a build leaves nothing in the checkout
     workspace: Path
@@ -107,15 +109,10 @@ class Environment:
         info.rename(info.with_name(info.name.replace(before, after)))
 
     def run(self, *arguments: object, timeout: float = 120) -> Result:
-        kept = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("GPTKIT_", "PIP_", "PYTHONPATH"))
-        }
         done = subprocess.run(
-            [self.python, *map(str, arguments)],
+            [*self.python, *map(str, arguments)],
             cwd=self.workspace,
-            env={**kept, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+            env=clean_variables(),
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -125,8 +122,21 @@ class Environment:
         return Result(done.returncode, done.stdout, done.stderr)
 
 
+def clean_variables() -> dict[str, str]:
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("GPTKIT_", "PIP_", "PYTHONPATH"))
+    }
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+
+
+# What gptkit imports of others
+LIBRARIES = ("torch", "numpy", "safetensors", "pydantic", "typer", "rich", "jinja2", "filelock", "tomli_w")
+
+
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     place = tmp_path_factory.mktemp("packages")
     home, sources = place / "environment", place / "sources"
     # Not find_spec("pip"): it has setuptools, which torch.compile needs, take this process for pip's own
@@ -141,7 +151,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     (place / "workspace" / "data").mkdir(parents=True)
     (place / "workspace" / "all.toml").write_text(EXPERIMENT)
     python = paths["scripts"] / ("python.exe" if os.name == "nt" else "python")
-    made = Environment(python, paths["purelib"], sources, place / "workspace")
+    made = Environment([str(python)], paths["purelib"], sources, place / "workspace")
 
     for name in ALL:
         shutil.copytree(ROOT / "tests" / "plugins" / name, sources / name)
@@ -155,7 +165,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     options = ("--no-index", "--no-build-isolation", "--no-deps", "--disable-pip-version-check")
     done = made.run("-m", "pip", "install", *options, ROOT, *sorted(sources.iterdir()))
     assert done.code == 0, done.out + done.err
-    return made
+    if sys.platform != "linux":
+        yield made
+        return
+    server = ForkServer(LIBRARIES, python, cwd=made.workspace, env=clean_variables())
+    yield replace(made, python=server.python)
+    server.close()
 
 
 BROKEN_PROJECT = """\

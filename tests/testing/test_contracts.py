@@ -46,14 +46,10 @@ def slow_if_it_trains(cases: Iterable[tuple[str, Any, *tuple[str, ...]]]) -> lis
 
 
 @pytest.fixture(autouse=True)
-def a_place_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty folder to work in. More threads would wait for one another longer than such models take."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder to work in."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def checked(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def speed(*words: str) -> subprocess.CompletedProcess[str]:
+def speed(python: list[str], *words: str) -> subprocess.CompletedProcess[str]:
     hidden = {key: value for key, value in os.environ.items() if key != "GPTKIT_DATA_DIR"}
     return subprocess.run(
-        [sys.executable, "-m", "tools.speed", *words],
+        [*python, "-m", "tools.speed", *words],
         cwd=ROOT,
         env={**hidden, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -27,9 +26,9 @@ def speed(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_what_needs_no_baseline_is_measured_and_the_rest_has_the_reason_why_not(tmp_path: Path) -> None:
+def test_what_needs_no_baseline_is_measured_and_the_rest_has_the_reason_why_not(python: list[str]) -> None:
     only = "streams,tokenizer,light,whole"
-    done = speed("--only", only, "--seconds", "0.01", "--blocks", "1", "--json")
+    done = speed(python, "--only", only, "--seconds", "0.01", "--blocks", "1", "--json")
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     assert "torch" in printed["machine"]
@@ -45,13 +44,15 @@ def test_what_needs_no_baseline_is_measured_and_the_rest_has_the_reason_why_not(
 
 
 @pytest.mark.slow
-def test_the_table_is_markdown_where_it_is_wanted_and_a_row_that_is_unknown_is_named() -> None:
-    done = speed("--only", "whole", "--markdown")
+def test_the_table_is_markdown_where_it_is_wanted_and_a_row_that_is_unknown_is_named(
+    python: list[str],
+) -> None:
+    done = speed(python, "--only", "whole", "--markdown")
     assert done.returncode == 0, done.stderr
     header, line, *rows = done.stdout.splitlines()[-3:]
     assert header == "| what | target | measured | met | how |"
     assert line == "|---|---|---|---|---|"
     assert len(rows) == 1
-    wrong = speed("--only", "train,nothing")
+    wrong = speed(python, "--only", "train,nothing")
     assert wrong.returncode == 2
     assert "no row nothing" in wrong.stderr

@@ -20,10 +20,10 @@ from tools.sweep import sweep
 ROOT = Path(__file__).parents[2]
 
 
-def run_module(*arguments: str) -> str:
+def run_module(python: list[str], *arguments: str) -> str:
     """What `python -m ARGUMENTS` printed, in a process that has computed nothing before it forks."""
     done = subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [*python, "-m", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -37,8 +37,10 @@ def run_module(*arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not() -> None:
-    output = run_module("tools.soak", "--kills", "6", "--signals", "5", "--real", "0.05", "--seed", "3")
+def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not(python: list[str]) -> None:
+    output = run_module(
+        python, "tools.soak", "--kills", "6", "--signals", "5", "--real", "0.05", "--seed", "3"
+    )
     assert "kills: 6" in output
     assert "signals: 5" in output
     assert output.count("lost 0") == 2
@@ -47,8 +49,8 @@ def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-def test_of_two_that_resume_one_run_at_once_one_trains_and_the_other_exits_7() -> None:
-    assert "exited with 7: 4" in run_module("tools.pairs", "--times", "4")
+def test_of_two_that_resume_one_run_at_once_one_trains_and_the_other_exits_7(python: list[str]) -> None:
+    assert "exited with 7: 4" in run_module(python, "tools.pairs", "--times", "4")
 
 
 @pytest.mark.slow
@@ -124,7 +126,7 @@ def test_a_signal_during_the_imports_of_training_is_kept_until_a_step_is_saved(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does, and makes pipes")
-def test_hostile_files_cause_neither_a_defect_nor_access_outside() -> None:
-    output = run_module("tools.fuzz", "--cases", "150", "--seed", "5")
+def test_hostile_files_cause_neither_a_defect_nor_access_outside(python: list[str]) -> None:
+    output = run_module(python, "tools.fuzz", "--cases", "150", "--seed", "5")
     assert "cases: 150" in output
     assert "hangs: 0" in output

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -209,10 +208,15 @@ def test_a_bad_gradient_stops_the_run_before_it_is_applied(
     ("number", "code", "status"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_saves_and_resume_continues_exactly(
-    context: RunContext, tmp_path: Path, number: signal.Signals, code: int, status: str
+    context: RunContext,
+    tmp_path: Path,
+    python: list[str],
+    number: signal.Signals,
+    code: int,
+    status: str,
 ) -> None:
     (tmp_path / "e.toml").write_text(to_toml(experiment(training={"max_steps": 4000})))
-    command = [sys.executable, "-m", "gptkit", "train", "e.toml", "--data-dir", "."]
+    command = [*python, "-m", "gptkit", "train", "e.toml", "--data-dir", "."]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment
