@@ -105,7 +105,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        return 0  # reading it will say what is wrong
+        return 0  # reading it reports what is wrong
 
 
 def _check_memory(size: int, what: str) -> None:

@@ -155,7 +155,7 @@ def test_a_run_beside_its_text_can_be_resumed(tiny_experiment: Path, gptkit_comm
     assert json.loads((folder / "run.json").read_text())["dataset"]["characters"] == len(small_text())
 
 
-# What is said
+# What is reported
 
 
 def test_what_is_read_and_passed_over_is_shown_and_recorded(
