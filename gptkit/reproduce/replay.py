@@ -10,15 +10,15 @@ from __future__ import annotations
 import secrets
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from gptkit import events
 from gptkit.backend import computing
-from gptkit.data.corpus import measure_text
-from gptkit.errors import CheckpointError, UsageError
+from gptkit.data.corpus import Corpus
+from gptkit.errors import CheckpointError, DataError, UsageError
 from gptkit.experiment.identity import (
     Change,
     changes_recorded_losses,
@@ -30,10 +30,9 @@ from gptkit.experiment.load import recorded_experiment
 from gptkit.experiment.schema import Experiment
 from gptkit.files import disk, disk_errors
 from gptkit.reproduce.diff import Comparison, compare_runs
-from gptkit.runs import Run, RunRecord, list_steps, lock_run, run_ids, tokenizer_hash
+from gptkit.runs import TOKENIZER, Run, RunRecord, list_steps, lock_run, run_ids, tokenizer_hash
 from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
 from gptkit.runs.environment import (
-    check_text,
     environment_differences,
     experiment_at,
     experiment_changes,
@@ -48,15 +47,16 @@ from gptkit.training.budget import MOST_STEPS, TrainingBudget
 from gptkit.training.cost import out_of_memory
 from gptkit.training.session import Session, TrainingResult, train_new
 from gptkit.training.setup import (
+    LoadedText,
     NewRun,
     ResumedRun,
     RunContext,
     WeightSource,
     backend_again,
     evaluation_rule,
-    load_text,
     prepare_resumed,
     read_progress,
+    recorded_text,
     tokenize,
     weight_source,
 )
@@ -295,15 +295,34 @@ def _prepare_again(
 ) -> tuple[NewRun, tuple[str, ...]]:
     """What the run started with, as it is now, and what differs."""
     source = _recorded_source(run, experiment, record)
-    text = load_text(experiment.data, context)
-    check_text(record, run.id, measure_text(text.text)[1], text.facts)
-    corpus = tokenize(experiment, text, source, context)
+    text = recorded_text(run, experiment, record, context)
+    corpus, same = _tokenize_again(run, experiment, record, text, context)
     backend = backend_again(experiment, record, corpus.tokenizer.vocab_size)
     differences = environment_differences(record, experiment, backend)
-    if record.tokenizer.sha256 != tokenizer_hash(corpus.tokenizer):
-        differences += ("the tokenizer trained on the text",)
+    if not same:
+        differences += ("the tokenizer trained on the text, of which the run's own was used",)
     trackers = trackers_again(experiment, record, context.warn)
     return NewRun(experiment, corpus, backend, trackers, text, source, evaluation_rule(record)), differences
+
+
+def _tokenize_again(
+    run: Run, experiment: Experiment, record: RunRecord, text: LoadedText, context: RunContext
+) -> tuple[Corpus, bool]:
+    """The text with the run's own tokenizer, and whether one that is trained again is the same.
+
+    The run's own is taken where the file of one that is only read, as of `hf`, is no longer there.
+    """
+    own, same = run.tokenizer(experiment), True
+    if tokenizer_hash(own) != record.tokenizer.sha256:
+        raise CheckpointError(
+            f"{run.path / TOKENIZER} is not the tokenizer that run.json recorded; put the run's own back."
+        )
+    if record.loaded_from is None:
+        with suppress(DataError):
+            corpus = tokenize(experiment, text, None, context)
+            if same := tokenizer_hash(corpus.tokenizer) == tokenizer_hash(own):
+                return corpus, True
+    return tokenize(experiment, text, own, context), same
 
 
 def _recorded_source(run: Run, experiment: Experiment, record: RunRecord) -> WeightSource | None:

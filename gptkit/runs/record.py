@@ -32,6 +32,7 @@ from gptkit.files import MAX_DEPTH, parse_json, replace_file, to_json
 _MAX_BYTES = 10_000_000
 _MAX_TEXT = 100_000  # characters of a value
 _MAX_PLUGINS = 1_000
+_MAX_TEXTS = 100
 
 
 def _or_else(default: Callable[[], Any]) -> WrapValidator:
@@ -55,6 +56,10 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and len(value) <= _MAX_TEXT else None
 
 
+def _texts(value: object) -> list[str]:
+    return [text for text in map(_text, value[:_MAX_TEXTS]) if text] if isinstance(value, list) else []
+
+
 def plain_tables(value: object) -> dict[str, Any] | None:
     """Nested tables as a run records an experiment; None for anything else, and if they are too deep."""
     return value if isinstance(value, dict) and _is_shallow(value, MAX_DEPTH) else None
@@ -74,6 +79,7 @@ def _objects(value: object) -> list[Any] | None:
 
 
 Text = Annotated[str | None, PlainValidator(_text)]
+Texts = Annotated[list[str], PlainValidator(_texts)]
 Whole = Annotated[int | None, Field(strict=True, ge=0, lt=2**63), _or_else(_none)]
 Number = Annotated[float | None, Field(strict=True, gt=-1e300, lt=1e300), _or_else(_none)]
 Flag = Annotated[bool | None, Field(strict=True), _or_else(_none)]
@@ -110,6 +116,7 @@ class DatasetRecord(_Lenient):
     used: Table = {}  # as resolved; another dataset where the fallback was used
     characters: Whole = None
     sha256: Text = None  # of the text
+    folders: Texts = []  # where it was looked for: the working directory, then the data folders
     facts: Table = {}  # from the dataset plugin
 
 
@@ -183,7 +190,7 @@ class Resumed(_Lenient):
     step: Whole = None
     changes: Annotated[list[ChangedField], _or_else(list)] = []
     # From the environment in which the run began, as "torch 2.12 -> 2.13"
-    differences: Annotated[list[str], _or_else(list)] = []
+    differences: Texts = []
 
 
 class RunRecord(_Lenient):

@@ -147,7 +147,7 @@ def train_new(
             try:
                 held.enter_context(lock_run(run))
                 run.write_tokenizer(setup.corpus.tokenizer)
-                record = new_record(run, setup, context.command, rerun_of)
+                record = new_record(run, setup, context, rerun_of)
                 run.write_record(record)
             except BaseException:  # without a record it is not a run yet
                 disk.remove_folder(run.path)

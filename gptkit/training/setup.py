@@ -6,10 +6,12 @@ backend, trackers), and a `Trainer` once there is a model. Writes nothing. Knows
 
 from __future__ import annotations
 
+import os
 import random
 import shlex
 import time
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import ceil
@@ -214,7 +216,7 @@ def prepare_new(experiment: Experiment, context: RunContext, load_from: Run | No
     source = weight_source(load_from, experiment) if load_from else None
     trackers = new_trackers(experiment)
     text = load_text(experiment.data, context)
-    corpus = tokenize(experiment, text, source, context)
+    corpus = tokenize(experiment, text, source.tokenizer if source else None, context)
     experiment = _resolve(experiment, text, corpus, source)
     if wrong := wrong_stream(corpus.tokenizer, corpus.val[:_STREAMED].tolist()):
         name = experiment.tokenizer.type
@@ -239,8 +241,10 @@ def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override]
     changes = experiment_changes(run.experiment_file, record, experiment, set_keys)
     refuse_changes(run.experiment_file, changes, experiment, set_keys)
     tokenizer = run.tokenizer(experiment)
-    text = _recorded_text(experiment.data, context)
-    check_text(record, run.id, measure_text(text.text)[1], text.facts)
+    text = recorded_text(run, experiment, record, context)
+    if any(key.startswith("data.dataset") for key in set_keys):
+        data = experiment.data.model_copy(update={"dataset": text.used})
+        experiment = experiment.model_copy(update={"data": data})
     corpus = build_corpus(
         text.text,
         tokenizer,
@@ -250,7 +254,7 @@ def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override]
     )
     if corpus.lost is not None:  # which 0.1.0 did not record
         record_lost_text(record, corpus)
-    if experiment.training.epochs is not None or experiment.seed == "random":  # set now
+    if set_keys:
         experiment = _with_steps_and_seed(experiment, corpus)
         changes = experiment_changes(run.experiment_file, record, experiment, set_keys)
     backend = backend_again(experiment, record, tokenizer.vocab_size, {change.key for change in changes})
@@ -263,13 +267,12 @@ def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override]
 
 def load_text(data: DataSettings, context: RunContext) -> LoadedText:
     """The text to train on. Raises DataError or NetworkError if there is none and no fallback."""
-    folders = replace(context.folders, progress=context.progress("downloading the text"))
     try:
-        dataset, used = _fetch(data.dataset, folders, "data.dataset")
+        dataset, used = _fetch(data.dataset, context.folders, "data.dataset", context)
     except (DataError, NetworkError) as error:
         if data.fallback is None:
             raise
-        dataset, used = _fetch(data.fallback, folders, "data.fallback")
+        dataset, used = _fetch(data.fallback, context.folders, "data.fallback", context)
         context.warn(f"{error}\nTraining on the fallback {used.type!r} instead, until the text is here.")
     text = _read(used, dataset, context)
     if isinstance(dataset, TextDataset) and (notice := dataset.notice()):
@@ -277,15 +280,59 @@ def load_text(data: DataSettings, context: RunContext) -> LoadedText:
     return LoadedText(text, data.dataset, used, dataset.facts())
 
 
-def _recorded_text(data: DataSettings, context: RunContext) -> LoadedText:
-    """The text of a recorded experiment; never a fallback."""
-    folders = replace(context.folders, progress=context.progress("downloading the text"))
-    dataset, used = _fetch(data.dataset, folders, "data.dataset")
-    return LoadedText(_read(used, dataset, context), data.dataset, used, dataset.facts())
+def recorded_text(run: Run, experiment: Experiment, record: RunRecord, context: RunContext) -> LoadedText:
+    """The text of a run, never a fallback: from where it is found now, or was found when the run began.
+
+    Raises DataError where it is nowhere, or is no longer that of the run; NetworkError.
+    """
+    table, folders = experiment.data.dataset, context.folders
+    places = [(table, folders)]
+    if all(os.path.isabs(folder) and "\0" not in folder for folder in record.dataset.folders):
+        trained_in, *searched = map(Path, record.dataset.folders or [os.curdir])
+        places.append((_seen_from(trained_in, table), replace(folders, search=tuple(searched))))
+    found: LoadedText | None = None
+    for place, where in places:
+        with suppress(DataError):
+            dataset, used = resolve_dataset(place, where)
+            if dataset.is_here(where):
+                text = _read(used, dataset, replace(context, folders=where))
+                loaded = LoadedText(text, table, used, dataset.facts())
+                if measure_text(text)[1] == record.dataset.sha256:
+                    return loaded
+                found = found or loaded
+    if found is None:
+        try:
+            dataset, used = _fetch(table, folders, "data.dataset", context)
+        except DataError as error:
+            raise DataError(f"{error}{_where_trained(run, table, record)}") from error
+        found = LoadedText(_read(used, dataset, context), table, used, dataset.facts())
+    check_text(record, run.id, measure_text(found.text)[1], found.facts)
+    return found
 
 
-def _fetch(table: PluginTable, folders: DataFolders, field: str) -> tuple[Dataset, PluginTable]:
+def _seen_from(folder: Path, table: PluginTable) -> PluginTable:
+    """The same texts, whose relative paths are of that folder."""
+    path = table.options.get("path")
+    if table.type != "text" or path is None:
+        return table
+    paths = [str(folder / one) for one in path] if isinstance(path, list) else str(folder / str(path))
+    return PluginTable.model_validate({"type": table.type, **table.options, "path": paths})
+
+
+def _where_trained(run: Run, table: PluginTable, record: RunRecord) -> str:
+    """The end of a message: how to name the text of a run that is not where it was."""
+    if table.type != "text":
+        return ""
+    command = shlex.join(["gptkit", "resume", str(run.path), "--set", "data.dataset.path=FILE"])
+    where = f"The run was trained in {record.dataset.folders[0]}. " if record.dataset.folders else ""
+    return f"\n{where}If the text is elsewhere now: {command}"
+
+
+def _fetch(
+    table: PluginTable, folders: DataFolders, field: str, context: RunContext
+) -> tuple[Dataset, PluginTable]:
     """The dataset, downloaded if need be. Raises DataError or NetworkError."""
+    folders = replace(folders, progress=context.progress("downloading the text"))
     try:
         dataset, used = resolve_dataset(table, folders)
     except GptkitError as error:
@@ -308,15 +355,11 @@ def dataset_title(table: PluginTable) -> str:
     return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0])
 
 
-def tokenize(
-    experiment: Experiment, text: LoadedText, source: WeightSource | None, context: RunContext
-) -> Corpus:
-    """The text tokenized with the tokenizer of `source`, or with a new one that is trained on it."""
-    tokenizer: Any
+def tokenize(experiment: Experiment, text: LoadedText, own: Tokenizer | None, context: RunContext) -> Corpus:
+    """The text tokenized with the tokenizer `own`, or with a new one that is trained on it."""
+    tokenizer: Any = own
     options = None
-    if source:
-        tokenizer = source.tokenizer
-    else:
+    if own is None:
         tokenizer = registry.load(registry.TOKENIZERS, experiment.tokenizer.type)
         options = tokenizer.Options.model_validate(experiment.tokenizer.options)
     return build_corpus(
@@ -498,7 +541,7 @@ def read_progress(checkpoint: Checkpoint) -> TrainingProgress:
 # run.json
 
 
-def new_record(run: Run, setup: NewRun, command: Sequence[str], rerun_of: str | None = None) -> RunRecord:
+def new_record(run: Run, setup: NewRun, context: RunContext, rerun_of: str | None = None) -> RunRecord:
     """run.json before the first step."""
     experiment, corpus, text = setup.experiment, setup.corpus, setup.text
     model = experiment.model
@@ -508,7 +551,7 @@ def new_record(run: Run, setup: NewRun, command: Sequence[str], rerun_of: str | 
         name=experiment.name,
         status=RunStatus.STARTING,
         started=datetime.now().astimezone().isoformat(timespec="microseconds"),
-        command=shlex.join(command),
+        command=shlex.join(context.command),
         process=Process.current(),
         target_step=target_step(experiment),
         dataset=DatasetRecord(
@@ -517,6 +560,7 @@ def new_record(run: Run, setup: NewRun, command: Sequence[str], rerun_of: str | 
             used=_as_table(text.used),
             characters=corpus.characters,
             sha256=corpus.text_sha256,
+            folders=[os.path.abspath(folder) for folder in (Path(), *context.folders.search)],
             facts=text.facts,
         ),
         tokenizer=TokenizerRecord(

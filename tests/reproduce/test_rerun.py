@@ -220,12 +220,67 @@ def test_a_changed_environment_is_named(train: Command, gptkit_command: Command)
     run = train()
     record = run.record()
     record["environment"]["torch"] = "1.0"
-    record["tokenizer"]["sha256"] = "another"
     write_record(run, record)
     done = gptkit_command("rerun", run.id)
     assert done.code == 0
     assert "although the environment differs from the recorded one: torch 1.0 -> " in done.out
-    assert "the tokenizer trained on the text" in done.out
+
+
+def test_a_tokenizer_that_is_not_the_recorded_one_is_refused(train: Command, gptkit_command: Command) -> None:
+    run = train("--stop-at", 2)
+    record = run.record()
+    record["tokenizer"]["sha256"] = "another"
+    write_record(run, record)
+    refused = gptkit_command("rerun", run.id)
+    assert (refused.code, "is not the tokenizer that run.json recorded" in refused.err) == (5, True)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_comes_out_otherwise_or_whose_file_is_gone_is_that_of_the_run(
+    train: Command, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tokenizers")
+    file = Path("mine/tokenizer.json")
+    file.parent.mkdir()
+    text = Path("data/mine.txt").read_text()
+    ids = {character: number for number, character in enumerate(sorted(set(text)))}
+    model = {"type": "BPE", "vocab": ids, "merges": [], "dropout": None}
+    file.write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": []}))
+    run = train("--set", "tokenizer={ type = 'hf', path = 'mine' }", "--stop-at", 2)
+    file.write_text(file.read_text().replace('"version": "1.0"', '"version": "1.0", "truncation": null'))
+    changed = gptkit_command("rerun", run.id)
+    assert (changed.code, "identical: " in changed.out) == (0, True), changed
+    assert "the tokenizer trained on the text, of which the run's own was used" in changed.out
+    file.unlink()
+    gone = gptkit_command("rerun", run.id)
+    assert (gone.code, "identical: " in gone.out, "differs" in gone.out) == (0, True, False), gone
+
+
+@pytest.mark.slow
+def test_a_run_is_continued_and_repeated_from_any_folder(
+    train: Command, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(train("--stop-at", 4).path.absolute())
+    elsewhere = Path("elsewhere")
+    (elsewhere / "data").mkdir(parents=True)
+    (elsewhere / "data/mine.txt").write_text("another text of the same name. " * 50)
+    monkeypatch.chdir(elsewhere)
+    resumed = gptkit_command("resume", run.path)
+    assert resumed.out.startswith("resume: exact, from step 4\n"), resumed
+    assert gptkit_command("rerun", run.path).code == 0
+    text = run.path.parents[1] / "data/mine.txt"
+    moved = text.rename("kept.txt").absolute()
+    changed = gptkit_command("resume", run.path)
+    assert (changed.code, "the text of run" in changed.err) == (4, True)  # the other of the same name
+    Path("data/mine.txt").unlink()
+    refused = gptkit_command("resume", run.path)
+    assert refused.code == 4
+    assert f"The run was trained in {run.path.parents[1]}. " in refused.err
+    advice = f"gptkit resume {run.path} --set data.dataset.path="
+    assert refused.err.endswith(f"If the text is elsewhere now: {advice}FILE\n")
+    found = gptkit_command("resume", run.path, "--set", f"data.dataset.path={moved}")
+    assert (found.code, found.out.partition(",")[0]) == (0, "resume: exact")
+    assert gptkit_command("resume", run.path, "--quiet").code == 0  # it is recorded
 
 
 @pytest.mark.slow
