@@ -17,11 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import safetensors.torch
 import tomli_w
 from pydantic import BaseModel
 
 from gptkit.experiment.schema import Experiment, PluginTable
 from gptkit.files import sha256, to_json
+from gptkit.runs import CHECKPOINTS
 from gptkit.runs.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE
 
 # Small or absurd: a merely large number is legitimate, and would take long to obey
@@ -263,6 +265,18 @@ def mutate_run(files: Files, rng: random.Random, wild: Any) -> tuple[Files, list
             changed[name] = mutate_bytes(data, rng)
         _forge(changed, name, rng)
     return changed, names
+
+
+def not_finite(files: Files, step: int, number: float, rng: random.Random) -> tuple[Files, str]:
+    """Puts NaN or infinity into a weight of a checkpoint, its hash forged; returns the tensor's name too."""
+    folder = f"{CHECKPOINTS}/step-{step:012d}"
+    tensors = safetensors.torch.load(files[f"{folder}/{MODEL}"])
+    name = rng.choice(sorted(tensors))
+    flat = tensors[name].view(-1)
+    flat[rng.randrange(len(flat))] = number
+    changed = {**files, f"{folder}/{MODEL}": safetensors.torch.save(tensors)}
+    _forge_manifest(changed, folder, MODEL)
+    return changed, name
 
 
 def _forge(files: Files, name: str, rng: random.Random) -> None:

@@ -1,0 +1,1 @@
+"""`python -m tools.fuzz`: runs gptkit with hostile files, names and command lines."""
