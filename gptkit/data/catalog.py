@@ -9,7 +9,7 @@ is quick.
 from __future__ import annotations
 
 import os
-import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +38,6 @@ from gptkit.words import nearest
 if TYPE_CHECKING:
     from gptkit.experiment.schema import PluginTable
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MISSING_PATH = {
     "text": " Name the file itself, as in: gptkit datasets show my.txt",
     "hf": ' In an experiment file: dataset = { type = "hf", path = "…" }',
@@ -399,11 +398,9 @@ def add_text(
 
 def _target_for(name: str, file: Path, folders: DataFolders) -> tuple[Path, Any]:
     """Where a text of that name is stored, and the class of the registered dataset that it belongs to."""
-    if not _NAME.fullmatch(name) or files.is_device_name(name):
-        raise UsageError(
-            f"{name!r} cannot be the name of a text: use up to 64 letters, digits, '_' and '-', "
-            "starting with a letter or digit, and none of the names that Windows reserves."
-        )
+    name = unicodedata.normalize("NFC", name)
+    if problem := files.name_problem(name):
+        raise UsageError(f"{name!r} cannot be the name of a text: it {problem}.")
     for registered in registry.names(registry.DATASETS):
         if registered.lower() == name.lower():
             cls = _class_or_none(registry.DATASETS, registered)

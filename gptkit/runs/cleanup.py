@@ -92,7 +92,7 @@ def list_removable(runs_folder: Path) -> list[Removable]:
     runs = [Run(runs_folder / name) for name in run_ids(runs_folder)]
     sources = _loaded_steps(runs)
     free = [run for run in runs if not _in_use(run)]
-    found = [thing for run in free for thing in _of_run(run, sources.get(run.id, set()))]
+    found = [thing for run in free for thing in _of_run(run, _of_any_name(run, sources))]
     in_use = {verification_prefix(run.id) for run in runs if run not in free}
     return [*found, *_of_folder(runs_folder, in_use)]
 
@@ -193,6 +193,11 @@ def _loaded_steps(runs: list[Run]) -> dict[str, set[int]]:
         if source and source.run is not None and source.step is not None:
             steps.setdefault(source.run, set()).add(source.step)
     return steps
+
+
+def _of_any_name(run: Run, steps: dict[str, set[int]]) -> set[int]:
+    """The steps recorded under the name of its folder, or the one that it had when it was created."""
+    return steps.get(run.id, set()) | steps.get(run.recorded_id, set())
 
 
 def _move_to_trash(path: Path) -> Path:

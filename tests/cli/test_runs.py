@@ -601,8 +601,9 @@ def test_clean_keeps_the_best_and_the_last(trained: Run, gptkit_command: Command
 
 def test_clean_keeps_what_another_run_began_from(trained: Run, gptkit_command: Command) -> None:
     make("next", {"loaded_from": {"run": trained.id, "step": 5}})
+    renamed = Run(trained.path.rename("runs/my best run"))
     assert gptkit_command("runs", "clean", "--yes").code == 0
-    assert list_steps(trained.checkpoints) == [5, 20]
+    assert list_steps(renamed.checkpoints) == [5, 20]
 
 
 def test_clean_removes_no_checkpoint_where_those_that_stay_are_damaged(

@@ -266,6 +266,14 @@ def test_an_added_text_is_found_by_its_name_byte_for_byte(novel: Path) -> None:
     assert dataset.read(folders) == novel.read_bytes().decode()[1:]
 
 
+def test_a_text_may_have_a_name_of_any_script(novel: Path) -> None:
+    folders = data_folders(None)
+    assert add_text("cafe\u0301-шекспир", novel, folders) == Path("data/café-шекспир.txt")
+    assert resolve_dataset(PluginTable(type="café-шекспир"), folders)[0]
+    with pytest.raises(UsageError, match="it should be letters, digits"):
+        add_text("my novel", novel, folders)
+
+
 def test_adding_does_not_overwrite_without_force(novel: Path) -> None:
     folders = data_folders(Path("mine"))
     add_text("novel", novel, folders)
