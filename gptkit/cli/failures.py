@@ -41,10 +41,13 @@ _NUMBERS = {  # of pydantic, and of click before it
 
 
 def fail(message: str, code: int, *, debug: bool = False) -> int:
-    """Prints the message, after the traceback of the current exception if `debug`, and returns the code."""
+    """Prints the message, after the traceback of the current exception if `debug`, and returns the code.
+
+    Control characters, which a name in it may have, are escaped.
+    """
     if debug:
         log(traceback.format_exc().rstrip())
-    log(f"gptkit: {message}")
+    log("\n".join(map(printable, f"gptkit: {message}".split("\n"))))
     return code
 
 

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TextIO
 
+from gptkit.words import printable
+
 
 def prepare() -> None:
     """Replaces streams that the caller closed, and lets standard output take every character.
@@ -54,7 +56,8 @@ def log(text: str) -> None:
 
 
 def warn(message: str) -> None:
-    log(f"gptkit: warning: {message}")
+    """As an error's message, with control characters escaped."""
+    log("\n".join(map(printable, f"gptkit: warning: {message}".split("\n"))))
 
 
 def show_warning(

@@ -154,6 +154,7 @@ BAD: list[Any] = [
         "no positional encoding is called 'roep'; did you mean 'rope'?",
     ),
     # Texts
+    ((*TRAIN, "--dataset", "no\x1b[2J\u202e.txt"), 4, r"Looked for no\x1b[2J\u202e.txt"),
     ((*TRAIN, "--dataset", "nowhere.txt"), 4, "there is no dataset or text file 'nowhere.txt'"),
     ((*TRAIN, "--dataset", ""), 2, "data.dataset.type"),
     ((*TRAIN, "--dataset", "empty.txt"), 4, "empty.txt is empty"),

@@ -29,7 +29,20 @@ from gptkit.experiment.schema import PluginTable
 from gptkit.plugins import DataFolders, registry
 
 BUILT_IN = ["avatar_script", "harry_potter", "hf", "markov", "python-docs", "shakespeare", "text"]
-NO_NAMES = ["", "a b", "a\n", "a\0b", "../up", "a/b", "a\\b", "/etc/passwd", "a.txt", ".hidden", "-dash", "é"]
+NO_NAMES = [
+    "",
+    "a b",
+    "a\n",
+    "a\0b",
+    "../up",
+    "a/b",
+    "a\\b",
+    "/etc/passwd",
+    "a.txt",
+    ".hidden",
+    "-dash",
+    "é\u202e",
+]
 NO_NAMES += ["x" * 65, "CON", "nul", "Com1", "LPT9"]
 
 
