@@ -24,7 +24,7 @@ from gptkit.words import first_difference, quote_characters
 
 _USUAL_FRACTION = 0.1  # of the text in the val split: the default
 _LONG_TEXT = 8_000_000  # characters from which on tokenizing takes seconds, so that progress is reported
-_PIECE, _MOST_PIECES = 1 << 16, 128  # characters, and pieces, to compare with what comes back of them
+_PIECE, _MOST_PIECES = 1 << 16, 32  # characters, and pieces, to compare with what comes back of them
 _PASSAGE, _MOST_PASSAGES = 300, 32  # to count the characters that are lost, in time like length squared
 _WORD = re.compile(r"(?<=\s)\S")
 

@@ -137,6 +137,35 @@ def test_what_does_not_compare_is_noted(
 # Samples
 
 
+def test_a_run_whose_tokenizer_loses_text_compares_with_no_other_tokenizer(workspace: Path) -> None:
+    words = {"type": "hf", "sha256": "ff", "lossless": False, "lost": 0.5, "example": "'a' comes back as 'b'"}
+    make("char")
+    make("lossy", {"tokenizer": words})
+    make("old", {"tokenizer": {"type": "hf", "sha256": "ee"}})
+    compared = compare("char", "lossy")
+    assert compared.in_bits
+    assert compared.notes == (
+        "the tokenizers differ, so losses in nats per token do not compare.",
+        "the tokenizer of lossy does not return the text ('a' comes back as 'b'), so its losses compare with "
+        "those of no other tokenizer.",
+    )
+    assert compared.runs[1].summary.best_bits_per_byte is None
+    assert compared.runs[1].val.bits_per_byte == (None,)
+    assert compared.runs[0].val.bits_per_byte == (2.8,)
+    assert compare("char", "old").notes == (
+        "the tokenizers differ, so losses in nats per token do not compare; bits per byte do.",
+        "whether the tokenizer of old returns the text is not recorded; if not, its bits per byte do not "
+        "compare.",
+    )
+
+
+def test_runs_that_were_evaluated_by_different_rules_are_noted(workspace: Path) -> None:
+    make("new", {"evaluation": "every token"})
+    make("old")
+    (note,) = compare("new", "old").notes
+    assert "0.1.0, which left the last, shorter window" in note
+
+
 def test_the_newest_sample_is_read_and_links_are_not(workspace: Path) -> None:
     run = make("one")
     assert run.last_sample() is None

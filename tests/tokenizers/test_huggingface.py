@@ -437,6 +437,7 @@ def test_a_run_keeps_its_own_copy_of_the_tokenizer(tiny_experiment: Path, gptkit
     assert "tokenizer.json is not a usable tokenizer: there is no such file." in again.err
 
 
+@pytest.mark.slow
 def test_a_run_whose_tokenizer_loses_text_has_no_bits_per_byte(
     tiny_experiment: Path, gptkit_command: Command
 ) -> None:

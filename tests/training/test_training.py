@@ -342,6 +342,7 @@ def test_a_tokenizer_whose_text_comes_otherwise_one_by_one_is_warned_of_before_t
     assert wrong_stream(Raises(), ids) == "its stream decoder fails: KeyError: 3."
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_while_it_evaluated_continues_as_if_not(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +389,7 @@ def test_a_val_loss_that_is_not_finite_ends_the_run_before_its_weights_are_kept(
 # Which tokens an evaluation predicts
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_keeps_its_way_to_evaluate(context: RunContext) -> None:
     recipe = experiment(evaluation={"eval_interval": 4}, data={"val_fraction": 0.012})
     new = train_run(recipe, context).run
