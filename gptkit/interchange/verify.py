@@ -241,6 +241,9 @@ def _open_gguf(path: Path) -> Iterator[_Opened]:
     import llama_cpp
     import numpy as np
 
+    # llama.cpp logs to standard error; its errors are raised, too
+    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(silent, None)
     try:
         context = _gguf_context(path)
         model = llama_cpp.Llama(

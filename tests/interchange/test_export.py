@@ -83,6 +83,30 @@ def test_a_changed_weight_is_found(runs: Path, tmp_path: Path) -> None:
     assert not found.agrees
 
 
+@pytest.mark.slow
+def test_transformers_has_the_loss_that_evaluate_prints(
+    runs: Path, tmp_path: Path, gptkit_command: Command
+) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    run = find_run("char", runs)
+    export_run(run, run.load_model(), Target.HUGGING_FACE, tmp_path / "out")
+    done = gptkit_command("evaluate", run.id, "--json", "--runs-dir", runs, "--data-dir", runs.parent)
+    assert done.code == 0, done.err
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = (runs.parent / "mine.txt").read_text()
+    ids = torch.tensor(tokenizer.encode(text[int(len(text) * 0.9) :]))
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(ids) - 1, 16):
+            window = ids[start : start + 17]
+            logits = model(window[:-1].unsqueeze(0)).logits[0]
+            total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+    assert json.loads(done.out)["loss"] == pytest.approx(total / (len(ids) - 1), abs=1e-5)
+
+
 def test_the_folder_has_what_transformers_and_the_hub_read(runs: Path, tmp_path: Path) -> None:
     run = find_run("char", runs)
     export_run(run, run.load_model(), Target.HUGGING_FACE, tmp_path / "out")
