@@ -109,7 +109,10 @@ def _are_one_file(one: IO[str], other: IO[str]) -> bool:
 
 
 def write_path(path: Path) -> None:
-    """A path on a line of standard output, byte for byte as the system has it."""
+    """A path on a line of standard output, byte for byte as the system has it; escaped on a terminal."""
+    if sys.stdout.isatty():
+        print(printable(str(path)))
+        return
     _write(os.fsencode(path) + os.linesep.encode())
 
 

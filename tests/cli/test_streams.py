@@ -18,6 +18,7 @@ import pytest
 
 from gptkit import api
 from gptkit.cli.app import run_command
+from gptkit.cli.streams import write_path
 from gptkit.runs import Run, find_run
 from tests.support import TINY, Command, small_text
 from tests.support.runs import make
@@ -286,3 +287,13 @@ def test_a_terminal_that_is_closed_has_the_run_saved(tiny_experiment: Path, pyth
 def recorded() -> bool:
     """Whether a run here has got as far as a step."""
     return any(Run(path).metrics() for path in Path("runs").iterdir())
+
+
+@pytest.mark.parametrize(("is_terminal", "shown"), [(False, "a\x1b[2Jb\n"), (True, "a\\x1b[2Jb\n")])
+def test_a_path_is_escaped_on_a_terminal_and_exact_for_a_script(
+    is_terminal: bool, shown: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    write_path(Path("a\x1b[2Jb"))
+    sys.stdout.flush()
+    assert capfd.readouterr().out == shown
