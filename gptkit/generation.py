@@ -232,7 +232,9 @@ class _TextStream:
             return ""
         self.tokens += 1
         piece = self._emit(self._after_prompt(self._decoder.push(token)), last=False)
-        self.without_text = [] if piece else [*self.without_text, token]
+        self.without_text.append(token)
+        if piece:
+            self.without_text.clear()
         return piece
 
     def why_silent(self) -> str:
