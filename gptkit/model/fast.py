@@ -10,7 +10,7 @@ support.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,30 +72,34 @@ def _not_bf16_on_cpu(x: Tensor, *_: Any) -> list[str]:
     return [] if x.is_cpu and x.dtype is torch.bfloat16 else ["it is for bf16 on a CPU"]
 
 
-class _Embedding(torch.autograd.Function):
-    """Casts the gradient to fp32 instead of all weights, and sums only the rows of tokens that occur."""
+class Embedding(torch.autograd.Function):
+    """Casts the gradient to fp32 instead of all weights, and sums only the rows of tokens that occur.
+
+    `sum_rows(gradient, tokens, vocab_size)` returns the sum of the gradient's rows for each token, in fp32.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, tokens: Tensor, weight: Tensor, sum_rows: Callable[[Tensor, Tensor, int], Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(tokens)
-        ctx.V = len(weight)
+        ctx.vocab_size, ctx.sum_rows = len(weight), sum_rows
         return F.embedding(tokens, weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
         (tokens,) = ctx.saved_tensors
-        if tokens.numel() >= ctx.V:
-            return None, _embedding_sums(gradient, tokens, ctx.V)
+        if tokens.numel() >= ctx.vocab_size:
+            return None, ctx.sum_rows(gradient, tokens, ctx.vocab_size).to(gradient.dtype), None
         rows, numbers = tokens.unique(return_inverse=True)
-        dweight = gradient.new_zeros(ctx.V, gradient.size(-1))
-        dweight[rows] = _embedding_sums(gradient, numbers, len(rows))
-        return None, dweight
+        dweight = gradient.new_zeros(ctx.vocab_size, gradient.size(-1))
+        dweight[rows] = ctx.sum_rows(gradient, numbers, len(rows)).to(gradient.dtype)
+        return None, dweight, None
 
 
-def _embedding_sums(gradient: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
-    """The sum of the rows of each token, in fp32 and then rounded."""
+def _sum_rows(gradient: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
     sums: Tensor = torch.ops.aten.embedding_dense_backward(gradient.float(), tokens, vocab_size, -1, False)
-    return sums.to(gradient.dtype)
+    return sums
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -165,7 +169,11 @@ def _attend_in_fp32(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropou
 
 CPU: Implementations = {
     "embed": (
-        Implementation("torch for CPUs", lambda tokens, weight: _not_bf16_on_cpu(weight), _Embedding.apply),
+        Implementation(
+            "torch for CPUs",
+            lambda tokens, weight: _not_bf16_on_cpu(weight),
+            lambda tokens, weight: Embedding.apply(tokens, weight, _sum_rows),  # type: ignore[no-untyped-call]
+        ),
     ),
     "rms_norm": (Implementation("torch for CPUs", _unsupported, _RMSNorm.apply),),
     "layer_norm": (Implementation("torch for CPUs", _not_bf16_on_cpu, _layer_norm),),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gptkit.model.fast import Embedding
 from gptkit.model.ops import RMS_EPS, Implementation
 from gptkit.native.build import declared, library
 
@@ -51,6 +52,7 @@ def _functions() -> Any:
             "has_bf16_products": (c_int, []),
             "norm_forward": (None, [c_void_p] * 7 + [c_float] + [c_int] * 3),
             "norm_backward": (c_int, [c_void_p] * 12 + [c_int] * 3),
+            "embedding_backward": (None, [c_void_p] * 3 + [c_int64] * 2 + [c_int]),
             "rotate": (None, [c_void_p] * 7 + [c_int] * 3),
             "activation": (None, [c_int] + [c_void_p] * 3 + [c_int64, c_int, c_int]),
             "gated": (None, [c_void_p] * 3 + [c_int64, c_int64, c_int, c_int]),
@@ -201,6 +203,29 @@ class Norm(Function):
         if failed:
             raise MemoryError("norm: out of memory")
         return dx, dweight, dbias, None, None
+
+
+# Embedding
+
+
+def _embed_unsupported(tokens: Tensor, weight: Tensor) -> list[str]:
+    return unsupported(weight) if weight.dtype is not torch.float32 else ["torch is as fast in fp32"]
+
+
+def _embed(tokens: Tensor, weight: Tensor) -> Tensor:
+    out: Tensor = Embedding.apply(tokens, weight, _sum_rows)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _sum_rows(gradient: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
+    """The sum of the gradient's rows for each token, in fp32."""
+    gradient, tokens = gradient.contiguous(), tokens.contiguous()
+    C = gradient.size(-1)
+    sums = torch.zeros(vocab_size, C)
+    _functions().embedding_backward(
+        tokens.data_ptr(), gradient.data_ptr(), sums.data_ptr(), tokens.numel(), C, threads()
+    )
+    return sums
 
 
 # Rotation (RoPE)
@@ -489,6 +514,7 @@ def _implementation(call: Any, unsupported: Any = unsupported) -> tuple[Implemen
 
 
 OPERATIONS = {
+    "embed": _implementation(_embed, _embed_unsupported),
     "rms_norm": _implementation(lambda x: Norm.apply(x, None, None, RMS_EPS, False), _norm_unsupported),  # type: ignore[no-untyped-call]
     "layer_norm": _implementation(lambda *arguments: Norm.apply(*arguments, True), _layer_norm_unsupported),  # type: ignore[no-untyped-call]
     "activate": _implementation(_activate, lambda kind, h: unsupported(h)),

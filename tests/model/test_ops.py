@@ -33,6 +33,45 @@ def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor,
     return (out.detach(), *torch.autograd.grad(out, leaves, random(*out.shape, seed=9, dtype=out.dtype)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("V", "C"), [(3, 5), (3, 130), (9000, 17)])
+def test_the_gradient_of_an_embedding_is_the_sum_over_all_tokens(V: int, C: int, dtype: torch.dtype) -> None:
+    """Of rows with a mean, which bf16 would stop adding up after a few hundred; in any number of threads."""
+    tokens = torch.randint(0, V, (2, 4000), generator=torch.Generator().manual_seed(3))
+    weight, gradient = random(V, C, dtype=dtype), (random(2, 4000, C, seed=1) + 1).to(dtype)
+    wanted = torch.zeros(V, C, dtype=torch.float64)
+    wanted.index_add_(0, tokens.flatten(), gradient.flatten(0, 1).double())
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        leaf = weight.clone().requires_grad_()
+        out = ops.embed(tokens, leaf)
+        assert torch.equal(out, weight[tokens])
+        found += torch.autograd.grad(out, leaf, gradient)
+    torch.set_num_threads(threads)
+    torch.testing.assert_close(
+        found[0], wanted.to(dtype), rtol=1e-5 if dtype is torch.float32 else 0.01, atol=0
+    )
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradients_of_a_layer_norm_are_sums_over_all_rows(dtype: torch.dtype) -> None:
+    x, weight, bias = (
+        random(4000, 16, dtype=dtype),
+        random(16, seed=1, dtype=dtype),
+        torch.zeros(16, dtype=dtype),
+    )
+    gradient = (random(4000, 16, seed=2) + 1).to(dtype)
+    leaves = [one.requires_grad_() for one in (x, weight, bias)]
+    found = torch.autograd.grad(ops.layer_norm(*leaves, 1e-5), leaves, gradient)
+    true_leaves = [one.detach().double().requires_grad_() for one in leaves]
+    true_out = F.layer_norm(true_leaves[0], (16,), *true_leaves[1:], 1e-5)
+    wanted = torch.autograd.grad(true_out, true_leaves, gradient.double())
+    for ours, true in zip(found, wanted, strict=True):
+        assert (ours - true).norm() < (1e-5 if dtype is torch.float32 else 0.005) * true.norm()
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e4])
 def test_rms_norm_divides_by_the_root_mean_square(size: float) -> None:
     x = size * random(3, 5, 16)

@@ -89,6 +89,25 @@ EXPORT int norm_backward(const void *x, const int64_t *strides, const void *dy, 
   return 0;
 }
 
+/* ---- embedding ------------------------------------------------------------------------------------------ */
+
+enum { COLUMNS = 64 }; /* of a work item of a thread */
+
+/* Adds row r of dy (rows, C), bf16, to row tokens[r] of sums (V, C), fp32, in the order of the rows. */
+EXPORT void embedding_backward(const int64_t *tokens, const void *dy, float *sums, int64_t rows, int64_t C,
+                               int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * C > CHUNK)
+  for (int64_t first = 0; first < C; first += COLUMNS) {
+    int64_t last = MIN(first + COLUMNS, C);
+    for (int64_t row = 0; row < rows; row++) {
+      const void *from = at(dy, row * C, 1);
+      float *to = sums + tokens[row] * C;
+      for (int64_t i = first; i < last; i += LANES)
+        store_upto(to, i, last, load_upto(to, i, last, 0) + load_upto(from, i, last, 1), 0);
+    }
+  }
+}
+
 /* ---- rotation (RoPE) ------------------------------------------------------------------------------------ */
 
 /* y = x (cos, cos) + (second half, first half of x) (-sin, sin): x and y (outer, middle, inner, D) with strides,
