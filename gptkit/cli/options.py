@@ -71,15 +71,6 @@ GenerateAfter = Annotated[
         "--generate", "-g", metavar="N", min=0, max=2**31 - 1, help="Write N tokens when training ends."
     ),
 ]
-LoadFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--load",
-        metavar="RUN",
-        help="Start from another run's weights, with its tokenizer and its model's settings.",
-        autocompletion=completion.runs,
-    ),
-]
 
 
 def check_json(as_json: bool, others: dict[str, bool]) -> None:
@@ -136,6 +127,10 @@ def _option(flag: Flag) -> Any:
     )
 
 
-_COMPLETERS = {"data.dataset": completion.datasets, "training.backend": completion.backends}
+_COMPLETERS = {
+    "data.dataset": completion.datasets,
+    "training.backend": completion.backends,
+    "init_from.run": completion.runs,
+}
 _BACKEND = next(flag for flag in FLAGS if flag.key == "training.backend")
 Backend = Annotated[str | None, _option(_BACKEND)]

@@ -85,7 +85,9 @@ def values_of(experiment: Experiment) -> dict[str, Any]:
 
 def hash_of(values: Mapping[str, Any]) -> str:
     """SHA-256 of an identity: equal exactly where all values are."""
-    return sha256(json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+    return sha256(
+        json.dumps(_without_empty(values), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    )
 
 
 def experiment_hash(experiment: Experiment) -> str:
@@ -149,6 +151,14 @@ def is_set_by(change: Change, keys: Container[str]) -> bool:
         return True
     question = QUESTIONS.get(change.key)  # that another of the fields answers
     return question is not None and any(QUESTIONS[key] == question and key in keys for key in QUESTIONS)
+
+
+def _without_empty(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Without tables in which nothing is set, such as a later version may add."""
+    inner = {
+        key: _without_empty(value) if isinstance(value, Mapping) else value for key, value in tables.items()
+    }
+    return {key: value for key, value in inner.items() if value != {}}
 
 
 def _is_under(key: str, tables: Container[str]) -> bool:

@@ -112,6 +112,15 @@ def override_sampling(settings: SamplingSettings, overrides: Overrides) -> Sampl
         raise ExperimentError(render(Source("the sampling", None, given), problems), problems) from error
 
 
+def run_to_load(path: Path, overrides: Sequence[Override]) -> Override | None:
+    """Which run an experiment starts with the weights of, and where that is said; None: with random ones."""
+    for override in overrides:
+        if override.key == "init_from.run":
+            return override if isinstance(override.value, str) else None
+    value = _at(read_toml(path)[1], "init_from.run")
+    return Override("init_from.run", value, "init_from") if isinstance(value, str) else None
+
+
 def settings_of_weights(weights_of: Experiment, origin: str, overrides: Overrides = ()) -> list[Override]:
     """The settings that the weights of an experiment depend on, as overrides of another experiment.
 
@@ -287,6 +296,8 @@ def _remedy(reason: str, rest: str) -> str:
 
 def _resolve(data: Mapping[str, Any], source: Source, *, recorded: bool = False) -> Experiment:
     """The experiment of these tables and the source's overrides, plugin options explicit."""
+    if any(override.key == "init_from.run" for override in source.overrides):
+        data = {key: value for key, value in data.items() if key != "init_from"}  # of another run
     draft = _Draft(data, source)
     for override in source.overrides:
         draft.set(override)

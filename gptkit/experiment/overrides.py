@@ -106,6 +106,13 @@ FLAGS = (
         "A dataset, or a text: a file, folder or glob, looked up as given and in the data folders.",
         "Data",
     ),
+    Flag(
+        "init_from.run",
+        ("--load",),
+        str,
+        "RUN",
+        "Start from another run's weights and tokenizer.",
+    ),
     Flag("training.backend", ("--backend", "--device"), str, "NAME", "auto, cpu, cuda or mps."),
     Flag("name", ("--name", "--output"), str, "NAME", "The run's name."),
     Flag(

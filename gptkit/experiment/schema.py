@@ -395,6 +395,24 @@ def _on_off_or_options(value: Any) -> Any:
     return value
 
 
+class InitFromSettings(Section):
+    run: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """The run whose weights and tokenizer training starts with: its id, a unique beginning of it, or its
+    folder."""
+
+    checkpoint: Literal["best", "last"] | StepsOrZero | None = None
+    """Which of its checkpoints: the best unless set, the last, or that of a step."""
+
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of its weights. Where it is set, as in the file that a run keeps, other weights are refused."""
+
+    @model_validator(mode="after")
+    def _of_a_run(self) -> InitFromSettings:
+        if self.run is None and (self.checkpoint is not None or self.sha256 is not None):
+            raise PydanticCustomError("fields", "needs init_from.run", {"fields": ("checkpoint", "sha256")})
+        return self
+
+
 TrackerName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Tracking = dict[TrackerName, Annotated[Any, AfterValidator(_on_off_or_options)]]
 
@@ -413,6 +431,9 @@ class Experiment(Section):
 
     data: DataSettings = DataSettings()
     """The text."""
+
+    init_from: InitFromSettings = InitFromSettings()
+    """The weights to start with; unless set, random ones."""
 
     model: ModelSettings = ModelSettings()
     """The GPT."""

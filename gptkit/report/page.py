@@ -371,7 +371,7 @@ def _commands(run: Run, record: RunRecord) -> list[Row]:
     """What each command is for, and the command, as from the folder above the runs folder."""
     folder = f"{run.path.absolute().parent.name}/{run.id}".lstrip("/")
     again = ["gptkit", "train", f"{folder}/{run.experiment_file.name}"]
-    if record.loaded_from and record.loaded_from.run:
+    if record.loaded_from and record.loaded_from.run and record.loaded_from.sha256 is None:
         again += ["--load", record.loaded_from.run[:MAX_TEXT]]
     return [
         ("Train the same again, as a new run", shlex.join(again)),

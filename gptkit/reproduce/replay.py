@@ -7,12 +7,14 @@ The run itself stays as it is.
 
 from __future__ import annotations
 
+import os
 import secrets
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from gptkit import events
@@ -30,7 +32,7 @@ from gptkit.experiment.load import recorded_experiment
 from gptkit.experiment.schema import Experiment
 from gptkit.files import disk, disk_errors
 from gptkit.reproduce.diff import Comparison, compare_runs
-from gptkit.runs import TOKENIZER, Run, RunRecord, list_steps, lock_run, run_ids, tokenizer_hash
+from gptkit.runs import EXPERIMENT, TOKENIZER, Run, RunRecord, list_steps, lock_run, run_ids, tokenizer_hash
 from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
 from gptkit.runs.environment import (
     environment_differences,
@@ -331,12 +333,15 @@ def _recorded_source(run: Run, experiment: Experiment, record: RunRecord) -> Wei
     if loaded is None:
         return None
     runs = run.path.parent
+    path = runs / str(loaded.run)
     if loaded.run not in run_ids(runs):
-        raise CheckpointError(
-            f"run {run.id} began from the weights of run {loaded.run}, which is not in {runs}; "
-            "put it there to train this one again."
-        )
-    return weight_source(Run(runs / str(loaded.run)), experiment, str(loaded.step))
+        path = Path(experiment.init_from.run or "")
+        if not (path.is_absolute() and os.path.isfile(path / EXPERIMENT)):
+            raise CheckpointError(
+                f"run {run.id} began from the weights of run {loaded.run}, which is not in {runs}; "
+                "put it there to train this one again."
+            )
+    return weight_source(Run(path), experiment, str(loaded.step), runs, loaded.sha256)
 
 
 def _evaluated_steps(run: Run) -> frozenset[int]:

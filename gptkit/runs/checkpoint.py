@@ -48,6 +48,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    weights_sha256: str  # of its file
 
 
 def save_checkpoint(
@@ -141,6 +142,7 @@ def load_checkpoint(folder: Path, step: int, *, run_id: str) -> Checkpoint:
             model=safetensors.torch.load(contents[MODEL]),
             optimizer=safetensors.torch.load(contents[OPTIMIZER]),
             state=_object(parse_json(contents[STATE])),
+            weights_sha256=sha256(contents[MODEL]),
         )
     except (*_UNREADABLE, SafetensorError, OSError) as error:
         reason = (str(error).splitlines() or ["(unknown reason)"])[0]

@@ -167,6 +167,7 @@ class LoadedFrom(_Lenient):
 
     run: Text = None
     step: Whole = None
+    sha256: Text = None  # of the weights
 
 
 class ImportedFrom(_Lenient):

@@ -344,7 +344,7 @@ class Run:
         if self.path.parent != DEFAULT_RUNS_FOLDER:
             words += ["--runs-dir", str(self.path.parent)]
         source = self.read_record_or_empty().loaded_from
-        if source and source.run:
+        if source and source.run and source.sha256 is None:  # of a version whose file does not name it
             words += ["--load", source.run]
         return shlex.join(words)
 

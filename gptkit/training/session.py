@@ -124,14 +124,13 @@ def train_run(
     context: RunContext,
     *,
     stop_at: int | None = None,
-    load_from: Run | None = None,
 ) -> TrainingResult:
-    """Trains a new run to the end of its schedule, or to `stop_at`; with `load_from` from that run's weights.
+    """Trains a new run to the end of its schedule, or to `stop_at`.
 
     Raises a subclass of GptkitError. Nothing is written before text, tokenizer and model are known to be
     usable.
     """
-    setup = prepare_new(experiment, context, load_from)
+    setup = prepare_new(experiment, context)
     return train_new(setup, context, StepPlan(stop_at, target_step(setup.experiment)))
 
 

@@ -38,13 +38,19 @@ from gptkit.events import RunStatus
 from gptkit.experiment.identity import BACKEND, Change, changes_weights, values_of
 from gptkit.experiment.load import other_settings_of_weights
 from gptkit.experiment.overrides import Override
-from gptkit.experiment.schema import DataSettings, Experiment, PluginTable, SamplingSettings
+from gptkit.experiment.schema import (
+    DataSettings,
+    Experiment,
+    InitFromSettings,
+    PluginTable,
+    SamplingSettings,
+)
 from gptkit.model import GPT
 from gptkit.model.build import build_model_for, build_new_model, freeze, load_weights, require_finite
 from gptkit.plugins import DataFolders, Dataset, Tokenizer, registry
 from gptkit.plugins.options import ProgressCallback
 from gptkit.plugins.tokenizer import Ids
-from gptkit.runs import DEFAULT_RUNS_FOLDER, Process, Run, RunRecord, tokenizer_hash
+from gptkit.runs import DEFAULT_RUNS_FOLDER, Process, Run, RunRecord, find_run, tokenizer_hash
 from gptkit.runs.checkpoint import Checkpoint
 from gptkit.runs.environment import (
     check_text,
@@ -118,6 +124,7 @@ class WeightSource:
     experiment: Experiment
     tokenizer: Tokenizer
     checkpoint: Checkpoint
+    name: str  # by which it is found again: its id, or its folder where that is not among the new run's
 
 
 @dataclass(frozen=True)
@@ -211,9 +218,9 @@ def _whose(run: Run, checkpoint: Checkpoint) -> str:
     return f"run {run.id}, step {checkpoint.step},"
 
 
-def prepare_new(experiment: Experiment, context: RunContext, load_from: Run | None) -> NewRun:
+def prepare_new(experiment: Experiment, context: RunContext) -> NewRun:
     """Reads and tokenizes the text, and resolves the experiment. Raises a subclass of GptkitError."""
-    source = weight_source(load_from, experiment) if load_from else None
+    source = _source_of(experiment, context)
     trackers = new_trackers(experiment)
     text = load_text(experiment.data, context)
     corpus = tokenize(experiment, text, source.tokenizer if source else None, context)
@@ -396,11 +403,16 @@ def _resolve(
 ) -> Experiment:
     """The experiment as it is recorded: steps for epochs, a number for a random seed, the dataset in use."""
     experiment = _with_steps_and_seed(experiment, corpus)
+    init_from = experiment.init_from
+    if source:
+        step, sha256 = source.checkpoint.step, source.checkpoint.weights_sha256
+        init_from = InitFromSettings(run=source.name, checkpoint=step, sha256=sha256)
     prompt = _resolve_prompt(experiment.sampling, text.text, corpus)
     return experiment.model_copy(
         update={
             "data": experiment.data.model_copy(update={"dataset": text.used, "fallback": None}),
             "tokenizer": source.experiment.tokenizer if source else experiment.tokenizer,
+            "init_from": init_from,
             "sampling": experiment.sampling.model_copy(update={"prompt": prompt}),
         }
     )
@@ -449,8 +461,27 @@ def target_step(experiment: Experiment) -> int | None:
 # Weights of another run
 
 
-def weight_source(run: Run, experiment: Experiment, which: str = "best") -> WeightSource:
-    """A checkpoint of `run` to start from. Raises UsageError if it does not fit the experiment."""
+def _source_of(experiment: Experiment, context: RunContext) -> WeightSource | None:
+    """The checkpoint that the experiment starts from; None: initial weights. Raises UsageError."""
+    init = experiment.init_from
+    if init.run is None:
+        return None
+    try:
+        run = find_run(init.run, context.runs_folder)
+    except UsageError as error:
+        error.field = "init_from.run"
+        raise
+    which = "best" if init.checkpoint is None else str(init.checkpoint)
+    return weight_source(run, experiment, which, context.runs_folder, init.sha256)
+
+
+def weight_source(
+    run: Run, experiment: Experiment, which: str, runs_folder: Path, sha256: str | None = None
+) -> WeightSource:
+    """A checkpoint of `run` to start from; `sha256`: of its weights, if known.
+
+    Raises UsageError if it does not fit the experiment, CheckpointError if it has other weights.
+    """
     theirs = run.experiment()
     if others := other_settings_of_weights(theirs, experiment):
         differences = "; ".join(
@@ -461,7 +492,15 @@ def weight_source(run: Run, experiment: Experiment, which: str = "best") -> Weig
             "Leave these settings out: --load takes those of the run.",
             field=next(iter(others)),
         )
-    return WeightSource(run, theirs, run.tokenizer(theirs), run.checkpoint(which))
+    checkpoint = run.checkpoint(which)
+    if sha256 is not None and checkpoint.weights_sha256 != sha256:
+        raise CheckpointError(
+            f"step {checkpoint.step} of run {run.id} does not have the weights that init_from.sha256 names.\n"
+            f"To start from those that it has now: --load {shlex.quote(str(run.path))}"
+        )
+    beside = os.path.abspath(run.path.parent) == os.path.abspath(runs_folder)
+    name = run.id if beside else os.path.abspath(run.path)
+    return WeightSource(run, theirs, run.tokenizer(theirs), checkpoint, name)
 
 
 # Backend
@@ -588,7 +627,10 @@ def new_record(run: Run, setup: NewRun, context: RunContext, rerun_of: str | Non
     record_lost_text(record, corpus)
     record_experiment(record, experiment)
     if setup.source:
-        record.loaded_from = LoadedFrom(run=setup.source.run.id, step=setup.source.checkpoint.step)
+        source = setup.source.checkpoint
+        record.loaded_from = LoadedFrom(
+            run=setup.source.run.id, step=source.step, sha256=source.weights_sha256
+        )
     if rerun_of is not None:
         record.rerun_of = rerun_of
     return record

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gptkit.files import sha256
 from gptkit.runs import run_ids
 from tests.support import TINY, Command, resolved, run_of, small_text
 from tests.support.sums import hashes
@@ -207,7 +208,8 @@ def test_load_starts_a_new_run_from_the_weights_and_tokenizer_of_another(
     assert second.id != first.id
     assert hashes(second)[0] == hashes(first)[0]  # at a rate of 0 they are still those of the first
     assert second.tokenizer_json() == first.tokenizer_json()
-    assert second.record()["loaded_from"] == {"run": first.id, "step": 20}
+    weights = sha256((first.checkpoints / "step-000000000020" / "model.safetensors").read_bytes())
+    assert second.record()["loaded_from"] == {"run": first.id, "step": 20, "sha256": weights}
 
 
 @pytest.fixture
@@ -237,6 +239,38 @@ def test_with_load_the_settings_that_weights_depend_on_are_those_of_the_run(
     )
     again = run_of(gptkit_command("train", second.experiment_file, "--quiet", "--load", first.id))
     assert resolved(again) == after
+
+
+@pytest.mark.slow
+def test_the_file_of_a_run_that_loaded_weights_trains_the_same_run(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    first = run_of(gptkit_command("train", tiny_experiment, "--quiet", "--steps", 3))
+    loads = ("--load", "tiny", "--steps", 2, "--name", "second", "--quiet")
+    second = run_of(gptkit_command("train", tiny_experiment, *loads))
+    assert resolved(second)["init_from"]["run"] == first.id
+    done = gptkit_command("train", second.experiment_file, "--quiet", "--runs-dir", "runs")
+    again = run_of(done)
+    assert (done.err, resolved(again), hashes(again)) == ("", resolved(second), hashes(second))
+    # From elsewhere the run is named by its folder
+    far = ("--load", first.path, *loads[2:], "--runs-dir", "far")
+    third = run_of(gptkit_command("train", tiny_experiment, *far))
+    assert resolved(third)["init_from"]["run"] == str(first.path.absolute())
+    assert hashes(third) == hashes(second)
+    assert gptkit_command("rerun", third.path, "--runs-dir", "far").code == 0
+    # Other weights under the same name are not those
+    text = second.experiment_file.read_text()
+    weights = resolved(second)["init_from"]["sha256"]
+    Path("edited.toml").write_text(text.replace(weights, "0" * 64))
+    refused = gptkit_command("train", "edited.toml")
+    assert (refused.code, refused.out) == (5, "")
+    assert f"step 3 of run {first.id} does not have the weights that init_from.sha256 names" in refused.err
+    assert gptkit_command("train", "edited.toml", "--load", second.id, "--quiet").code == 0
+    two = gptkit_command("train", "edited.toml", "--load", second.id, "--set", f"init_from.run={first.id}")
+    assert (two.code, "both set init_from.run" in two.err) == (2, True)
+    Path("missing.toml").write_text(text.replace(first.id, "nobody"))
+    missing = gptkit_command("train", "missing.toml")
+    assert (missing.code, "no run 'nobody' in runs" in missing.err) == (2, True)
 
 
 @pytest.mark.slow

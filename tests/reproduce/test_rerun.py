@@ -113,7 +113,7 @@ def test_a_run_that_began_from_another_does_so_again(train: Command, gptkit_comm
     source = train()
     run = train("--load", source.id, "--stop-at", 2)
     assert gptkit_command("rerun", run.id).code == 0
-    assert newest(source, run).record()["loaded_from"] == {"run": source.id, "step": 8}
+    assert newest(source, run).record()["loaded_from"] == run.record()["loaded_from"]
     source.path.rename(source.path.with_name("moved"))
     refused = gptkit_command("rerun", run.id)
     assert refused.code == 5

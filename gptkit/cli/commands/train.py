@@ -33,7 +33,6 @@ def train(
     runs_dir: options.RunsDir = Path("runs"),
     generate: options.GenerateAfter = None,
     stop_at: options.StopAt = None,
-    load: options.LoadFrom = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -59,12 +58,18 @@ def train(
     options.check_json(json, {"--quiet": quiet, "--generate": generate is not None})
     overrides = parse_overrides(set_ or (), flags or {})
     with stop_signals() as stop:  # before the imports: an exception that a signal raises in pydantic is lost
-        from gptkit.experiment.load import differences_from_file, read_experiment, settings_of_weights
+        from gptkit.experiment.load import (
+            differences_from_file,
+            read_experiment,
+            run_to_load,
+            settings_of_weights,
+        )
         from gptkit.experiment.messages import add_place
         from gptkit.runs import find_run
 
-        source = find_run(load, runs_dir) if load else None
-        taken = settings_of_weights(source.experiment(), f"--load {load}", overrides) if source else []
+        load = run_to_load(experiment, overrides)
+        source = find_run(load.value, runs_dir) if load else None
+        taken = settings_of_weights(source.experiment(), load.origin, overrides) if source and load else []
         overrides = sorted([*taken, *overrides], key=table_first)
         loaded = read_experiment(experiment, overrides)
         try:
@@ -78,9 +83,10 @@ def train(
             ) as context:
                 from gptkit.training.session import train_run
 
-                if source and (others := differences_from_file(experiment, taken)):
-                    context.warn(f"--load takes the settings of run {source.id}: {', '.join(others)}.")
-                trained = train_run(loaded.experiment, context, stop_at=stop_at, load_from=source)
+                if load and source and (others := differences_from_file(experiment, taken)):
+                    word = load.origin.partition(" ")[0]
+                    context.warn(f"{word} takes the settings of run {source.id}: {', '.join(others)}.")
+                trained = train_run(loaded.experiment, context, stop_at=stop_at)
         except GptkitError as error:
             add_place(error, loaded.source)
             raise
