@@ -168,7 +168,7 @@ TURNS = [
         "train tiny.toml --load good- --emb 64",
         2,
         "model.n_embd is 32 there, 64 here",
-        "--set model.n_embd=32",
+        "Leave these settings out",
     ),
     turn("train tiny.toml --runs-dir tiny.toml", 6, "tiny.toml is a file", "--runs-dir"),
     turn("runs verify nosuch", 2, "no run 'nosuch' in runs"),

@@ -50,10 +50,14 @@ def test_no_option_silently_takes_the_last_of_two_values() -> None:
     """As --dataset a --dataset b did."""
     checked = 0
     for command in commands_of(typer.main.get_command(app)):
-        needed = ["x"] * sum(parameter.required for parameter in command.params)
+        required = [one for one in command.params if one.required]
         for option in command.params:
             if option.param_type_name != "option" or option.multiple:
                 continue
+            needed: list[str] = []
+            for one in required:
+                if one is not option:
+                    needed += ["x"] if one.param_type_name == "argument" else [one.opts[0], "x"]
             name = option.opts[0]
             twice, shown = [name, "1", name, "2"], f"{name} 1 and {name} 2 are two answers"
             if option.secondary_opts:
