@@ -226,6 +226,8 @@ def load(family: str, name: str) -> Any:
         with stdout_to_stderr():
             cls = plugin.entry_point.load()
     except (Exception, SystemExit) as error:
+        if plugin.distribution == "gptkit":
+            raise  # the cause is a package that gptkit needs, such as torch
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         reason = (str(error).splitlines() or ["(no message)"])[0]
         raise PluginError(

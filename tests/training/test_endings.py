@@ -45,7 +45,7 @@ def steady_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that advances by the seconds in this list with each step."""
     seconds, now, real = [1.0], [0.0], loop.Trainer.step
 
-    def step(trainer: loop.Trainer) -> None:
+    def step(trainer: loop.Trainer, batch_done: object = None) -> None:
         real(trainer)
         now[0] += seconds[0]
 
