@@ -66,6 +66,7 @@ def train(
         )
         from gptkit.experiment.messages import add_place
         from gptkit.runs import find_run
+        from gptkit.training.session import train_run  # torch too: first, so that it is named if it is broken
 
         load = run_to_load(experiment, overrides)
         source = find_run(load.value, runs_dir) if load else None
@@ -81,8 +82,6 @@ def train(
                 as_json=json,
                 quicker=_quicker(experiment, loaded.experiment),
             ) as context:
-                from gptkit.training.session import train_run
-
                 if load and source and (others := differences_from_file(experiment, taken)):
                     word = load.origin.partition(" ")[0]
                     context.warn(f"{word} takes the settings of run {source.id}: {', '.join(others)}.")
