@@ -9,6 +9,7 @@ counts. Knows nothing of runs, and nothing of how a curve is drawn.
 from __future__ import annotations
 
 import json
+import math
 import operator
 import os
 import re
@@ -118,13 +119,14 @@ class Metrics:
         """The lowest val loss and its bits per byte, in one pass. Raises OSError."""
         best = None
         for block in self._blocks():
-            # Comparing texts takes a tenth of the time of parsing lines
-            lowest = min((loss for loss in _VAL_LOSS.findall(block)), key=_as_number, default=b"")
-            if not lowest or (best is not None and _as_number(lowest) >= best[0]):
+            texts = _VAL_LOSS.findall(block)  # takes a tenth of the time of parsing lines
+            numbers = _numbers(texts)
+            lowest = min(numbers, default=math.inf)
+            if lowest >= (best[0] if best else math.inf):
                 continue
-            lines = block.split(b"\n")
-            found = _lowest(line for line in lines if lowest in line)
-            if found is None or found[0] != _as_number(lowest):  # it is in a damaged line, or in another key
+            text, lines = texts[numbers.index(lowest)], block.split(b"\n")
+            found = _lowest(line for line in lines if text in line)
+            if found is None or found[0] != lowest:  # it is in a damaged line, or in another key
                 found = _lowest(lines)
             if found is not None and (best is None or found[0] < best[0]):
                 best = found
@@ -238,11 +240,12 @@ def _lowest(lines: Iterable[bytes]) -> tuple[float, float | None] | None:
     return best
 
 
-def _as_number(text: bytes) -> float:
+def _numbers(texts: Sequence[bytes]) -> list[float]:
+    """The texts as numbers, infinity for what is none."""
     try:
-        return float(text)
+        return list(map(float, texts))
     except ValueError:
-        return float("inf")
+        return [_numbers([text])[0] for text in texts] if len(texts) > 1 else [math.inf]
 
 
 def parse_row(line: bytes) -> _Row | None:
