@@ -6,18 +6,21 @@ context managers that install it. Knows nothing of runs.
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import gc
+import hashlib
 import importlib.util
 import math
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -149,8 +152,27 @@ def keep_freed_memory() -> None:
     libc.mallopt(trim_threshold, one_gigabyte)
 
 
+# Variables of the environment that change what torch's libraries compute, or with how many threads
+VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"),
+    *("DNNL_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OMP_DYNAMIC", "OMP_THREAD_LIMIT"),
+    *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+)
+RECORDED_SINCE_0_2 = ("libc", "instructions", "matmul_precision", "deterministic", "code")
+"""What the fingerprints of 0.1.0 lack."""
+
+# What a step is computed by, beside the sources in C, which `native` identifies
+_CODE = (
+    *("backend.py", "seeds.py", "data/sampler.py", "model/*.py", "native/*.py"),
+    *(f"training/{name}.py" for name in ("trainer", "optim", "parameters", "schedule", "loss", "budget")),
+)
+
+
 def fingerprint(backend: Backend) -> dict[str, str | int | bool]:
-    """What can change the last bits of a result; recorded with a run, compared when it is resumed."""
+    """What can change the last bits of a result; recorded with a run, compared when it is resumed.
+
+    A variable of `VARIABLES` is in it where it is set.
+    """
     return {
         **asdict(backend),
         "python": platform.python_version(),
@@ -160,7 +182,27 @@ def fingerprint(backend: Backend) -> dict[str, str | int | bool]:
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(backend.device),
         "kernels": torch.backends.cpu.get_cpu_capability(),
+        "libc": " ".join(platform.libc_ver()).strip(),
+        "instructions": " ".join(sorted(name for name, has in _capabilities().items() if has is True)),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "code": hash_of_code(Path(__file__).parent, _CODE),
+        **{name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def hash_of_code(folder: Path, patterns: Sequence[str]) -> str:
+    """Identifies Python sources by their syntax trees: another comment changes nothing. "" without any."""
+    digest, files = hashlib.sha256(), sorted({file for one in patterns for file in folder.glob(one)})
+    for file in files:
+        digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
+        digest.update(ast.dump(ast.parse(file.read_bytes())).encode())
+    return digest.hexdigest()[:16] if files else ""
+
+
+def _capabilities() -> dict[str, object]:
+    """The instruction sets of the processor, by torch's names."""
+    return dict(torch.cpu.get_capabilities())
 
 
 def _bf16_is_fast(device: str) -> bool:
@@ -168,7 +210,7 @@ def _bf16_is_fast(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
-        capabilities = torch.cpu.get_capabilities()
+        capabilities = _capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
 

@@ -210,6 +210,16 @@ def _rounded_up(fraction: float) -> float:
     return ceil(1.02 * fraction * scale) / scale
 
 
+def hash_ids(*splits: Ids, at_once: int = 1 << 20) -> str:
+    """SHA-256 of the ids of splits, whatever their type."""
+    digest = hashlib.sha256()
+    for ids in splits:
+        digest.update(f"{len(ids)}\n".encode())
+        for start in range(0, len(ids), at_once):
+            digest.update(ids[start : start + at_once].astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
 def measure_text(text: str, at_once: int = 1 << 20) -> tuple[int, str]:
     """Bytes and SHA-256 of the text as UTF-8, without a second copy of it in memory.
 

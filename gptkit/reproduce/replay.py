@@ -19,7 +19,7 @@ from typing import Any
 
 from gptkit import events
 from gptkit.backend import computing
-from gptkit.data.corpus import Corpus
+from gptkit.data.corpus import Corpus, hash_ids
 from gptkit.errors import CheckpointError, DataError, UsageError
 from gptkit.experiment.identity import (
     Change,
@@ -35,6 +35,7 @@ from gptkit.reproduce.diff import Comparison, compare_runs
 from gptkit.runs import EXPERIMENT, TOKENIZER, Run, RunRecord, list_steps, lock_run, run_ids, tokenizer_hash
 from gptkit.runs.checkpoint import Checkpoint, load_checkpoint
 from gptkit.runs.environment import (
+    check_tokens,
     environment_differences,
     experiment_at,
     experiment_changes,
@@ -299,6 +300,7 @@ def _prepare_again(
     source = _recorded_source(run, experiment, record)
     text = recorded_text(run, experiment, record, context)
     corpus, same = _tokenize_again(run, experiment, record, text, context)
+    check_tokens(record, hash_ids(corpus.train, corpus.val))
     backend = backend_again(experiment, record, corpus.tokenizer.vocab_size)
     differences = environment_differences(record, experiment, backend)
     if not same:

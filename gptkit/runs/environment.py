@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +187,28 @@ def all_plugins(experiment: Experiment) -> list[registry.Plugin]:
 def plugin_origins(experiment: Experiment, trackers: Sequence[ChosenTracker]) -> list[PluginOrigin]:
     """What is recorded of the plugins, trackers included. Raises PluginError."""
     found = [registry.find(registry.TRACKERS, tracker.name) for tracker in trackers]
-    return [PluginOrigin.model_validate(one.to_json()) for one in (*all_plugins(experiment), *found)]
+    origins = [PluginOrigin.model_validate(one.to_json()) for one in (*all_plugins(experiment), *found)]
+    for plugin, origin in zip(all_plugins(experiment), origins, strict=False):
+        if code := _code_of(plugin):
+            origin.code = code
+    return origins
+
+
+def _code_of(plugin: registry.Plugin) -> str:
+    """Identifies the module of a positional encoding of another package, which may be changed without another
+    version; "" for all else: gptkit's own code is part of the environment, and what a tokenizer or dataset
+    returns is compared itself.
+    """
+    if plugin.family != registry.POSITIONS or plugin.distribution == registry.OWN:
+        return ""
+    from gptkit.backend import hash_of_code
+
+    with suppress(ImportError, ValueError, OSError, SyntaxError):
+        spec = find_spec(plugin.entry_point.module)
+        if spec and spec.origin:
+            file = Path(spec.origin)
+            return hash_of_code(file.parent, [file.name])
+    return ""
 
 
 def new_trackers(experiment: Experiment) -> list[ChosenTracker]:
@@ -236,13 +259,17 @@ def environment_differences(record: RunRecord, experiment: Experiment, backend: 
 
     Raises PluginError.
     """
-    from gptkit.backend import fingerprint
+    from gptkit.backend import RECORDED_SINCE_0_2, VARIABLES, fingerprint
 
     if record.environment is None:
         return ("environment not recorded",)
-    before, now = record.environment.model_dump(), fingerprint(backend)
+    before, now = record.environment.model_dump(exclude_unset=True), fingerprint(backend)
+    keys = [key for key in now if key not in VARIABLES and (key in before or key not in RECORDED_SINCE_0_2)]
+    keys += VARIABLES if "code" in before else ()
     changed = [
-        f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value
+        f"{key} {_shown(before.get(key))} -> {_shown(now.get(key))}"
+        for key in keys
+        if before.get(key) != now.get(key)
     ]
     if record.plugins is None:
         return (*changed, "plugins not recorded")
@@ -253,6 +280,10 @@ def environment_differences(record: RunRecord, experiment: Experiment, backend: 
             for plugin, origin in _changed_plugins(record, all_plugins(experiment))
         ),
     )
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else str(value) or "none"
 
 
 def recorded_backend(record: RunRecord, chosen: Backend, set_now: Container[str] = ()) -> Backend:
@@ -285,6 +316,17 @@ def recorded_backend(record: RunRecord, chosen: Backend, set_now: Container[str]
         compile=chosen.compile if "training.compile" in set_now else compiles,
         native=build_key() if was.native else "",
     )
+
+
+def check_tokens(record: RunRecord, sha256: str) -> None:
+    """Raises CheckpointError if the recorded tokenizer encodes the text to other ids than it did."""
+    recorded, kind = record.tokenizer.ids_sha256, record.tokenizer.type or ""
+    if recorded is not None and recorded != sha256:
+        remedy = what_to_install(record, [(registry.TOKENIZERS, kind)])
+        raise CheckpointError(
+            f"tokenizer {kind!r} encodes the text to other ids than when the run was trained: it, or a "
+            f"package that it uses, has changed.\n{remedy or 'Install the versions of the training.'}"
+        )
 
 
 def check_text(record: RunRecord, run_id: str, sha256: str, facts: Mapping[str, Any]) -> None:
@@ -340,6 +382,9 @@ def _changed_plugins(
         before = recorded.get((plugin.family, plugin.name))
         if before is None:
             changed.append((plugin, "an unrecorded package"))
+            continue
+        if before.code is not None and before.code != _code_of(plugin):
+            changed.append((plugin, f"{' '.join(_package(before) or ())} with other code".strip()))
             continue
         both_builtin = before.distribution == plugin.distribution == registry.OWN
         same = (before.distribution, before.version) == (plugin.distribution, plugin.version)

@@ -124,6 +124,7 @@ class TokenizerRecord(_Lenient):
     type: Text = None
     vocab_size: Whole = None
     sha256: Text = None
+    ids_sha256: Text = None  # of the ids of both splits
     train_tokens: Whole = None
     val_tokens: Whole = None
     lossless: Flag = None  # whether it returns the text of the val split; None before it was measured
@@ -150,6 +151,7 @@ class PluginOrigin(_Lenient):
     name: Text = None
     distribution: Text = None
     version: Text = None
+    code: Text = None  # of a positional encoding of another package
 
 
 class Environment(_Lenient):

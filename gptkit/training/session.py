@@ -467,6 +467,10 @@ class Session:
                 eager = fingerprint(replace(backend, compile=False))
                 self._recorder.record.environment = Environment.model_validate(eager)
                 self.run.write_record(self._recorder.record)
+            elif self._record.resumed:
+                *_, session = self._record.resumed
+                session.differences = [*session.differences, "compile True -> False"]
+                self.run.write_record(self._record)
             self.context.warn(f"torch.compile failed here: {error}\nTraining continues without it.")
 
     def _finish(

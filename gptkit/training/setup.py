@@ -23,7 +23,7 @@ import torch
 from gptkit import events
 from gptkit.backend import Backend, choose_backend, fingerprint
 from gptkit.data.catalog import read_dataset, resolve_dataset
-from gptkit.data.corpus import Corpus, build_corpus, measure_text
+from gptkit.data.corpus import Corpus, build_corpus, hash_ids, measure_text
 from gptkit.data.datasets.text import TextDataset
 from gptkit.data.sampler import BatchSampler, EvaluationRule
 from gptkit.errors import (
@@ -54,6 +54,7 @@ from gptkit.runs import DEFAULT_RUNS_FOLDER, Process, Run, RunRecord, find_run, 
 from gptkit.runs.checkpoint import Checkpoint
 from gptkit.runs.environment import (
     check_text,
+    check_tokens,
     environment_differences,
     experiment_changes,
     new_trackers,
@@ -259,6 +260,7 @@ def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override]
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )
+    check_tokens(record, hash_ids(corpus.train, corpus.val))
     if corpus.lost is not None:  # which 0.1.0 did not record
         record_lost_text(record, corpus)
     if set_keys:
@@ -606,6 +608,7 @@ def new_record(run: Run, setup: NewRun, context: RunContext, rerun_of: str | Non
             type=experiment.tokenizer.type,
             vocab_size=corpus.tokenizer.vocab_size,
             sha256=tokenizer_hash(corpus.tokenizer),
+            ids_sha256=hash_ids(corpus.train, corpus.val),
             train_tokens=len(corpus.train),
             val_tokens=len(corpus.val),
         ),

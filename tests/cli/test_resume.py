@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gptkit.experiment.identity import CHANGE_RECORDED_LOSSES
 from gptkit.runs import Run, lock_run
 from tests.support import Command, resolved, run_of, small_text
 from tests.support.sums import hashes
@@ -148,6 +149,34 @@ def test_a_field_that_is_set_counts_from_there_on_and_is_asked_for_once(
     assert gptkit_command("resume", run.id).out.startswith("resume: exact, from step 12\n")
     assert gptkit_command("resume", run.id, "--verify").code == 0
     assert run.record()["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_fields_on_which_no_weight_depends_may_be_set_and_it_stays_exact(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    """All of identity.CHANGE_NO_WEIGHT at once; a field that did change a weight would show in the hashes."""
+    straight = run_of(gptkit_command("train", tiny_experiment, "--drop", 0.1, "--quiet"))
+    stopped = run_of(gptkit_command("train", tiny_experiment, "--drop", 0.1, "--stop-at", 9, "--quiet"))
+    settings = {
+        **{"name": "other", "training.log_interval": 3, "tracking": "{}"},
+        **{
+            "evaluation.eval_interval": 4,
+            "evaluation.eval_tokens": 40,
+            "evaluation.stop_after_bad_evals": 99,
+        },
+        **{"checkpoints.checkpoint_interval": 3, "checkpoints.keep_last": 2, "checkpoints.keep_every": 5},
+        **{"sampling.prompt": "a", "sampling.max_new_tokens": 3, "sampling.temperature": 0.5},
+        **{"sampling.top_k": 3, "sampling.top_p": 0.5, "sampling.min_p": 0.1, "sampling.stop": '["z"]'},
+        **{"sampling.sample_interval": 2, "data.dataset.separator": "--"},
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    resumed = gptkit_command("resume", stopped.id, *words)
+    assert (resumed.code, resumed.err) == (0, "")
+    assert resumed.out.startswith("resume: exact, from step 9\n")
+    assert hashes(stopped) == hashes(straight)
+    changed = stopped.record()["resumed"][0]["changes"]
+    assert {one["field"] for one in changed} == set(CHANGE_RECORDED_LOSSES)
 
 
 @pytest.mark.slow
