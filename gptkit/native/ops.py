@@ -23,7 +23,7 @@ from gptkit.model.ops import RMS_EPS, Implementation
 from gptkit.native.build import declared, library
 
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu2": 2, "swiglu": 3}  # as in nonlinear.h
-LONGEST_ROW = 4096  # elements that are normalized together: norm.h keeps a row on its stack
+LONGEST_ROW = 4096  # elements that are normalized together: elementwise.c keeps a row on its stack
 LARGEST_HEAD = 128  # channels of a head: there are register tiles up to this width
 
 _Strides = c_int64 * 3  # of the outer three dimensions

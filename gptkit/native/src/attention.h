@@ -38,9 +38,11 @@ INLINE void dropout_keys(const Attention *s, const Head *h, int64_t i, uint32_t 
 INLINE float softmax_row(const Attention *s, const Head *h, float *scores, int64_t i, int64_t keys, float scale,
                          uint32_t threshold, void *weights, int bf16) {
   vec top = splat(-INFINITY), total = {0};
+  const float *bias = h->bias ? h->bias + i * s->T : NULL;
+  int64_t T = s->T;
   for (int64_t j = 0; j <= i; j += LANES) {
     vec x = load(scores, j, 0) * scale;
-    if (h->bias) x += load_upto(h->bias + i * s->T, j, s->T, 0);
+    if (bias) x += load_upto(bias, j, T, 0);
     mask_future(&x, j, i, -INFINITY);
     store(scores, j, x, 0);
     top = larger(x, top);
@@ -48,13 +50,14 @@ INLINE float softmax_row(const Attention *s, const Head *h, float *scores, int64
   float most = largest_of(top);
   if (most == -INFINITY) most = 0; /* the bias may mask every key */
   uint32_t random[2];
-  dropout_keys(s, h, i, random);
+  if (threshold) dropout_keys(s, h, i, random);
   int64_t j = 0;
+  float kept = 1 / (1 - s->dropout);
   for (; j <= i; j += LANES) {
     vec e = vexp(load(scores, j, 0) - most);
     mask_future(&e, j, i, 0);
     total += e;
-    if (threshold) e *= dropout_factor(random, (uint32_t)j, threshold, 1 / (1 - s->dropout));
+    if (threshold) e *= dropout_factor(random, (uint32_t)j, threshold, kept);
     store(weights, j, e, bf16);
   }
   for (; j < keys; j += LANES) store(weights, j, splat(0), bf16);
@@ -65,9 +68,12 @@ INLINE float softmax_row(const Attention *s, const Head *h, float *scores, int64
 
 /* What the gradient of query i needs apart from its scores */
 typedef struct {
-  int64_t i;
+  int64_t i, T;
   float lse_i, delta; /* log of the sum of exp; out . dout */
   uint32_t random[2];
+  float kept;        /* the factor of what dropout keeps */
+  const float *bias; /* the query's row, or NULL */
+  float *dbias;
 } Query;
 
 INLINE Query query_of(const Attention *s, const Head *h, int64_t i, int bf16) {
@@ -75,29 +81,28 @@ INLINE Query query_of(const Attention *s, const Head *h, int64_t i, int bf16) {
   for (int64_t d = 0; d < s->D; d += LANES)
     along += load_upto(at(h->out, i * s->out[2], bf16), d, s->D, bf16) *
              load_upto(at(h->dout, i * h->dout_stride, bf16), d, s->D, bf16);
-  Query query = {.i = i, .lse_i = h->lse[i], .delta = sum_of(along)};
+  Query query = {.i = i, .T = s->T, .lse_i = h->lse[i], .delta = sum_of(along), .kept = 1 / (1 - s->dropout)};
+  query.bias = h->bias ? h->bias + i * s->T : NULL;
+  query.dbias = h->dbias ? h->dbias + i * s->T : NULL;
   dropout_keys(s, h, i, query.random);
   return query;
 }
 
 /* For the keys of a vector, from their scores and dp = dout v': returns the attention weights after dropout; stores the
  * gradient of the scores in `dscore` */
-INLINE vec attention_weights(const Attention *s, const Head *h, const Query *query, vec score, vec dp, int64_t j,
-                             float scale, uint32_t threshold, vec *dscore) {
+INLINE vec attention_weights(const Query *query, vec score, vec dp, int64_t j, float scale, uint32_t threshold,
+                             vec *dscore) {
   int64_t i = query->i;
   vec x = score * scale - query->lse_i;
-  if (h->bias) x += load_upto(h->bias + i * s->T, j, s->T, 0);
+  if (query->bias) x += load_upto(query->bias, j, query->T, 0);
   vec e = vexp(x), weight = e;
   if (threshold) {
-    vec factor = dropout_factor(query->random, (uint32_t)j, threshold, 1 / (1 - s->dropout));
+    vec factor = dropout_factor(query->random, (uint32_t)j, threshold, query->kept);
     dp *= factor, weight *= factor;
   }
   *dscore = e * (dp - query->delta);
   mask_future(&weight, j, i, 0), mask_future(dscore, j, i, 0);
-  if (h->dbias) {
-    float *to = h->dbias + i * s->T;
-    store_upto(to, j, s->T, *dscore + load_upto(to, j, s->T, 0), 0);
-  }
+  if (query->dbias) store_upto(query->dbias, j, query->T, *dscore + load_upto(query->dbias, j, query->T, 0), 0);
   return weight;
 }
 

@@ -71,6 +71,10 @@ INLINE void pair_scores(int64_t rows, int64_t D, const uint16_t *x, int64_t ldx,
 
 /* x (T, D) to pairs along D, transposed: (D / 2, Tp) */
 static void pack_d(const void *x, int64_t stride, int64_t T, int64_t D, pair *to, int64_t Tp) {
+  if (D % 8 == 0) { /* the pairs of four rows at a time, moved as floats */
+    transpose(x, stride / 2, T, Tp, D / 2, (float *)to);
+    return;
+  }
   for (int64_t t = 0; t < Tp; t += LANES)
     for (int64_t d = 0; d < D / 2; d++)
       for (int64_t i = t; i < t + LANES; i++)
@@ -159,11 +163,11 @@ INLINE void dscore_pair(const Attention *s, const Head *h, const Bf16Workspace *
     uvec weights = {0}, dscores = {0};
     vec dscore = {0}, dscore2 = {0};
     if (j <= start + i) {
-      weights = as_bf16(attention_weights(s, h, &first, load(p, j, 0), load(dp, j, 0), j, scale, threshold, &dscore));
+      weights = as_bf16(attention_weights(&first, load(p, j, 0), load(dp, j, 0), j, scale, threshold, &dscore));
       dscores = as_bf16(dscore);
     }
     if (two && j <= start + i + 1) {
-      vec weight = attention_weights(s, h, &second, load(p + Tp, j, 0), load(dp + Tp, j, 0), j, scale, threshold,
+      vec weight = attention_weights(&second, load(p + Tp, j, 0), load(dp + Tp, j, 0), j, scale, threshold,
                                      &dscore2);
       weights |= as_bf16(weight) << 16;
       dscores |= as_bf16(dscore2) << 16;

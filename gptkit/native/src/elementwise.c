@@ -3,32 +3,45 @@
 #include "norm.h"
 #include "operations.h"
 
+enum { LONGEST_ROW = 4096 }; /* elements of a row whose gradient is computed */
 enum { CHUNK = 4096 }; /* elements per work item of a thread, and per row of the dropout keys */
 
 /* ---- norms ---------------------------------------------------------------------------------------------- */
 
-INLINE void norm_row_back(const void *x, const void *weight, const void *dy, void *dx, const float *stats,
-                          const void *add, float *dweight, float *dbias, int64_t C, int centered, int bf16) {
+/* `norm_row_back` for C elements; n is C, or WHOLE */
+INLINE void norm_back_upto(const void *x, const void *weight, const void *dy, void *dx, const float *stats,
+                           const void *add, float *dweight, float *dbias, int64_t C, int64_t n, int centered,
+                           int bf16) {
   float normalized[LONGEST_ROW], dnormalized[LONGEST_ROW];
   float mean = stats[0], rstd = stats[1];
   vec along[2] = {{0}, {0}}, common[2] = {{0}, {0}};
-  int which = 0;
-  for (int64_t i = 0; i < C; i += LANES, which ^= 1) {
-    vec t = (load_upto(x, i, C, bf16) - mean) * rstd;
-    vec g = load_upto(dy, i, C, bf16);
-    if (dweight) store(dweight, i, load(dweight, i, 0) + g * t, 0);
-    if (dbias) store(dbias, i, load(dbias, i, 0) + g, 0);
-    if (weight) g *= load_upto(weight, i, C, bf16);
-    along[which] += g * t; /* g is 0 from C on */
-    common[which] += g;
-    store(normalized, i, t, 0), store(dnormalized, i, g, 0);
-  }
+  for (int64_t start = 0; start < C; start += 2 * LANES)
+    for (int which = 0; which < 2; which++) { /* two sums of each, to hide latency */
+      int64_t i = start + which * LANES;
+      if (n != WHOLE && i >= n) break;
+      vec t = (load_upto(x, i, n, bf16) - mean) * rstd;
+      vec g = load_upto(dy, i, n, bf16);
+      if (dweight) store(dweight, i, load(dweight, i, 0) + g * t, 0);
+      if (dbias) store(dbias, i, load(dbias, i, 0) + g, 0);
+      if (weight) g *= load_upto(weight, i, n, bf16);
+      along[which] += g * t; /* g is 0 from C on */
+      common[which] += g;
+      store(normalized, i, t, 0), store(dnormalized, i, g, 0);
+    }
   float a = sum_of(along[0] + along[1]) / C, b = centered ? sum_of(common[0] + common[1]) / C : 0.0f;
   for (int64_t i = 0; i < C; i += LANES) {
     vec out = rstd * (load(dnormalized, i, 0) - b - load(normalized, i, 0) * a);
-    if (add) out += load_upto(add, i, C, bf16);
-    store_upto(dx, i, C, out, bf16);
+    if (add) out = rounded(out) + load_upto(add, i, n, bf16);
+    store_upto(dx, i, n, out, bf16);
   }
+}
+
+INLINE void norm_row_back(const void *x, const void *weight, const void *dy, void *dx, const float *stats,
+                          const void *add, float *dweight, float *dbias, int64_t C, int centered, int bf16) {
+  if (C % (2 * LANES) == 0)
+    norm_back_upto(x, weight, dy, dx, stats, add, dweight, dbias, C, WHOLE, centered, bf16);
+  else
+    norm_back_upto(x, weight, dy, dx, stats, add, dweight, dbias, C, C, centered, bf16);
 }
 
 INLINE int64_t offset(const int64_t strides[3], const Rows *n, int64_t row) {
@@ -126,12 +139,12 @@ EXPORT void rotate(const void *x, const int64_t *strides, const Rows *n, const f
       vec a, b;
       if (bf16) {
         a = load_upto(from, i, half, 1), b = load_upto(at(from, half, 1), i, half, 1);
-        store_upto(to, i, half, a * cos_ - b * sin_, 1);
-        store_upto(at_(to, half, 1), i, half, b * cos_ + a * sin_, 1);
+        store_upto(to, i, half, fused(a, cos_, -(b * sin_)), 1);
+        store_upto(at_(to, half, 1), i, half, fused(b, cos_, a * sin_), 1);
       } else {
         a = load_upto(from, i, half, 0), b = load_upto(at(from, half, 0), i, half, 0);
-        store_upto(to, i, half, a * cos_ - b * sin_, 0);
-        store_upto(at_(to, half, 0), i, half, b * cos_ + a * sin_, 0);
+        store_upto(to, i, half, fused(a, cos_, -(b * sin_)), 0);
+        store_upto(at_(to, half, 0), i, half, fused(b, cos_, a * sin_), 0);
       }
     }
   }
@@ -139,12 +152,24 @@ EXPORT void rotate(const void *x, const int64_t *strides, const Rows *n, const f
 
 /* ---- activations ---------------------------------------------------------------------------------------- */
 
+/* Elements from … to - 1; n is `to`, or WHOLE */
+INLINE void activate_upto(int kind, const void *h, const void *dy, void *out, int64_t from, int64_t to, int64_t n,
+                          int bf16) {
+  if (dy)
+    for (int64_t i = from; i < to; i += LANES) {
+      vec x = load_upto(h, i, n, bf16);
+      store_upto(out, i, n, load_upto(dy, i, n, bf16) * derivative(kind, x, bf16), bf16);
+    }
+  else
+    for (int64_t i = from; i < to; i += LANES)
+      store_upto(out, i, n, activated(kind, load_upto(h, i, n, bf16), bf16), bf16);
+}
+
 INLINE void activate(int kind, const void *h, const void *dy, void *out, int64_t from, int64_t to, int bf16) {
-  for (int64_t i = from; i < to; i += LANES) {
-    vec x = load_upto(h, i, to, bf16);
-    vec y = dy ? load_upto(dy, i, to, bf16) * derivative(kind, x, bf16) : activated(kind, x, bf16);
-    store_upto(out, i, to, y, bf16);
-  }
+  if (to == from + CHUNK)
+    activate_upto(kind, h, dy, out, from, to, WHOLE, bf16);
+  else
+    activate_upto(kind, h, dy, out, from, to, to, bf16);
 }
 
 /* out = f(h), or dy f'(h) if dy is not NULL; n elements */
@@ -164,18 +189,26 @@ EXPORT void activation(int kind, const void *h, const void *dy, void *out, int64
   }
 }
 
-INLINE void gate_row(const void *h, const void *dy, void *out, int64_t F, int bf16) {
+/* `gate_row` for F elements; n is F, or WHOLE */
+INLINE void gate_upto(const void *h, const void *dy, void *out, int64_t F, int64_t n, int bf16) {
   const void *up = at(h, F, bf16);
   for (int64_t i = 0; i < F; i += LANES) {
-    vec g = load_upto(h, i, F, bf16), u = load_upto(up, i, F, bf16), s = logistic(g);
+    vec g = load_upto(h, i, n, bf16), u = load_upto(up, i, n, bf16), s = logistic(g);
     if (!dy) {
-      store_upto(out, i, F, g * s * u, bf16);
+      store_upto(out, i, n, g * s * u, bf16);
     } else {
-      vec d = load_upto(dy, i, F, bf16);
-      store_upto(out, i, F, d * u * s * (1.0f + g * (1.0f - s)), bf16);
-      store_upto(at_(out, F, bf16), i, F, d * g * s, bf16);
+      vec d = load_upto(dy, i, n, bf16);
+      store_upto(out, i, n, d * u * s * (1.0f + g * (1.0f - s)), bf16);
+      store_upto(at_(out, F, bf16), i, n, d * g * s, bf16);
     }
   }
+}
+
+INLINE void gate_row(const void *h, const void *dy, void *out, int64_t F, int bf16) {
+  if (F % LANES == 0)
+    gate_upto(h, dy, out, F, WHOLE, bf16);
+  else
+    gate_upto(h, dy, out, F, F, bf16);
 }
 
 /* swiglu: h (rows, 2 F) is gate and value; out (rows, F) = silu(gate) value, or with dy (rows, F) the gradient
@@ -225,20 +258,24 @@ INLINE float loss_row(const void *x, int64_t target, void *dx, int64_t V, float 
   vec top = splat(-INFINITY), total = {0};
   for (int64_t i = 0; i < V; i += LANES) {
     vec here = load_upto(x, i, V, bf16);
-    if (i + LANES > V) here = choose((ivec)(lane_index < (uint32_t)(V - i)), here, splat(-INFINITY));
+    if (i + LANES > V) here = choose(lanes_below(V - i), here, splat(-INFINITY));
     top = larger(here, top);
   }
   float most = largest_of(top);
+  int keep = dx && !bf16; /* in bf16 it would be rounded twice */
   for (int64_t i = 0; i < V; i += LANES) {
     vec e = vexp(load_upto(x, i, V, bf16) - most);
-    if (i + LANES > V) e = choose((ivec)(lane_index < (uint32_t)(V - i)), e, splat(0));
+    if (i + LANES > V) e = choose(lanes_below(V - i), e, splat(0));
     total += e;
+    if (keep) store_upto(dx, i, V, e, 0);
   }
   float sum = sum_of(total);
   if (dx) {
     float scale = weight / sum;
-    for (int64_t i = 0; i < V; i += LANES)
-      store_upto(dx, i, V, vexp(load_upto(x, i, V, bf16) - most) * scale, bf16);
+    for (int64_t i = 0; i < V; i += LANES) {
+      vec e = keep ? load_upto(dx, i, V, 0) : vexp(load_upto(x, i, V, bf16) - most);
+      store_upto(dx, i, V, e * scale, bf16);
+    }
     float p = expf(get(x, target, bf16) - most) * scale;
     put(dx, target, p - weight, bf16);
   }

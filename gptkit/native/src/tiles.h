@@ -70,10 +70,10 @@ UNUSED static int64_t padded_width(int64_t columns) {
   return (n == 5 || n == 7 ? n + 1 : n) * LANES;
 }
 
-/* c (rows, width) (+)= a (rows, K) b (K, width), for a padded width */
+/* c (rows, width) (+)= a (rows, K) b (K, width), for a padded width; c is contiguous */
 UNUSED static void product_by_width(int64_t width, int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,
-                             const float *b, float *c, int add) {
-  BY_WIDTH(width / LANES, product, rows, K, a, am, ak, b, width, c, width, add)
+                                    const float *b, int64_t ldb, float *c, int add) {
+  BY_WIDTH(width / LANES, product, rows, K, a, am, ak, b, ldb, c, width, add)
 }
 
 /* c (rows, columns) = a (rows, K) b (K, columns); columns are rounded up to whole vectors */
@@ -96,38 +96,43 @@ INLINE void product_of_64(int64_t rows, int64_t K, const float *a, int64_t lda, 
     tile_6_4(rows, K, a, lda, 1, b, ldb, c, ldc, 0);
 }
 
-#else /* 16 registers, or 32 of 4 lanes: rows are multiplied in strips */
-
-#if defined(__aarch64__)
-enum { STRIP_VECTORS = 4 };
-#else
-enum { STRIP_VECTORS = 2 };
-#endif
-enum { COLUMNS_OF_STRIP = STRIP_VECTORS * LANES };
+#else /* 16 registers, or 32 of 4 lanes: rows are multiplied in strips of a few vectors */
 
 TILE_PRODUCT(row, 1, 8)
-TILE_PRODUCT(column, 8, 1)
-TILE_PRODUCT(strip, 4, STRIP_VECTORS)
-TILE_PRODUCT(six, 6, STRIP_VECTORS)
+TILE_PRODUCT(8_1, 8, 1)
+TILE_PRODUCT(4_2, 4, 2)
+TILE_PRODUCT(4_3, 4, 3)
+TILE_PRODUCT(6_2, 6, 2)
+#if defined(__aarch64__)
+TILE_PRODUCT(4_4, 4, 4)
+#endif
 
-UNUSED static int64_t padded_width(int64_t columns) {
-  return (columns + COLUMNS_OF_STRIP - 1) / COLUMNS_OF_STRIP * COLUMNS_OF_STRIP;
+/* c (rows, columns) (+)= a (rows, K) b (K, columns); columns are rounded up to whole vectors */
+UNUSED static void product_in_strips(int64_t columns, int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,
+                                     const float *b, int64_t ldb, float *c, int64_t ldc, int add) {
+  int64_t left = (columns + LANES - 1) / LANES;
+#define STRIPS(n, kind, unless) \
+  for (; left >= n && left != unless; left -= n, b += n * LANES, c += n * LANES) \
+    product_##kind(rows, K, a, am, ak, b, ldb, c, ldc, add);
+#if defined(__aarch64__)
+  STRIPS(4, 4_4, 5)
+#endif
+  STRIPS(3, 4_3, 4)
+  STRIPS(2, 4_2, 0)
+  STRIPS(1, 8_1, 0)
+#undef STRIPS
 }
 
+UNUSED static int64_t padded_width(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
+
 UNUSED static void product_by_width(int64_t width, int64_t rows, int64_t K, const float *a, int64_t am, int64_t ak,
-                             const float *b, float *c, int add) {
-  for (int64_t j = 0; j < width; j += COLUMNS_OF_STRIP)
-    product_strip(rows, K, a, am, ak, b + j, width, c + j, width, add);
+                                    const float *b, int64_t ldb, float *c, int add) {
+  product_in_strips(width, rows, K, a, am, ak, b, ldb, c, width, add);
 }
 
 INLINE void product_of_columns(int64_t columns, int64_t rows, int64_t K, const float *a, int64_t am, const float *b,
                                int64_t ldb, float *c, int64_t ldc) {
-  for (int64_t j = 0; j < columns; j += COLUMNS_OF_STRIP) {
-    if (j + LANES < columns)
-      product_strip(rows, K, a, am, 1, b + j, ldb, c + j, ldc, 0);
-    else
-      product_column(rows, K, a, am, 1, b + j, ldb, c + j, ldc, 0);
-  }
+  product_in_strips(columns, rows, K, a, am, 1, b, ldb, c, ldc, 0);
 }
 
 INLINE void product_of_64(int64_t rows, int64_t K, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
@@ -135,25 +140,28 @@ INLINE void product_of_64(int64_t rows, int64_t K, const float *a, int64_t lda, 
   if (rows == 1)
     for (int64_t j = 0; j < 64; j += 8 * LANES) tile_row(1, K, a, lda, 1, b + j, ldb, c + j, ldc, 0);
   else
-    for (int64_t j = 0; j < 64; j += COLUMNS_OF_STRIP) tile_six(rows, K, a, lda, 1, b + j, ldb, c + j, ldc, 0);
+    for (int64_t j = 0; j < 64; j += 2 * LANES) tile_6_2(rows, K, a, lda, 1, b + j, ldb, c + j, ldc, 0);
 }
 
 #endif
 
-/* x (T, D) to its transpose (D, T); T and D are multiples of 4 */
-UNUSED static void transpose(const float *x, int64_t T, int64_t D, float *to) {
-  for (int64_t t = 0; t < T; t += 4)
+/* The first `rows` rows of x (…, D) to its transpose (D, T), the last of them repeated up to T; T and D are multiples of
+ * 4 */
+UNUSED static void transpose(const float *x, int64_t ldx, int64_t rows, int64_t T, int64_t D, float *to) {
+  for (int64_t t = 0; t < T; t += 4) {
+    const float *from[4];
+    for (int i = 0; i < 4; i++) from[i] = x + MIN(t + i, rows - 1) * ldx;
     for (int64_t d = 0; d < D; d += 4) {
       vec4 a, b, c, e;
-      const float *from = x + t * D + d;
-      memcpy(&a, from, sizeof a), memcpy(&b, from + D, sizeof b);
-      memcpy(&c, from + 2 * D, sizeof c), memcpy(&e, from + 3 * D, sizeof e);
+      memcpy(&a, from[0] + d, sizeof a), memcpy(&b, from[1] + d, sizeof b);
+      memcpy(&c, from[2] + d, sizeof c), memcpy(&e, from[3] + d, sizeof e);
       vec4 ab = SHUFFLE(a, b, 0, 4, 1, 5), ab2 = SHUFFLE(a, b, 2, 6, 3, 7);
       vec4 ce = SHUFFLE(c, e, 0, 4, 1, 5), ce2 = SHUFFLE(c, e, 2, 6, 3, 7);
       vec4 columns[4] = {SHUFFLE(ab, ce, 0, 1, 4, 5), SHUFFLE(ab, ce, 2, 3, 6, 7), SHUFFLE(ab2, ce2, 0, 1, 4, 5),
                          SHUFFLE(ab2, ce2, 2, 3, 6, 7)};
       for (int i = 0; i < 4; i++) memcpy(to + (d + i) * T + t, &columns[i], sizeof(vec4));
     }
+  }
 }
 
 #endif

@@ -43,12 +43,42 @@ typedef uint16_t half_vec __attribute__((vector_size(2 * LANES)));
 INLINE vec splat(float x) { return x - (vec){0}; }
 INLINE uvec usplat(uint32_t x) { return x - (uvec){0}; }
 
+#if LANES == 16
+static const uvec lane_index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif LANES == 8
+static const uvec lane_index = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+static const uvec lane_index = {0, 1, 2, 3};
+#endif
+
+/* A mask of the first n lanes, for n >= 0 */
+INLINE ivec lanes_below(int64_t n) { return (ivec)lane_index < (int32_t)MIN(n, LANES); }
+
 /* a where the mask is all ones, b where it is 0 */
 INLINE vec choose(ivec mask, vec a, vec b) {
 #if LANES == 8
   return (vec)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
 #else
   return (vec)(((ivec)a & mask) | ((ivec)b & ~mask));
+#endif
+}
+
+/* x, rounded: the product that it is must not be fused with a sum that follows, as in earlier versions */
+INLINE vec rounded(vec x) {
+#if LANES > 4
+  __asm__("" : "+x"(x));
+#endif
+  return x;
+}
+
+/* a b + c with one rounding where the processor can; c is not fused with a product of its own */
+INLINE vec fused(vec a, vec b, vec c) {
+#if LANES == 16
+  return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8 && defined(__FMA__)
+  return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
 #endif
 }
 
@@ -121,14 +151,21 @@ INLINE void copy_part(void *to, const void *from, int64_t bytes) {
 #undef PIECE
 }
 
-/* load and store for elements i … n - 1 only, at least one: others are loaded as 0, and not stored */
+/* The limit for load_upto and store_upto in rows of whole vectors, where a constant spares the comparison */
+#define WHOLE INT64_MAX
+
+/* load and store for elements below n only: others are loaded as 0, and not stored */
 INLINE vec load_upto(const void *p, int64_t i, int64_t n, int bf16) {
-  if (i + LANES <= n) return load(p, i, bf16);
+  if (n == WHOLE || i + LANES <= n) return load(p, i, bf16);
+  if (i >= n) return splat(0);
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
   __mmask16 mask = (__mmask16)((1u << (n - i)) - 1);
   if (!bf16) return (vec)_mm512_maskz_loadu_ps(mask, (const float *)p + i);
   __m256i words = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)p + i);
   return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
+#endif
+#if LANES == 8
+  if (!bf16) return (vec)_mm256_maskload_ps((const float *)p + i, (__m256i)lanes_below(n - i));
 #endif
   float part[LANES] = {0};
   copy_part(part, at(p, i, bf16), (n - i) * (bf16 ? 2 : 4));
@@ -136,10 +173,11 @@ INLINE vec load_upto(const void *p, int64_t i, int64_t n, int bf16) {
 }
 
 INLINE void store_upto(void *p, int64_t i, int64_t n, vec x, int bf16) {
-  if (i + LANES <= n) {
+  if (n == WHOLE || i + LANES <= n) {
     store(p, i, x, bf16);
     return;
   }
+  if (i >= n) return;
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
   __mmask16 mask = (__mmask16)((1u << (n - i)) - 1);
   if (bf16)
@@ -147,6 +185,12 @@ INLINE void store_upto(void *p, int64_t i, int64_t n, vec x, int bf16) {
   else
     _mm512_mask_storeu_ps((float *)p + i, mask, (__m512)x);
   return;
+#endif
+#if LANES == 8
+  if (!bf16) {
+    _mm256_maskstore_ps((float *)p + i, (__m256i)lanes_below(n - i), (__m256)x);
+    return;
+  }
 #endif
   float part[LANES];
   store(part, 0, x, bf16);
@@ -201,11 +245,15 @@ INLINE float largest_of(vec x) {
 #if LANES == 16
   return _mm512_reduce_max_ps((__m512)x);
 #else
-  float parts[LANES];
-  memcpy(parts, &x, sizeof parts);
-  for (int half = LANES / 2; half; half /= 2)
-    for (int k = 0; k < half; k++) parts[k] = MAX(parts[k], parts[k + half]);
-  return parts[0];
+  vec4 top;
+  memcpy(&top, &x, sizeof top);
+#if LANES > 4
+  vec4 other;
+  memcpy(&other, (char *)&x + sizeof top, sizeof other);
+  ivec4 mask = top > other;
+  top = (vec4)(((ivec4)top & mask) | ((ivec4)other & ~mask));
+#endif
+  return MAX(MAX(top[0], top[1]), MAX(top[2], top[3]));
 #endif
 }
 
@@ -246,14 +294,6 @@ INLINE void row_keys(uint64_t seed, uint64_t row, uint32_t keys[2]) {
   keys[0] = (uint32_t)z;
   keys[1] = (uint32_t)(z >> 32);
 }
-
-#if LANES == 16
-static const uvec lane_index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#elif LANES == 8
-static const uvec lane_index = {0, 1, 2, 3, 4, 5, 6, 7};
-#else
-static const uvec lane_index = {0, 1, 2, 3};
-#endif
 
 /* Factors of the elements of a row from j on: `scale`, 1 / (1 - p), where kept, 0 where dropped */
 INLINE vec dropout_factor(const uint32_t keys[2], uint32_t j, uint32_t threshold, float scale) {
