@@ -29,15 +29,15 @@ def training_context(
     data_dir: Path | None,
     quiet: bool = False,
     as_json: bool = False,
-    quicker: str = "",
+    quicker: str | None = None,
 ) -> Iterator[RunContext]:
     """Where runs and texts are, a view that shows the events of the run, and the flag that may stop it.
 
-    `quicker` is what to try instead where the run will take long; "" if there is nothing to try.
+    `quicker` is for `LongRunNotice`.
     """
     with _view(stop, quiet=quiet, as_json=as_json, quicker=quicker) as view:
         from gptkit.data.catalog import data_folders
-        from gptkit.training.setup import RunContext  # takes seconds to import: the view is there before it
+        from gptkit.training.setup import RunContext  # and torch, which takes seconds: the view is there
 
         yield RunContext(
             runs_folder=runs_dir,
@@ -49,7 +49,7 @@ def training_context(
 
 
 @contextmanager
-def _view(stop: StopFlag, *, quiet: bool, as_json: bool, quicker: str) -> Iterator[events.Listener]:
+def _view(stop: StopFlag, *, quiet: bool, as_json: bool, quicker: str | None) -> Iterator[events.Listener]:
     """Live on a terminal, plain lines elsewhere, JSON for programs, only warnings if `quiet`."""
     if quiet:
         yield _warnings_only

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -23,12 +22,12 @@ from rich.console import Console
 
 from gptkit import events
 from gptkit.cli.app import run_command
+from gptkit.cli.commands.train import _quicker_than
 from gptkit.cli.display.curve import History, letter_chart, panel_curve
 from gptkit.cli.display.json import JsonView, as_object
 from gptkit.cli.display.live import LiveView
 from gptkit.cli.display.panel import PanelState, Viewport, panel
 from gptkit.cli.display.plain import PlainView
-from gptkit.errors import UsageError
 from gptkit.experiment.load import experiment_from_dict
 from gptkit.model.build import build_model
 from gptkit.runs import find_run
@@ -233,31 +232,69 @@ def test_plain_lines_come_at_once_and_then_by_the_log_or_after_ten_seconds(
     )
 
 
+QUICK = "gptkit train experiments/shakespeare_quick.toml"
 LONG = "this run takes about 33 minutes on this machine; quicker: add --minutes 5"
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "line"),
+    ("start", "first", "second", "line"),
     [
-        (progressed(1, None), progressed(2, 1960.0, 20.0), LONG),
-        (replace(logged(10), seconds_left=1979.0), progressed(20, 9e9), LONG),
-        (progressed(1, 299.0, 0.5), progressed(2, 1960.0), ""),
-        (progressed(1, 7200.0), progressed(2, 9e9), LONG.replace("33 minutes", "2.0 hours")),
-        (progressed(1, 3e5), progressed(2, 9e9), LONG.replace("33 minutes", "3.5 days")),
+        (START, progressed(1, None), progressed(2, 1960.0, 20.0), LONG),
+        (START, replace(logged(10), seconds_left=1979.0), progressed(20, 9e9), LONG),
+        (START, progressed(1, 299.0, 0.5), progressed(2, 1960.0), ""),
+        (START, progressed(1, 7200.0), progressed(2, 9e9), LONG.replace("33 minutes", "2.0 hours")),
+        (START, progressed(1, 3e5), progressed(2, 9e9), LONG.replace("33 minutes", "3.5 days")),
+        (replace(START, minutes=9.0), progressed(1, 540.0), progressed(2, 530.0), ""),
+        (
+            replace(START, dataset="shakespeare"),
+            progressed(1, 1977.0),
+            progressed(2, 9e9),
+            LONG.replace("add", f"{QUICK}, or add"),
+        ),
     ],
-    ids=["long", "from a log", "short", "hours", "days"],
+    ids=["long", "from a log", "short", "hours", "days", "a time", "shakespeare"],
 )
 def test_that_a_run_will_take_long_is_a_line_once(
-    first: events.Event, second: events.Event, line: str, capfd: pytest.CaptureFixture[str]
+    start: events.RunStarted,
+    first: events.Event,
+    second: events.Event,
+    line: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     file = io.StringIO()
-    live = LiveView(Console(file=file, width=100, height=24), quicker="add --minutes 5")
-    plain = PlainView("add --minutes 5")
-    for event in (START, first, events.StepDone(1), second, events.StepDone(2)):
+    live = LiveView(Console(file=file, width=200, height=24), quicker=QUICK)
+    plain = PlainView(QUICK)
+    for event in (start, first, events.StepDone(1), second, events.StepDone(2)):
         live(event)
         plain(event)
     for written in (file.getvalue(), capfd.readouterr().out):
         assert [each for each in written.splitlines() if "this run" in each] == ([line] if line else [])
+
+
+def test_only_a_new_run_says_that_it_will_take_long(capfd: pytest.CaptureFixture[str]) -> None:
+    view = PlainView()  # as resume and rerun have it
+    for event in (START, progressed(1, 7200.0), events.StepDone(1)):
+        view(event)
+    assert "takes" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("experiment", "there", "quicker"),
+    [
+        ("slow.toml", "shakespeare_quick.toml", "gptkit train shakespeare_quick.toml"),
+        ("slow.toml", "experiments/shakespeare_quick.toml", QUICK),
+        ("my own/slow.toml", "my own/shakespeare_quick.toml", "gptkit train 'my own/shakespeare_quick.toml'"),
+        ("slow.toml", "", ""),
+        ("shakespeare_quick.toml", "shakespeare_quick.toml", ""),
+    ],
+)
+def test_the_quick_experiment_is_named_where_it_is_there(
+    experiment: str, there: str, quicker: str, workspace: Path
+) -> None:
+    if there:
+        Path(there).parent.mkdir(exist_ok=True)
+        Path(there).touch()
+    assert _quicker_than(Path(experiment)) == quicker
 
 
 def test_json_lines_have_the_figures_and_the_time_left(capfd: pytest.CaptureFixture[str]) -> None:
@@ -268,39 +305,6 @@ def test_json_lines_have_the_figures_and_the_time_left(capfd: pytest.CaptureFixt
     assert [line["event"] for line in lines] == ["step_progress", "step_progress", "step_finished"]
     assert [line["seconds_left"] for line in lines] == [None, 1234.5, 12.0]
     assert lines[0].keys() == lines[2].keys()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "there", "quicker"),
-    [
-        (["slow.toml"], True, "gptkit train shakespeare_quick.toml, or add --minutes 5"),
-        (["slow.toml"], False, "add --minutes 5"),
-        (["slow.toml", "--dataset", "data/mine.txt"], True, "add --minutes 5"),
-        (["shakespeare_quick.toml"], True, "add --minutes 5"),
-        (["slow.toml", "--minutes", "9"], True, ""),
-    ],
-    ids=["quick", "not there", "another text", "itself", "a time"],
-)
-def test_what_is_quicker_is_what_is_there(
-    arguments: list[str],
-    there: bool,
-    quicker: str,
-    workspace: Path,
-    gptkit_command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    Path("slow.toml").write_text('name = "slow"')
-    if there:
-        Path("shakespeare_quick.toml").write_text('name = "quick"')
-    found = []
-
-    def context(*_: object, **asked: object) -> NoReturn:
-        found.append(asked["quicker"])
-        raise UsageError("enough")
-
-    monkeypatch.setattr("gptkit.cli.commands.train.training_context", context)
-    assert gptkit_command("train", *arguments).code == 2
-    assert found == [quicker]
 
 
 # On a terminal
@@ -334,7 +338,7 @@ def test_the_lines_remain_and_no_piece_of_the_panel_does(columns: int, on_termin
     screen = Screen(columns)
     screen.write(written)
     shown = "\n".join(screen.lines)
-    assert "step 0/20" in written  # the panel was there
+    assert re.search(r"preparing.*tiny\.c16.*step 0/20", written, re.DOTALL)  # the panel was there
     assert not re.search(r"step \d+/20|grad norm", shown)
     assert shown.replace("\n", " ").startswith("run tiny.c16")
     assert shown.count("val loss") == 2  # an evaluation's line, and the best in the last one
@@ -540,7 +544,10 @@ def test_a_resumed_run_prints_events_too(tiny_experiment: Path, gptkit_command: 
     assert gptkit_command("train", tiny_experiment, "--stop-at", 10, "--quiet").code == 0
     done = gptkit_command("resume", "latest", "--json")
     found = [json.loads(line) for line in done.out.splitlines()]
-    assert found[0] == {"event": "resume_checked", "step": 10, "differences": [], "replayed": 0}
+    assert found[0] == {
+        **{"event": "resume_checked", "step": 10, "differences": [], "replayed": 0},
+        "schedule_end": None,
+    }
     assert found[-1]["event"] == "run_finished"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,6 @@ from gptkit.cli.signals import stop_signals
 from gptkit.cli.streams import write_text
 from gptkit.errors import GptkitError
 from gptkit.experiment.overrides import parse_overrides, table_first
-
-if TYPE_CHECKING:
-    from gptkit.experiment.schema import Experiment
 
 _QUICK = "shakespeare_quick.toml"
 
@@ -42,9 +39,9 @@ def train(
 
       gptkit train experiments/shakespeare.toml --steps 200 --emb 64 --heads 2
 
-      gptkit train experiments/my_text.toml --dataset novel.txt --name novel
-
       gptkit train experiments/shakespeare.toml --set model.position=alibi --seed 1
+
+      gptkit train experiments/my_text.toml --dataset novel.txt --name novel
 
     Trains a GPT from an experiment file and records it in its own folder under runs/. A flag overrides the
     field of the file that it names; a field that is set by neither has its default. With --load the model's
@@ -58,37 +55,39 @@ def train(
     options.check_json(json, {"--quiet": quiet, "--generate": generate is not None})
     overrides = parse_overrides(set_ or (), flags or {})
     with stop_signals() as stop:  # before the imports: an exception that a signal raises in pydantic is lost
-        from gptkit.experiment.load import (
-            differences_from_file,
-            read_experiment,
-            run_to_load,
-            settings_of_weights,
-        )
-        from gptkit.experiment.messages import add_place
-        from gptkit.runs import find_run
-        from gptkit.training.session import train_run  # torch too: first, so that it is named if it is broken
+        with training_context(
+            stop,
+            runs_dir=runs_dir,
+            data_dir=data_dir,
+            quiet=quiet,
+            as_json=json,
+            quicker=_quicker_than(experiment),
+        ) as context:
+            from gptkit.experiment.load import (
+                differences_from_file,
+                read_experiment,
+                run_to_load,
+                settings_of_weights,
+            )
+            from gptkit.experiment.messages import add_place
+            from gptkit.runs import find_run
+            from gptkit.training.session import train_run
 
-        load = run_to_load(experiment, overrides)
-        source = find_run(load.value, runs_dir) if load else None
-        taken = settings_of_weights(source.experiment(), load.origin, overrides) if source and load else []
-        overrides = sorted([*taken, *overrides], key=table_first)
-        loaded = read_experiment(experiment, overrides)
-        try:
-            with training_context(
-                stop,
-                runs_dir=runs_dir,
-                data_dir=data_dir,
-                quiet=quiet,
-                as_json=json,
-                quicker=_quicker(experiment, loaded.experiment),
-            ) as context:
-                if load and source and (others := differences_from_file(experiment, taken)):
-                    word = load.origin.partition(" ")[0]
-                    context.warn(f"{word} takes the settings of run {source.id}: {', '.join(others)}.")
+            load = run_to_load(experiment, overrides)
+            source = find_run(load.value, runs_dir) if load else None
+            taken = (
+                settings_of_weights(source.experiment(), load.origin, overrides) if source and load else []
+            )
+            overrides = sorted([*taken, *overrides], key=table_first)
+            loaded = read_experiment(experiment, overrides)
+            if load and source and (others := differences_from_file(experiment, taken)):
+                word = load.origin.partition(" ")[0]
+                context.warn(f"{word} takes the settings of run {source.id}: {', '.join(others)}.")
+            try:
                 trained = train_run(loaded.experiment, context, stop_at=stop_at)
-        except GptkitError as error:
-            add_place(error, loaded.source)
-            raise
+            except GptkitError as error:
+                add_place(error, loaded.source)
+                raise
         if generate is not None and not stop():
             text = trained.generate(generate)
             if not quiet:
@@ -96,13 +95,8 @@ def train(
         finish(trained, quiet=quiet)
 
 
-def _quicker(file: Path, experiment: Experiment) -> str:
-    """What to try where this experiment takes long; "" where its length is a time that was asked for."""
-    if experiment.training.minutes is not None:
-        return ""
-    quick = next(
-        (path for path in (file.with_name(_QUICK), Path("experiments", _QUICK)) if path.is_file()), None
-    )
-    if quick is None or quick.name == file.name or experiment.data.dataset.type != "shakespeare":
-        return "add --minutes 5"
-    return f"gptkit train {shlex.quote(str(quick))}, or add --minutes 5"
+def _quicker_than(experiment: Path) -> str:
+    """The command of the quick experiment, where it is there and another one; or ""."""
+    beside, usual = experiment.with_name(_QUICK), Path("experiments", _QUICK)
+    quick = next((path for path in (beside, usual) if path.is_file()), None)
+    return f"gptkit train {shlex.quote(str(quick))}" if quick and experiment.name != _QUICK else ""

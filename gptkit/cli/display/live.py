@@ -44,7 +44,7 @@ _SOONEST, _LATEST = 0.25, 2.0  # seconds from one drawing of the panel to the ne
 
 
 @contextmanager
-def live_view(stop_requested: Callable[[], object], quicker: str = "") -> Iterator[events.Listener]:
+def live_view(stop_requested: Callable[[], object], quicker: str | None = None) -> Iterator[events.Listener]:
     """The live display on standard output; plain lines if the terminal cannot move its cursor.
 
     `quicker` is for `LongRunNotice`.
@@ -70,7 +70,7 @@ class LiveView:
         *,
         stop_requested: Callable[[], object] | None = None,
         ascii_only: bool = False,
-        quicker: str = "",
+        quicker: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.state = PanelState()
@@ -221,7 +221,7 @@ class LiveRegion:
         live = Live(get_renderable=self._lines, console=self._console, auto_refresh=False, transient=True)
         self._live, self._echo = live, _set_echo(False)
         with self.drawing():
-            live.start()
+            live.start(refresh=True)
 
     def _stop(self) -> None:
         if self._live is not None:

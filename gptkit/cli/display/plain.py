@@ -25,25 +25,31 @@ def roughly(seconds: float) -> str:
 
 
 class LongRunNotice:
-    """The line that says once, when it is known, that a new run will take long.
+    """The line that says once, when it is known, that a new run will take long, and what is quicker.
 
-    `quicker` is what to try instead, as "gptkit train experiments/shakespeare_quick.toml"; "" for no line.
+    `quicker` is the command of a quicker experiment on Tiny Shakespeare, or "" if there is none; None for no
+    line.
     """
 
-    def __init__(self, quicker: str) -> None:
+    def __init__(self, quicker: str | None) -> None:
         self._quicker = quicker
 
     def lines(self, event: events.Event) -> list[str]:
         """The line, if this event is the one that makes it known."""
-        if not self._quicker or not isinstance(event, events.StepFinished | events.StepProgress):
+        if self._quicker is None:
             return []
-        if event.seconds_left is None:
-            return []
-        quicker, self._quicker = self._quicker, ""
-        seconds = event.seconds + event.seconds_left
-        if seconds <= _LONG_RUN:
-            return []
-        return [f"this run takes about {_about(seconds)} on this machine; quicker: {quicker}"]
+        if isinstance(event, events.RunStarted):
+            if event.dataset != "shakespeare":
+                self._quicker = ""
+            if event.minutes is not None:  # the length was asked for
+                self._quicker = None
+        elif isinstance(event, events.StepFinished | events.StepProgress) and event.seconds_left is not None:
+            quicker = ", or ".join([*filter(None, [self._quicker]), "add --minutes 5"])
+            self._quicker = None
+            seconds = event.seconds + event.seconds_left
+            if seconds > _LONG_RUN:
+                return [f"this run takes about {_about(seconds)} on this machine; quicker: {quicker}"]
+        return []
 
 
 def _about(seconds: float) -> str:
@@ -125,7 +131,7 @@ def _rates(event: events.StepFinished | events.StepProgress) -> str:
 class PlainView:
     """A line each log_interval, for pipes and log files; the first ones as soon as there are figures."""
 
-    def __init__(self, quicker: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, quicker: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = ""
         self._words: dict[str, str] = {}
         self._working = ""
