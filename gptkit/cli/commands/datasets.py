@@ -135,10 +135,10 @@ def add_command(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing text of that name.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Example:  gptkit datasets add my_text ~/Documents/novel.txt
+    """Example:  gptkit datasets add novel ~/Documents/novel.txt
 
     Checks a text and copies it into the data folder, where it is found by its name. Then train on it:
-    gptkit train experiments/shakespeare.toml --dataset my_text
+    gptkit train experiments/shakespeare.toml --dataset novel
     """
     from gptkit.cli.display import tables
     from gptkit.data import catalog

@@ -58,7 +58,7 @@ def evaluate(
 
       gptkit evaluate latest
 
-      gptkit evaluate shakespeare.c128 --dataset my_text.txt --stride 64
+      gptkit evaluate shakespeare.c128.e64 --dataset novel.txt --stride 64
 
     Prints loss, perplexity and bits per byte of a run's model on a text. Each token but the first is
     predicted once. By default windows lie side by side, as in training, and the first tokens of each have

@@ -56,7 +56,7 @@ def export(
 
       gptkit export latest my-model
 
-      gptkit export shakespeare.c128 shakespeare.gguf --to gguf
+      gptkit export shakespeare.c128.e64 small.gguf --to gguf
 
     Writes a model that other programs open without any code of gptkit: --to hf a folder for transformers'
     AutoModelForCausalLM and AutoTokenizer, with a model card; --to gguf a file for llama.cpp. Then opens it

@@ -93,7 +93,7 @@ def generate(
 
       gptkit generate latest
 
-      gptkit generate shakespeare.c64 --prompt "ROMEO:" -n 300 --temperature 0.8
+      gptkit generate shakespeare.c128.e64 --prompt "ROMEO:" -n 300 --temperature 0.8
 
       cat beginning.txt | gptkit generate latest --prompt - > story.txt
 

@@ -42,9 +42,9 @@ def plugins(context: typer.Context) -> None:
 
       gptkit plugins show rope
 
-      gptkit plugins check my_tokenizer
+      gptkit plugins check rope
 
-      gptkit plugins new tokenizer my_tokenizer
+      gptkit plugins new tokenizer words
 
     Lists the installed tokenizers, positional encodings, datasets and trackers: the name, its package, and
     a summary, or why it cannot be used. Piped, it is plain lines.

@@ -41,9 +41,9 @@ def resume(
 
       gptkit resume latest
 
-      gptkit resume shakespeare.c64 --steps 2000
+      gptkit resume shakespeare.c128.e64 --steps 300
 
-      gptkit resume latest --set optimizer.learning_rate=0.01
+      gptkit resume shakespeare.c128.e64 --set optimizer.learning_rate=0.01
 
       gptkit resume latest --verify
 

@@ -113,7 +113,7 @@ def show_command(
 
       gptkit runs show latest
 
-      gptkit runs show shakespeare.c64 --json
+      gptkit runs show shakespeare.c128.e64 --json
 
     Shows status, steps, losses and time; the settings that differ from the defaults; text, tokenizer, plugins
     and environment; the checkpoints and their sizes; the commands to use next.
@@ -146,7 +146,7 @@ def compare_command(
 ) -> None:
     """Examples:
 
-      gptkit runs compare shakespeare.c64 shakespeare.c128
+      gptkit runs compare shakespeare.c128.e64 latest
 
       gptkit runs compare --where name=shakespeare --where status=finished --html comparison.html
 
