@@ -313,6 +313,7 @@ class Run:
         advice = f"To train it again from the start: {self.train_again_command(as_typed=True)}"
         if not experiment.checkpoints.save:
             reason = "it is trained with --no-save" if training else "it was trained with --no-save"
+            advice = f"To train it again, saved: {self.train_again_command()} --set checkpoints.save=true"
         elif any(self.checkpoints.glob(f"{DAMAGED}*")):
             reason = "those it had were damaged, and are set aside there as .bad-…"
         elif record.last_checkpoint or reached > first:

@@ -62,7 +62,6 @@ def test_a_run_with_a_pipe_in_it_is_refused_and_not_waited_for(name: str, tmp_pa
         ("failed", "", "an error ended it at step 37, before its first save"),
         ("finished", "", "it ended at step 37, before its first save"),
         ("running", "[checkpoints]\ncheckpoint_interval = 30\n", "those it had are not there any more"),
-        ("running", "[checkpoints]\nsave = false\n", "it was trained with --no-save"),
     ],
 )
 def test_why_a_run_has_no_checkpoint_and_how_to_begin_again(
@@ -75,6 +74,14 @@ def test_why_a_run_has_no_checkpoint_and_how_to_begin_again(
     with pytest.raises(CheckpointError, match=reason) as caught:
         run.checkpoint()
     assert str(caught.value).splitlines()[1] == f"To train it again from the start: {command}"
+
+
+def test_a_run_that_was_not_to_be_saved_is_trained_again_with_saving(tmp_path: Path) -> None:
+    run = make(tmp_path, "mine-1", {"status": "finished", "command": "gptkit train mine.toml --no-save"})
+    run.experiment_file.write_text("[checkpoints]\nsave = false\n")
+    with pytest.raises(CheckpointError, match="it was trained with --no-save") as caught:
+        run.checkpoint()
+    assert str(caught.value).endswith(f"{run.train_again_command()} --set checkpoints.save=true")
 
 
 def test_a_run_that_is_being_trained_and_has_saved_nothing_says_when_it_will(tmp_path: Path) -> None:
