@@ -20,6 +20,7 @@ from gptkit.backend import fast_operations
 from gptkit.model import fast, ops
 from gptkit.native import block, build, decode, optim
 from gptkit.native import ops as native
+from tests.model import test_ops as model_ops
 from tests.native import test_attention as attention
 from tests.native import test_decode as decoding
 from tests.native import test_elementwise as elementwise
@@ -133,6 +134,11 @@ def test_attention(dtype: torch.dtype) -> None:
     for shape in [(1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 33, 17), (1, 2, 70, 40), (1, 1, 19, 125)]:
         for heads in (None, shape[1]):
             attention.check(shape, dtype, heads=heads)
+
+
+def test_the_gradient_of_an_embedding() -> None:
+    for C in (1, 5, 17, 131):
+        model_ops.test_the_gradient_of_an_embedding_is_the_sum_over_all_tokens(3, C, torch.bfloat16)
 
 
 def test_a_decoder() -> None:
