@@ -31,6 +31,7 @@ from gptkit.model import fast
 from gptkit.model.fast import Implementations
 from gptkit.native import build_key, implementations, usable
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by precision
 MAX_THREADS = 4096  # as in the schema of training.threads
 
 # FLOP of a run above which torch.compile saves more time on a GPU than its warm-up costs, about a minute.
@@ -44,14 +45,14 @@ _WON_BACK = 3 * 60 * SUPPOSED_SPEED
 @dataclass(frozen=True)
 class Backend:
     device: str  # "cpu", "cuda" or "mps"
-    precision: str  # of the matrix products in training: "fp32" or "bf16"
+    precision: str  # of the matrix products in training, a key of DTYPES
     threads: int
     compile: bool
     native: str = ""  # the build of gptkit/native that computes; "": none
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return DTYPES[self.precision]
 
 
 def choose_backend(settings: TrainingSettings, training_flops: float = math.inf) -> Backend:

@@ -48,7 +48,7 @@ class RunStarted:
     val_tokens: int
     parameters: int
     device: str
-    precision: str  # "fp32" or "bf16"
+    precision: str  # "fp32", "bf16" or "fp16"
     compiled: bool
     start_step: int  # 0, or the step of the checkpoint that it resumes from
     stop_step: int  # the last step of this session; 0 if the time ends it

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from gptkit.backend import Backend, choose_backend, computing
+from gptkit.backend import DTYPES, Backend, choose_backend, computing
 from gptkit.bench.baseline import Transformers, quiet_transformers
 from gptkit.errors import UsageError
 from gptkit.experiment.schema import Experiment, SamplingSettings
@@ -106,7 +106,7 @@ class _Bench:
         many, theirs_many = self._sampling(sampler, _STREAMS, count)
         peaks = {
             precision: measure_peak(backend.device, dtype)
-            for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+            for precision, dtype in DTYPES.items()
             if precision in (backend.precision, reading)
         }
 

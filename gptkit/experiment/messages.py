@@ -55,7 +55,14 @@ _WORDS = {
     "a valid boolean": "true or false",
     "a valid ": "a ",
 }
-_ALIASES = {"gpu": "cuda", "nvidia": "cuda", "adam": "adamw", "float32": "fp32", "bfloat16": "bf16"}
+_ALIASES = {
+    "gpu": "cuda",
+    "nvidia": "cuda",
+    "adam": "adamw",
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+}
 
 
 def render(source: Source, problems: Sequence[Problem]) -> str:

@@ -218,8 +218,9 @@ class TrainingSettings(Section):
     backend: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on; auto: the best that is available."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of matrix products; weights stay fp32. auto: what is fast on the device."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of matrix products; weights stay fp32. auto: fp32 or bf16, what is fast on the device. fp16,
+    with a loss scale, is for GPUs without bf16."""
 
     compile: Literal["auto"] | bool = "auto"
     """Use torch.compile; auto: on a GPU, if the run is long enough to win back the warm-up."""

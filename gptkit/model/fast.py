@@ -68,8 +68,8 @@ def _unsupported(x: Tensor, *_: Any) -> list[str]:
     return ["it is for training on a CPU"]
 
 
-def _not_bf16_on_cpu(x: Tensor, *_: Any) -> list[str]:
-    return [] if x.is_cpu and x.dtype is torch.bfloat16 else ["it is for bf16 on a CPU"]
+def _not_16_bits_on_cpu(x: Tensor, *_: Any) -> list[str]:
+    return [] if x.is_cpu and x.dtype in (torch.bfloat16, torch.float16) else ["it is for 16 bits on a CPU"]
 
 
 class Embedding(torch.autograd.Function):
@@ -171,15 +171,15 @@ CPU: Implementations = {
     "embed": (
         Implementation(
             "torch for CPUs",
-            lambda tokens, weight: _not_bf16_on_cpu(weight),
+            lambda tokens, weight: _not_16_bits_on_cpu(weight),
             lambda tokens, weight: Embedding.apply(tokens, weight, _sum_rows),  # type: ignore[no-untyped-call]
         ),
     ),
     "rms_norm": (Implementation("torch for CPUs", _unsupported, _RMSNorm.apply),),
-    "layer_norm": (Implementation("torch for CPUs", _not_bf16_on_cpu, _layer_norm),),
+    "layer_norm": (Implementation("torch for CPUs", _not_16_bits_on_cpu, _layer_norm),),
     "drop": (Implementation("torch for CPUs", _unsupported, _drop),),
     "attend": (
         Implementation("blocks of queries", _attend_unsupported, _attend_in_blocks),
-        Implementation("in fp32", _not_bf16_on_cpu, _attend_in_fp32),
+        Implementation("in fp32", _not_16_bits_on_cpu, _attend_in_fp32),
     ),
 }

@@ -280,6 +280,7 @@ class _Fit:
             return  # it has weights, and no optimizer state
         if self._built is None:
             freeze(model, self._experiment.training.freeze)
-            parameters = flatten_parameters(model, torch.float32, optimizer)
+            fp16 = self._experiment.training.precision == "fp16"  # its optimizer state has a loss scale
+            parameters = flatten_parameters(model, torch.float16 if fp16 else torch.float32, optimizer)
             self._built = parameters, Optimizer(parameters, optimizer)
         restore_checkpoint(checkpoint, *self._built)

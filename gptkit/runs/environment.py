@@ -291,7 +291,7 @@ def recorded_backend(record: RunRecord, chosen: Backend, set_now: Container[str]
 
     `set_now` are the fields of the experiment that were changed since, which count as they were chosen.
     """
-    from gptkit.backend import MAX_THREADS, Backend, choose_device, no_compiler
+    from gptkit.backend import DTYPES, MAX_THREADS, Backend, choose_device, no_compiler
     from gptkit.native import build_key
 
     was = record.environment
@@ -299,7 +299,7 @@ def recorded_backend(record: RunRecord, chosen: Backend, set_now: Container[str]
         return chosen
     if was.compile is None or was.native is None:
         return chosen
-    if was.precision not in ("fp32", "bf16") or not 1 <= was.threads <= MAX_THREADS:
+    if was.precision not in DTYPES or not 1 <= was.threads <= MAX_THREADS:
         return chosen
     if "training.backend" in set_now:
         return chosen

@@ -18,7 +18,7 @@ from gptkit.machine import memory_here, usable_memory, used_memory
 from gptkit.model.build import matrix_weights, model_shapes
 from gptkit.training.loss import EVALUATION_TOKENS
 
-# Bytes per parameter in training: fp32 master, gradient, two averages, and a bf16 copy with its gradient
+# Bytes per parameter in training: fp32 master, gradient, two averages, and a 16-bit copy with its gradient
 _TRAINING_BYTES = 4 + 4 + 8 + 2 + 2
 
 

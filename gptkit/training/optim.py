@@ -41,6 +41,7 @@ class Optimizer:
     def __init__(self, parameters: FlatParameters, settings: AdamWSettings | MuonSettings) -> None:
         self._parameters = parameters
         self._settings = settings
+        self.loss_scale = LossScale(parameters.master.device) if parameters.dtype is torch.float16 else None
         self._adamw: list[AdamWGroup] = []
         self._muon: list[MuonGroup] = []
         muon = isinstance(settings, MuonSettings)
@@ -77,7 +78,7 @@ class Optimizer:
         """All that the next update depends on besides the parameters: copies on the CPU.
 
         Keys are "exp_avg.NAME", "exp_avg_sq.NAME" and "momentum.NAME" by parameter name, and "step.NAME" by
-        the first parameter of an AdamW group.
+        the first parameter of an AdamW group; in fp16 also "loss_scale".
         """
         return {key: tensor.cpu().clone() for key, tensor in self._state()}
 
@@ -101,6 +102,40 @@ class Optimizer:
             yield from group.state()
         for matrices in self._muon:
             yield from matrices.state()
+        if self.loss_scale is not None:
+            yield "loss_scale", self.loss_scale.state
+
+
+class LossScale:
+    """Keeps gradients in the range of fp16 (Micikevicius et al. 2018), without a readback from the device.
+
+    The loss is multiplied by a power of two, and the gradient divided by it in fp32. It is halved where the
+    gradient overflows, whose update is then skipped, and doubled after GROWTH_INTERVAL updates without that.
+    """
+
+    INITIAL, LARGEST, GROWTH_INTERVAL = 2.0**16, 2.0**24, 2000
+
+    def __init__(self, device: torch.device) -> None:
+        self.state = torch.tensor([self.INITIAL, 0.0], device=device)  # the scale; updates since it changed
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        return loss * self.state[0]
+
+    def unscale(self, gradient: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Divides the gradient, whose norm is `norm`, by the scale, and brings the scale up to date.
+
+        Returns the norm of the true gradient, and 1.0 where it overflowed (the update is to be skipped), else
+        0.0. The norm is 0 of a gradient that overflowed; but not with a scale of 1, as no lower one helps.
+        """
+        scale, updates = self.state.clone()
+        overflow = ~torch.isfinite(norm)
+        gradient.mul_(1 / scale)  # exact: a power of two
+        updates = torch.where(overflow, 0.0, updates + 1)
+        grows = updates >= self.GROWTH_INTERVAL
+        new = torch.where(overflow, scale / 2, torch.where(grows, scale * 2, scale))
+        self.state.copy_(torch.stack((new.clamp(1.0, self.LARGEST), torch.where(grows, 0.0, updates))))
+        norm = torch.where(overflow & (scale > 1), 0.0, norm / scale)
+        return norm, overflow.float()
 
 
 class AdamWGroup:

@@ -58,6 +58,7 @@ class FlatParameters:
         device = named[0][1].device
         self.master = torch.empty(size, dtype=torch.float32, device=device)
         self.gradient = torch.zeros(size, dtype=torch.float32, device=device)
+        self.dtype = dtype  # that the model computes in
         self._working = self.master if dtype == torch.float32 else torch.empty_like(self.master, dtype=dtype)
         self._parameters = [parameter for _, parameter in named]
         self._gradient_views = [part.view(self.gradient) for part in self.slices]

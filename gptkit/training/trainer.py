@@ -125,21 +125,27 @@ class Trainer:
         count = training.gradient_accumulation_steps
         if self.experiment.model.drops_out:
             torch.manual_seed(derive_seed(self.seed, "dropout", step))
-        loss = torch.zeros((), device=self.parameters.master.device)
+        loss, loss_scale = torch.zeros((), device=self.parameters.master.device), self.optimizer.loss_scale
         indices = range((step - 1) * count, step * count)
         for index in indices:
             if batch_done and index > indices[0]:
                 batch_done(index - indices[0])
             inputs, targets = self.batches.batch(index)
             batch_loss = cross_entropy(self.model(inputs), targets)
-            batch_loss.backward()  # type: ignore[no-untyped-call]
+            scaled_loss = batch_loss if loss_scale is None else loss_scale.scaled(batch_loss)
+            scaled_loss.backward()  # type: ignore[no-untyped-call]
             scale = 1 / count if index == indices[-1] else 1.0
             norm = self.parameters.collect_gradients(scale, add=index > indices[0])
             loss += batch_loss.detach() / count
             self.batches.prefetch(index + 1)
+        overflow = None  # 1.0 where the scaled gradient left the range of fp16
+        if loss_scale is not None:
+            norm, overflow = loss_scale.unscale(self.parameters.gradient, norm)
         if training.grad_clip > 0:
             self.parameters.clip_gradient(norm, training.grad_clip)
         skip = self.guard.record(step, loss, norm.float())
+        if overflow is not None:
+            skip = overflow if skip is None else torch.maximum(skip, overflow)
         self.optimizer.step(self.learning_rate_factor(step), skip)
         self.progress.step = step
         self.progress.tokens += self.experiment.tokens_per_step

@@ -59,7 +59,7 @@ class Recorded:
         return [int(call.split()[0]) for call in self.calls if call.endswith(f" {what}")]
 
 
-def trainer_of(**tables: Any) -> Trainer:
+def trainer_of(precision: str = "fp32", **tables: Any) -> Trainer:
     tables.setdefault("training", {})
     experiment = Experiment.model_validate(
         {
@@ -70,7 +70,7 @@ def trainer_of(**tables: Any) -> Trainer:
         }
     )
     ids = np.random.default_rng(1).integers(0, 5, 200).astype(np.uint8)
-    backend = Backend("cpu", "fp32", threads=1, compile=False)
+    backend = Backend("cpu", precision, threads=1, compile=False)
     return build_trainer(experiment, backend, build_new_model(experiment, 5, seed=1), ids, seed=1)
 
 
