@@ -424,8 +424,13 @@ def test_mypy_sees_the_types_of_the_installed_gptkit_and_new_packages_are_strict
 
 
 def test_the_examples_of_the_documentation_are_a_package_that_trains(environment: Environment) -> None:
-    experiment = documented_blocks("toml")[1]
+    _, experiment, tokenizer, tracker = documented_blocks("toml")
+    with_options = re.sub("tokenizer = .*\n", tokenizer, experiment)
+    with_options = with_options.replace("[tracking]\ntable = true\n", tracker)
+    assert tokenizer in with_options
+    assert tracker in with_options
     small = "[training]\nmax_steps = 3\nbatch_size = 2\nbackend = 'cpu'\nthreads = 1\n"
-    (environment.workspace / "examples.toml").write_text(f"{experiment}context_length = 16\n\n{small}")
-    trained = environment.gptkit("train", "examples.toml", "--quiet")
-    assert trained.code == 0, trained.err
+    for text in (experiment, with_options):
+        (environment.workspace / "examples.toml").write_text(f"{text}context_length = 16\n\n{small}")
+        trained = environment.gptkit("train", "examples.toml", "--quiet")
+        assert trained.code == 0, trained.err
