@@ -174,13 +174,12 @@ def resume_run(
     with lock_run(run):
         setup = prepare_resumed(run, context, overrides)
         inexact = setup.inexact
-        if inexact and require_exact:
-            raise PluginError(
-                f"run {run.id} would not be bit-identical: {', '.join(inexact)}. "
-                "Without --require-exact it continues anyway."
-            )
+        if require_exact:
+            _refuse_inexact(run, inexact)
         checkpoint = _recover(run, setup, context)
         inexact += changed_later(setup.record, checkpoint.step)
+        if require_exact:
+            _refuse_inexact(run, inexact)
         final_step = _final_step(setup, checkpoint.step, steps)
         if stop_at is not None and stop_at < checkpoint.step:
             raise UsageError(
@@ -205,7 +204,27 @@ def resume_run(
                 record, setup.experiment, setup.changes, setup.differences, here, step=checkpoint.step
             )
             run.write_record(record)
-            return Session(run, record, setup, trainer, context).train(StepPlan(stop_at, final_step))
+            plan = StepPlan(stop_at, final_step)
+            if scheduled and plan.last_step and plan.last_step > scheduled:
+                _warn_of_no_rate(run, trainer, scheduled, plan.last_step, context)
+            return Session(run, record, setup, trainer, context).train(plan)
+
+
+def _refuse_inexact(run: Run, inexact: Sequence[str]) -> None:
+    if inexact:
+        raise PluginError(
+            f"run {run.id} would not be bit-identical: {', '.join(inexact)}. "
+            "Without --require-exact it continues anyway."
+        )
+
+
+def _warn_of_no_rate(run: Run, trainer: Trainer, scheduled: int, last_step: int, context: RunContext) -> None:
+    if trainer.learning_rate_factor(last_step) == 0:
+        context.warn(
+            f"the schedule of this run ends at step {scheduled} with a learning rate of 0, so later steps "
+            f"change nothing.\nFor a longer schedule: --set training.max_steps={last_step}. "
+            f"For a new run from its weights: gptkit train EXPERIMENT --load {run.path}"
+        )
 
 
 def run_stem(experiment: Experiment) -> str:
@@ -441,14 +460,6 @@ class Session:
         if self._start_step == 0:
             for message in surprises(experiment):
                 self.context.warn(message)
-        if schedule_end is None or last_step is None or last_step <= schedule_end:
-            return
-        if self.trainer.learning_rate_factor(last_step) == 0:
-            self.context.warn(
-                f"the schedule of this run ends at step {schedule_end} with a learning rate of 0, so later "
-                f"steps change nothing.\nFor a longer schedule: --set training.max_steps={last_step}. "
-                f"For a new run from its weights: gptkit train EXPERIMENT --load {self.run.path}"
-            )
 
     def _compile(self) -> None:
         """Compiles the trainer's model. With compile = "auto" a failure is only a warning."""

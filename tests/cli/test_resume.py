@@ -189,6 +189,8 @@ def test_a_change_that_now_counts_from_an_earlier_step_is_named(
     assert gptkit_command("resume", run.id, *settings).code == 0
     for step in (9, 11):
         (run.checkpoints / f"step-{step:012d}" / "model.safetensors").write_bytes(b"")
+    refused = gptkit_command("resume", run.id, "--require-exact")
+    assert (refused.code, "training.grad_clip 1.0 -> 0.5 from step 9, not 10." in refused.err) == (3, True)
     resumed = gptkit_command("resume", run.id)
     assert "(training.grad_clip 1.0 -> 0.5 from step 9, not 10), from step 8; " in resumed.out
     assert [(one["step"], len(one["changes"])) for one in run.record()["resumed"]] == [(8, 1)]
