@@ -73,6 +73,33 @@ GenerateAfter = Annotated[
 ]
 
 
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="best|last|STEP",
+        help="Which weights.",
+        autocompletion=completion.checkpoints,
+    ),
+]
+Unknown = Annotated[
+    str,
+    typer.Option(
+        "--unknown",
+        metavar="error|skip",
+        help="What to do with characters that the model has never seen.",
+        autocompletion=completion.choice("error", "skip"),
+    ),
+]
+
+
+def skips_unknown(unknown: str) -> bool:
+    """Whether --unknown is "skip". Raises UsageError for what it cannot be."""
+    if unknown not in ("error", "skip"):
+        raise UsageError(f"--unknown {unknown!r}: expected error or skip.")
+    return unknown == "skip"
+
+
 def check_json(as_json: bool, others: dict[str, bool]) -> None:
     """Raises UsageError if --json is given with a flag that also writes to standard output."""
     for flag, given in others.items():

@@ -9,7 +9,6 @@ import typer
 
 from gptkit.cli import completion, options
 from gptkit.cli.streams import warn
-from gptkit.errors import UsageError
 
 
 def evaluate(
@@ -31,24 +30,8 @@ def evaluate(
             help="Tokens from one window to the next; default: the context's length.",
         ),
     ] = None,
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            "--checkpoint",
-            metavar="best|last|STEP",
-            help="Which weights.",
-            autocompletion=completion.checkpoints,
-        ),
-    ] = "best",
-    unknown: Annotated[
-        str,
-        typer.Option(
-            "--unknown",
-            metavar="error|skip",
-            help="What to do with characters that the model has never seen.",
-            autocompletion=completion.choice("error", "skip"),
-        ),
-    ] = "error",
+    checkpoint: options.Checkpoint = "best",
+    unknown: options.Unknown = "error",
     json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
     backend: options.Backend = None,
     data_dir: options.DataDir = None,
@@ -65,8 +48,7 @@ def evaluate(
     little before them; with --stride N each token, but those of the first window, has at least the context
     less N before it. That takes longer, and gives a lower loss.
     """
-    if unknown not in ("error", "skip"):
-        raise UsageError(f"--unknown {unknown!r}: expected error or skip.")
+    skip_unknown = options.skips_unknown(unknown)
     from gptkit.cli.display.tables import show_text_loss
     from gptkit.data.catalog import data_folders
     from gptkit.runs import find_run
@@ -78,7 +60,7 @@ def evaluate(
         dataset=dataset,
         stride=stride,
         checkpoint=checkpoint,
-        skip_unknown=unknown == "skip",
+        skip_unknown=skip_unknown,
         backend=backend or "auto",
         warn=warn,
     )

@@ -24,15 +24,7 @@ def export(
             autocompletion=completion.choice("hf", "gguf"),
         ),
     ] = "hf",
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            "--checkpoint",
-            metavar="best|last|STEP",
-            help="Which weights.",
-            autocompletion=completion.checkpoints,
-        ),
-    ] = "best",
+    checkpoint: options.Checkpoint = "best",
     precision: Annotated[
         str,
         typer.Option(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptkit.cli import completion, options
+from gptkit.cli import options
 from gptkit.cli.streams import end_text, log, warn, write_text
 from gptkit.errors import UsageError
 from gptkit.experiment.overrides import Override
@@ -67,24 +67,8 @@ def generate(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same text.")
     ] = None,
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            "--checkpoint",
-            metavar="best|last|STEP",
-            help="Which weights.",
-            autocompletion=completion.checkpoints,
-        ),
-    ] = "best",
-    unknown: Annotated[
-        str,
-        typer.Option(
-            "--unknown",
-            metavar="error|skip",
-            help="What to do with prompt characters that the model has never seen.",
-            autocompletion=completion.choice("error", "skip"),
-        ),
-    ] = "error",
+    checkpoint: options.Checkpoint = "best",
+    unknown: options.Unknown = "error",
     echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Write the prompt first.")] = True,
     backend: options.Backend = None,
     runs_dir: options.RunsDir = Path("runs"),
@@ -99,8 +83,7 @@ def generate(
 
     Writes text as it is generated. Only the text goes to standard output, everything else to standard error.
     """
-    if unknown not in ("error", "skip"):
-        raise UsageError(f"--unknown {unknown!r}: expected error or skip.")
+    skip_unknown = options.skips_unknown(unknown)
     text = _prompt_text(prompt)
     from gptkit.runs import find_run
 
@@ -126,7 +109,7 @@ def generate(
     loaded = folder.load_model(checkpoint, warn=warn)
     tokenizer = loaded.tokenizer
     text = settings.prompt if text is None else text
-    text, ids = encode_prompt(tokenizer, text, skip_unknown=unknown == "skip")
+    text, ids = encode_prompt(tokenizer, text, skip_unknown=skip_unknown)
     model = loaded.model.to(choose_device(backend or "auto"))
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
     progress = loaded.checkpoint.state.get("progress")
