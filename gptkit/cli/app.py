@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +47,7 @@ def run_command(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         with completion.for_a_shell(os.environ):
-            result = app(args=list(arguments), prog_name="gptkit", standalone_mode=False)
+            result = _commands()(args=list(arguments), prog_name="gptkit", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except typer.Exit as end:
@@ -68,6 +69,12 @@ def run_command(arguments: Sequence[str]) -> int:
         return fail(explain_usage(error.format_message(), path, arguments), UsageError.exit_code)
     except Exception as error:
         return fail(*unexpected(error), debug=debug)
+
+
+@cache
+def _commands() -> Any:
+    """All commands with their options, made of `app` once: it takes as long as a short command itself."""
+    return typer.main.get_command(app)
 
 
 def _version(wanted: bool) -> None:
