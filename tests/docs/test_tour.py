@@ -3,9 +3,9 @@
 The commands of README.md and of the documentation's pages, in the order of the site, are run as they are
 written, all in one folder that holds what a checkout holds; and so are the examples that `--help` shows, in
 another one. What makes that take seconds instead of minutes: the experiments in these folders have fewer
-steps and smaller batches. Installing gptkit is left out: a command that begins with it is run from behind it.
-So are the tests and tools of a checkout: of tools, and of commands in a sentence, the options are checked.
-A block of code below a line `<!-- not run: reason -->` is left out.
+steps and smaller models, and a benchmark measures for a moment. Installing gptkit is left out: a command that
+begins with it is run from behind it. So are the tests and tools of a checkout: of tools, and of commands in a
+sentence, the options are checked. A block of code below a line `<!-- not run: reason -->` is left out.
 
 The Python code of the chapter on plugins is run by tests/plugins/test_packages.py.
 """
@@ -47,7 +47,16 @@ INSTALL = re.compile(r"python -m venv \.venv && \.venv/bin/pip install -e \S+(?:
 BIN = ".venv/bin/"
 INLINE = re.compile(r"`((?:gptkit|python -m tools\.\w+) [^`]+)`")
 KEEP = "set -e; touch .variables; . ./.variables; trap '[ -z \"$run\" ] || declare -p run >.variables' EXIT"
-MOST_STEPS = 60  # of an experiment; the pages stop one at step 50
+MOST_STEPS = 51  # of an experiment; the pages stop one at step 50
+# `gptkit bench`, which measures for ten seconds, as it is but for that
+QUICK_BENCH = """if True:
+    from functools import partial
+    from gptkit.bench import measure
+    from gptkit.__main__ import main
+
+    measure.benchmark = partial(measure.benchmark, seconds=0.01, blocks=1)
+    main()
+"""
 TRANSFORMERS = importlib.util.find_spec("transformers") is not None
 # Of the example for `runs delete`
 DELETED = "tiny.c16.e32.h2.b2-20261122-104012"
@@ -74,13 +83,15 @@ def commands(text: str) -> list[str]:
 
 
 def shrink(experiment: Path, **model: int) -> None:
-    """Rewrites an experiment file to train and evaluate on less; `model` is set in its table."""
+    """Rewrites an experiment file to train a small model on less; `model` is set in its table."""
     fields = tomllib.loads(experiment.read_text("utf-8"))
-    training = fields.setdefault("training", {})
-    training["max_steps"] = min(training.get("max_steps", 1000), MOST_STEPS)
-    training["batch_size"] = 2
-    fields.setdefault("model", {}).update(model)
-    fields.setdefault("evaluation", {})["eval_tokens"] = 1024
+    small = {
+        "training": {"max_steps": MOST_STEPS, "batch_size": 2},
+        "model": {"n_layer": 1, "n_head": 2, "n_embd": 32, **model},
+        "evaluation": {"eval_tokens": 1024},
+    }
+    for table, values in small.items():
+        fields.setdefault(table, {}).update(values)
     experiment.write_text(tomli_w.dumps(fields), "utf-8")
 
 
@@ -137,12 +148,15 @@ def make_checkout(folder: Path, python: list[str], **model: int) -> Checkout:
     )
     for name, line in {
         "gptkit": f'{shlex.join(python)} -m gptkit "$@"',
+        "quick-bench": f'{shlex.join([*python, "-c", QUICK_BENCH])} "$@"',
         "pytest": f'{shlex.join(python)} -m pytest -p no:cacheprovider "$@"',
         # Into the folder, and not this environment; the first two words are install -e, or install
         "pip": f'{sys.executable} -m {pip} "$(echo "$*" | sed -E "s/^install (-e )?//; s/\\[.*//")"',
     }.items():
         (scripts / name).write_text(f"#!/bin/sh\nexec {line}\n")
         (scripts / name).chmod(0o755)
+    gptkit = (scripts / "gptkit").read_text()
+    (scripts / "gptkit").write_text(gptkit.replace("\n", '\n[ "$1" = bench ] && exec quick-bench "$@"\n', 1))
     return Checkout(folder, scripts)
 
 
@@ -167,7 +181,7 @@ def test_every_command_of_every_page_works_as_written_and_in_order(page: Path, c
 @pytest.mark.slow
 @shell
 def test_every_example_of_the_help_works_as_written_and_in_order(tmp_path: Path, python: list[str]) -> None:
-    checkout = make_checkout(tmp_path, python, n_layer=2)  # the ids of runs begin with the context's length
+    checkout = make_checkout(tmp_path, python)  # the ids of runs begin with the context's length
     examples = commands(hooks().on_page_markdown((DOCS / "commands.md").read_text("utf-8")))
     assert len(examples) >= 40
     for command in examples:

@@ -131,8 +131,19 @@ def clean_variables() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 
 
-# What gptkit imports of others
-LIBRARIES = ("torch", "numpy", "safetensors", "pydantic", "typer", "rich", "jinja2", "filelock", "tomli_w")
+# What gptkit imports of others; torch._dynamo is for the contract of positional encodings
+LIBRARIES = (
+    "torch",
+    "torch._dynamo",
+    "numpy",
+    "safetensors",
+    "pydantic",
+    "typer",
+    "rich",
+    "jinja2",
+    "filelock",
+    "tomli_w",
+)
 
 
 @pytest.fixture(scope="module")

@@ -57,11 +57,10 @@ def _marked(work: Callable[..., Any], inside: str, after: str) -> Callable[..., 
 
 
 def warm_up() -> None:
-    """Imports all of gptkit, and what torch imports on first use, so that no fork has to."""
+    """Imports all of gptkit, so that no fork has to."""
     for module in pkgutil.walk_packages(gptkit.__path__, "gptkit."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    importlib.import_module("torch._dynamo")  # imported by the first update of AdamW: a second
 
 
 def mark_phases() -> None:
