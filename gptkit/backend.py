@@ -16,11 +16,12 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ from gptkit.experiment.schema import TrainingSettings
 from gptkit.machine import usable_processors
 from gptkit.model import fast
 from gptkit.model.fast import Implementations
+from gptkit.model.measured import selected
 from gptkit.native import build_key, implementations, usable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by precision
@@ -49,6 +51,7 @@ class Backend:
     threads: int
     compile: bool
     native: str = ""  # the build of gptkit/native that computes; "": none
+    operations: Mapping[str, str] | None = None  # name of the implementation of each; None: the default ones
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,6 +135,7 @@ def computing(backend: Backend) -> Iterator[None]:
     try:
         devices = [torch.cuda.current_device()] if backend.device == "cuda" else []
         operations = fast_operations(backend.device, native=bool(backend.native))
+        operations = selected(operations, backend.operations or {})
         with torch.random.fork_rng(devices=devices), fast.using(operations):
             yield
     finally:
@@ -169,13 +173,13 @@ _CODE = (
 )
 
 
-def fingerprint(backend: Backend) -> dict[str, str | int | bool]:
+def fingerprint(backend: Backend) -> dict[str, Any]:
     """What can change the last bits of a result; recorded with a run, compared when it is resumed.
 
     A variable of `VARIABLES` is in it where it is set.
     """
     return {
-        **asdict(backend),
+        **{key: value for key, value in asdict(backend).items() if value is not None},
         "python": platform.python_version(),
         "gptkit": version("gptkit"),
         "torch": torch.__version__,

@@ -33,6 +33,9 @@ ROOT = Path(__file__).parents[1]
 
 restore_sigint()
 
+# Each experiment of a test would be measured, and what is chosen could differ from one process to the next
+os.environ.setdefault("GPTKIT_MEASURE", "0")
+
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """No worker processes (`-n auto`) for a debugger, nor for one file, whose tests all go to one worker."""

@@ -106,7 +106,12 @@ def sha(data: bytes) -> str:
 
 
 def gptkit(folder: Path, *words: str, native: bool) -> bytes:
-    environment = {**os.environ, "GPTKIT_NATIVE": "1" if native else "0", "GPTKIT_DATA_DIR": str(folder)}
+    environment = {
+        **os.environ,
+        "GPTKIT_NATIVE": "1" if native else "0",
+        "GPTKIT_MEASURE": "0",
+        "GPTKIT_DATA_DIR": str(folder),
+    }
     done = subprocess.run(
         [sys.executable, "-m", "gptkit", *words],
         cwd=folder,

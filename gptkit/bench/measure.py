@@ -22,8 +22,10 @@ from gptkit.bench.baseline import Transformers, quiet_transformers
 from gptkit.errors import UsageError
 from gptkit.experiment.schema import Experiment, SamplingSettings
 from gptkit.generation import generate_tokens
+from gptkit.measurements import measure_operations, with_fastest
 from gptkit.model import GPT
 from gptkit.model.build import build_new_model
+from gptkit.model.measured import Measurement
 from gptkit.training.cost import check_memory, training_flops
 from gptkit.training.setup import build_trainer
 from gptkit.training.trainer import Trainer
@@ -78,10 +80,33 @@ def benchmark(
     if against not in ("", "transformers"):
         raise UsageError(f"--against {against!r}: expected transformers.")
     backend = choose_backend(experiment.training, training_flops(experiment, vocab_size))
+    backend = with_fastest(backend, experiment, vocab_size)
     with computing(backend), quiet_transformers() if against else nullcontext():
         check_memory(experiment, vocab_size)
         bench = _Bench(experiment, backend, vocab_size, against, seconds, blocks)
         return bench.run()
+
+
+@dataclass(frozen=True)
+class OperationTable:
+    """The implementations of an experiment's operations, and which of them a run on this machine uses."""
+
+    experiment: str  # its name
+    device: str
+    precision: str
+    threads: int  # of a run; the measurement takes one
+    native: str  # the build of the operations in C; "": none
+    operations: list[Measurement]
+
+
+def benchmark_operations(experiment: Experiment, *, vocab_size: int = 65) -> OperationTable:
+    """Measures the operations anew, and keeps the result for the next runs.
+
+    Raises UsageError where nothing can be measured.
+    """
+    backend = choose_backend(experiment.training, training_flops(experiment, vocab_size))
+    precision, found = measure_operations(backend, experiment, vocab_size)
+    return OperationTable(experiment.name, backend.device, precision, backend.threads, backend.native, found)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ class Implementation:
 # The implementations to try before the body, in order, by operation; fast.py sets them, once per run
 registered: dict[str, tuple[Implementation, ...]] = {}
 
+# The body of each operation, by its name
+bodies: dict[str, Callable[..., Any]] = {}
+
 
 def operation(body: Callable[P, R]) -> Callable[P, R]:
     """Calls the first registered implementation that supports the arguments, else `body`.
@@ -47,6 +50,7 @@ def operation(body: Callable[P, R]) -> Callable[P, R]:
     Inside torch.compile it is always the body. A method `forward` is known by the name of its class.
     """
     name = body.__qualname__.removesuffix(".forward")
+    bodies[name] = body
 
     @wraps(body)
     def dispatch(*arguments: Any) -> Any:

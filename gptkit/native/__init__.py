@@ -10,9 +10,9 @@ gptkit/model, never the reverse; gptkit/backend.py installs what is here.
 
 from gptkit.model.ops import Implementation
 from gptkit.native import block, decode, ops, optim
-from gptkit.native.build import Library, build_key, library, unavailable, usable
+from gptkit.native.build import Library, build_key, cache_folder, library, unavailable, usable
 
-__all__ = ["Library", "build_key", "implementations", "library", "unsupported", "usable"]
+__all__ = ["Library", "build_key", "cache_folder", "implementations", "library", "unsupported", "usable"]
 
 # These multiply pairs of bf16 numbers, which few processors do
 _WITH_BF16_PRODUCTS: dict[str, tuple[Implementation, ...]] = {

@@ -315,6 +315,7 @@ def recorded_backend(record: RunRecord, chosen: Backend, set_now: Container[str]
         threads=chosen.threads if "training.threads" in set_now else was.threads,
         compile=chosen.compile if "training.compile" in set_now else compiles,
         native=build_key() if was.native else "",
+        operations=was.operations,
     )
 
 

@@ -162,6 +162,7 @@ class Environment(_Lenient):
     threads: Whole = None
     compile: Flag = None
     native: Text = None
+    operations: Annotated[dict[str, str] | None, _or_else(_none)] = None  # implementations, by operation
 
 
 class LoadedFrom(_Lenient):

@@ -45,6 +45,7 @@ from gptkit.experiment.schema import (
     PluginTable,
     SamplingSettings,
 )
+from gptkit.measurements import with_fastest
 from gptkit.model import GPT
 from gptkit.model.build import build_model_for, build_new_model, freeze, load_weights, require_finite
 from gptkit.plugins import DataFolders, Dataset, Tokenizer, registry
@@ -232,7 +233,9 @@ def prepare_new(experiment: Experiment, context: RunContext) -> NewRun:
             f"tokenizer {name!r}: {wrong}\nSamples, and what 'gptkit generate' writes, will lack text. "
             f"To see what to change: gptkit plugins check {name}"
         )
-    backend = choose_backend(experiment.training, training_flops(experiment, corpus.tokenizer.vocab_size))
+    vocab_size = corpus.tokenizer.vocab_size
+    backend = choose_backend(experiment.training, training_flops(experiment, vocab_size))
+    backend = with_fastest(backend, experiment, vocab_size)
     return NewRun(experiment, corpus, backend, trackers, text, source)
 
 

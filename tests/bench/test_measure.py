@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from gptkit import measurements
 from gptkit.bench import measure as module
 from gptkit.bench.baseline import quiet_transformers
 from gptkit.bench.measure import benchmark, flops_per_token, flops_per_token_sampled
@@ -14,6 +16,7 @@ from gptkit.cli.display.tables import show_benchmark
 from gptkit.errors import UsageError
 from gptkit.experiment.load import experiment_from_dict
 from gptkit.model.build import build_model
+from tests.support import Command
 
 TINY = {
     "model": {"context_length": 16, "n_embd": 32, "n_layer": 2, "n_head": 2},
@@ -49,6 +52,27 @@ def test_rates_are_consistent_and_shown_in_the_table(capsys: pytest.CaptureFixtu
     printed = json.loads(capsys.readouterr().out)
     assert printed["training"]["tokens"] == trained.tokens
     assert printed["rival_training"]["precision"] == rival.precision
+
+
+def test_the_table_of_operations_shows_each_implementation_and_the_one_that_is_used(
+    gptkit_command: Command, tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurements, "cache_folder", lambda: None)
+    monkeypatch.setattr(measurements, "_SECONDS_PER_CALL", 0.0)
+    refused = gptkit_command("bench", tiny_experiment, "--operations")
+    assert (refused.code, "GPTKIT_MEASURE=0" in refused.err) == (2, True)
+    monkeypatch.setenv("GPTKIT_MEASURE", "1")
+    options = ["bench", tiny_experiment, "--operations", "--set", "training.precision=fp32"]
+    table = gptkit_command(*options)
+    assert table.code == 0, table.err
+    for expected in ("attend", "blocks of queries", "it is for bf16 on a CPU", "yes", "relu2 2 x 16 x 128"):
+        assert expected in table.out
+    printed = json.loads(gptkit_command(*options, "--json").out)
+    assert printed["precision"] == "fp32"
+    for operation in printed["operations"]:
+        names = {one["name"]: one["milliseconds"] for one in operation["candidates"]}
+        assert not names or names[operation["chosen"]] > 0
+    assert gptkit_command(*options, "--against", "transformers").code == 2
 
 
 def test_the_flops_of_a_sampled_token_are_two_per_weight_and_attention() -> None:

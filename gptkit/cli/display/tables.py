@@ -24,7 +24,7 @@ from gptkit.plugins import registry
 from gptkit.words import printable
 
 if TYPE_CHECKING:
-    from gptkit.bench.measure import BaselineRate, Benchmark, Rate
+    from gptkit.bench.measure import BaselineRate, Benchmark, OperationTable, Rate
     from gptkit.data.catalog import DatasetDescription, DatasetRow, FetchedDataset, TokenCount
     from gptkit.plugins.registry import PluginDescription, PluginOption
     from gptkit.testing import CheckResult
@@ -122,6 +122,34 @@ def show_benchmark(result: Benchmark, *, as_json: bool) -> None:
         header = (*header, result.rival, "its precision", "ratio")
     show_table(header, [row[: len(header)] for row in rows], right=[name for name in header if name])
     print(f"the whole experiment takes about {duration(result.experiment_seconds)} of training")
+
+
+def show_operations(table: OperationTable, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_operations_json(table)))
+        return
+    print(f"{table.experiment}: {table.precision} on the {table.device}, forward and backward, one thread")
+    rows = []
+    for one in table.operations:
+        cells = (one.operation, one.shape)
+        for candidate in one.candidates:
+            used = candidate.name == one.chosen
+            why = one.reason if used else ", ".join(candidate.unsupported)
+            milliseconds = "" if candidate.seconds is None else f"{candidate.seconds * 1e3:.3f}"
+            rows.append((*cells, candidate.name, milliseconds, "yes" if used else "", why))
+            cells = ("", "")
+        if not one.candidates:
+            rows.append((*cells, one.chosen, "", "yes", one.reason))
+    show_table(("operation", "shape", "implementation", "ms", "used", "why"), rows, right=["ms"])
+
+
+def _operations_json(table: OperationTable) -> dict[str, Any]:
+    found = asdict(table)
+    for one in found["operations"]:
+        for candidate in one["candidates"]:
+            seconds = candidate.pop("seconds")
+            candidate["milliseconds"] = None if seconds is None else seconds * 1e3
+    return found
 
 
 # gptkit evaluate
