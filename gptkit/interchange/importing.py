@@ -39,6 +39,7 @@ from gptkit.model.ops import RMS_EPS
 from gptkit.plugins import Tokenizer
 from gptkit.runs import Run, RunRecord, create_run, lock_run, tokenizer_hash
 from gptkit.runs.checkpoint import save_checkpoint
+from gptkit.runs.environment import record_experiment
 from gptkit.runs.record import ImportedFrom, TokenizerRecord, read_json_object
 from gptkit.tokenizers.bpe import byte_level_json
 from gptkit.tokenizers.char import CharTokenizer
@@ -613,24 +614,24 @@ def _write_run(
                 },
             )
             now = datetime.now().astimezone().isoformat(timespec="microseconds")
-            run.write_record(
-                RunRecord(
-                    format=1,
-                    id=run.id,
-                    name=experiment.name,
-                    status=RunStatus.IMPORTED,
-                    started=now,
-                    tokenizer=TokenizerRecord(
-                        type=experiment.tokenizer.type,
-                        vocab_size=tokenizer.vocab_size,
-                        sha256=tokenizer_hash(tokenizer),
-                    ),
-                    parameters=parameters,
-                    step=0,
-                    last_checkpoint=0,
-                    imported_from=ImportedFrom(kind=source.kind, path=str(path)),
-                )
+            record = RunRecord(
+                format=1,
+                id=run.id,
+                name=experiment.name,
+                status=RunStatus.IMPORTED,
+                started=now,
+                tokenizer=TokenizerRecord(
+                    type=experiment.tokenizer.type,
+                    vocab_size=tokenizer.vocab_size,
+                    sha256=tokenizer_hash(tokenizer),
+                ),
+                parameters=parameters,
+                step=0,
+                last_checkpoint=0,
+                imported_from=ImportedFrom(kind=source.kind, path=str(path)),
             )
+            record_experiment(record, experiment)
+            run.write_record(record)
     except BaseException:
         disk.remove_folder(run.path)
         raise

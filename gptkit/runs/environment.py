@@ -271,6 +271,8 @@ def environment_differences(record: RunRecord, experiment: Experiment, backend: 
         for key in keys
         if before.get(key) != now.get(key)
     ]
+    if "code" not in before and before.get("precision") == "bf16" and not before.get("native"):
+        changed.append("gradients summed in bf16 -> fp32")  # by torch, since 0.1.0
     if record.plugins is None:
         return (*changed, "plugins not recorded")
     return (

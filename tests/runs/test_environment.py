@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gptkit import backend
-from gptkit.backend import choose_backend, fingerprint, hash_of_code
+from gptkit.backend import RECORDED_SINCE_0_2, choose_backend, fingerprint, hash_of_code
 from gptkit.data.corpus import hash_ids
 from gptkit.errors import CheckpointError
 from gptkit.experiment.load import experiment_from_dict
@@ -143,3 +143,11 @@ def test_a_run_of_0_1_0_is_not_asked_for_what_it_did_not_record(monkeypatch: pyt
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     assert differences(record_of(old)) == ()
     assert differences(record_of({**old, "torch": "1.0"})) == (f"torch 1.0 -> {torch.__version__}",)
+
+
+def test_a_run_of_0_1_0_in_bf16_without_c_is_not_exact_any_more() -> None:
+    old = {key: value for key, value in FINGERPRINT.items() if key not in RECORDED_SINCE_0_2}
+    found = differences(record_of({**old, "precision": "bf16", "native": ""}))
+    assert "gradients summed in bf16 -> fp32" in found
+    for other in ({"precision": "fp32", "native": ""}, {"precision": "bf16", "native": "123"}):
+        assert "gradients summed in bf16 -> fp32" not in differences(record_of({**old, **other}))
