@@ -8,11 +8,12 @@ is quick.
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from gptkit.plugins.tokenizer import Splits
 from gptkit.words import nearest
 
 if TYPE_CHECKING:
+    from gptkit.data.source import Text
     from gptkit.experiment.schema import PluginTable
 
 _MISSING_PATH = {
@@ -255,6 +257,60 @@ def read_dataset(name: str, dataset: Dataset, folders: DataFolders) -> str:
     return text
 
 
+def open_text(name: str, dataset: Dataset, folders: DataFolders, title: str) -> Text:
+    """The text of a dataset: in memory, or a large one that is read in pieces each time it is needed.
+
+    A large text is read once now, to measure it, unless the dataset's fingerprint is that of a text that was
+    read before. Raises as `read_dataset` does.
+    """
+    from gptkit.data import cache
+    from gptkit.data.source import LARGE, Measuring, StreamedText, Text
+
+    if type(dataset).pieces is Dataset.pieces:
+        return Text(read_dataset(name, dataset, folders), title)
+    quiet = replace(folders, progress=no_progress)  # when it is read again, what is done then is reported
+
+    def again() -> Iterator[str]:
+        return _pieces_of(name, dataset, quiet)
+
+    with _plugin_errors(name):
+        found = dataset.fingerprint(folders)
+    fingerprint = json.dumps([name, found]) if found is not None else None
+    if fingerprint is not None and (known := cache.known_measures(fingerprint)) is not None:
+        return StreamedText(again, known, title)
+    pieces, beginning, characters = _pieces_of(name, dataset, folders), list[str](), 0
+    for piece in pieces:
+        beginning.append(piece)
+        characters += len(piece)
+        if characters >= LARGE:
+            break
+    else:
+        if not characters:
+            raise DataError(f"dataset {name!r} is empty.")
+        return Text("".join(beginning), title)
+    measuring = Measuring()
+    while beginning:
+        measuring.add(beginning.pop(0))
+    for piece in pieces:
+        measuring.add(piece)
+    measures = measuring.measures()
+    with _plugin_errors(name):
+        if fingerprint is not None and dataset.fingerprint(folders) == found:  # not changed meanwhile
+            cache.remember_measures(fingerprint, measures)
+    return StreamedText(again, measures, title)
+
+
+def _pieces_of(name: str, dataset: Dataset, folders: DataFolders) -> Iterator[str]:
+    with _plugin_errors(name):
+        for piece in dataset.pieces(folders):
+            if not isinstance(piece, str):
+                raise PluginError(
+                    f"dataset {name!r} returned a piece of {type(piece).__name__}, not text. "
+                    "Report it to its author."
+                )
+            yield piece
+
+
 @contextmanager
 def _plugin_errors(name: str) -> Iterator[None]:
     """Turns unexpected exceptions of a dataset plugin into a PluginError."""
@@ -279,7 +335,7 @@ def describe_dataset(
     name: str, folders: DataFolders, val_fraction: float = 0.1, *, options: dict[str, Any] | None = None
 ) -> DatasetDescription:
     """Describes a registered dataset or a text file. Reads it, which may download it."""
-    from gptkit.data.corpus import measure_text, split_text
+    from gptkit.data.source import measure_text, split_text
 
     dataset, table = _resolve(name, options or {}, folders)
     text = read_dataset(name, dataset, folders)

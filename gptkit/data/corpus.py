@@ -1,21 +1,29 @@
 """The corpus of a run: a text split, tokenized and hashed.
 
-Input: the text, and a tokenizer or the class of one to train. Output: the ids of both splits, and the counts
-that a run records. Knows nothing of models.
+Input: the text, and a tokenizer or the class of one to train. Output: the ids of both splits, of a large text
+in the user's cache, and the counts that a run records. Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from math import ceil, floor, log10
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gptkit import files
+from gptkit.data import cache
+from gptkit.data.source import Part, Text, measure_text
 from gptkit.errors import DataError, PluginError
 from gptkit.plugins import Splits, Tokenizer
 from gptkit.plugins.options import ProgressCallback, no_progress
@@ -23,7 +31,6 @@ from gptkit.plugins.tokenizer import Ids
 from gptkit.words import first_difference, quote_characters
 
 _USUAL_FRACTION = 0.1  # of the text in the val split: the default
-_LONG_TEXT = 8_000_000  # characters from which on tokenizing takes seconds, so that progress is reported
 _PIECE, _MOST_PIECES = 1 << 16, 32  # characters, and pieces, to compare with what comes back of them
 _PASSAGE, _MOST_PASSAGES = 300, 32  # to count the characters that are lost, in time like length squared
 _WORD = re.compile(r"(?<=\s)\S")
@@ -37,6 +44,7 @@ class Corpus:
     val_bytes: int  # UTF-8 bytes of the val split, to convert nats per token to bits per byte
     characters: int
     text_sha256: str
+    ids_sha256: str
     lost: LostText | None = None  # of the val split; None where the tokenizer returns all of it
 
 
@@ -52,14 +60,34 @@ class LostText:
         return f"does not return the text: {much} of the characters are lost: {self.example}"
 
 
-def split_text(text: str, val_fraction: float) -> tuple[str, str]:
-    """The train split, which is the beginning of the text, and the val split, which is its end."""
-    cut = int(len(text) * (1 - val_fraction))
-    return text[:cut], text[cut:]
+class _PartsAsSplits(Splits):
+    """Splits of a text that may be larger than memory; `train` and `val` read all of it."""
+
+    def __init__(self, train: Part, val: Part, progress: ProgressCallback) -> None:
+        self._parts = train, val
+        object.__setattr__(self, "progress", progress)
+
+    @cached_property
+    def train(self) -> str:
+        return self._parts[0].read()
+
+    @cached_property
+    def val(self) -> str:
+        return self._parts[1].read()
+
+    @property
+    def train_characters(self) -> int:
+        return len(self._parts[0])
+
+    def train_pieces(self) -> Iterator[str]:
+        return self._parts[0].pieces()
+
+    def val_pieces(self) -> Iterator[str]:
+        return self._parts[1].pieces()
 
 
 def build_corpus(
-    text: str,
+    text: str | Text,
     tokenizer: Tokenizer | type[Tokenizer],
     *,
     options: Any = None,
@@ -67,43 +95,150 @@ def build_corpus(
     context_length: int,
     progress: ProgressCallback = no_progress,
     tokenizing: ProgressCallback = no_progress,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> Corpus:
     """Tokenizes a text with `tokenizer`, or with one trained by that class and `options`.
 
-    `progress` is called while the tokenizer is trained; `tokenizing`, with characters, between the splits of
-    a long text. Raises DataError for a text that is too short or has characters that the tokenizer lacks;
-    PluginError for ids that are not an array of integers within the vocabulary.
+    The ids of a large text are kept in the user's cache; those of a small one are in memory, and no file is
+    written. `progress` is called while the tokenizer is trained; `tokenizing`, with characters, while a large
+    text is tokenized; `warn` if something is wrong with the cache.
+
+    Raises DataError for a text that is too short or has characters that the tokenizer lacks; PluginError for
+    ids that are not an array of integers within the vocabulary; DiskError for ids that neither the disk nor
+    memory has space for.
     """
-    if len(text) < _LONG_TEXT:
-        tokenizing = no_progress
-    train_text, val_text = split_text(text, val_fraction)
+    text = Text(text) if isinstance(text, str) else text
+    train, val = text.split(val_fraction)
     if isinstance(tokenizer, type):
-        tokenizer = tokenizer.train(options, Splits(train_text, val_text, progress))
-    unknown = tokenizer.unknown_characters(text)
+        tokenizer = _train(tokenizer, options, train, val, progress)
+    unknown = tokenizer.unknown_characters(text.distinct())
     if unknown:
         raise DataError(
             f"the text has {len(unknown)} characters that the run's tokenizer lacks: "
             f"{quote_characters(unknown)}. Use a text without them, or train a new run."
         )
-    tokenizing(0, len(text))
-    train = _encode(tokenizer, train_text)
-    tokenizing(len(train_text), len(text))
+    encoder = None
+    if text.is_large:
+        encoder = _LargeTextEncoder(tokenizer, text, tokenizing, warn)
+        train_ids, _ = encoder.ids(train, "train")
+        val_ids, facts = encoder.ids(val, "val")
+        lost = LostText(**facts["lost"]) if facts["lost"] else None
+        val_bytes = int(facts["bytes"])
+    else:
+        train_ids, val_ids = _encode(tokenizer, train.read()), _encode(tokenizer, val.read())
+        val_bytes, lost = measure_text(val.read())[0], lost_text(tokenizer, val)
     corpus = Corpus(
         tokenizer=tokenizer,
-        train=train,
-        val=_encode(tokenizer, val_text),
-        val_bytes=measure_text(val_text)[0],
-        characters=len(text),
-        text_sha256=measure_text(text)[1],
-        lost=lost_text(tokenizer, val_text),
+        train=train_ids,
+        val=val_ids,
+        val_bytes=val_bytes,
+        characters=text.characters,
+        text_sha256=text.sha256,
+        ids_sha256=hash_ids(train_ids, val_ids) if encoder is None else encoder.hash_of(train_ids, val_ids),
+        lost=lost,
     )
     _check_length(corpus, context_length, val_fraction)
     return corpus
 
 
+def _train(
+    cls: type[Tokenizer], options: Any, train: Part, val: Part, progress: ProgressCallback
+) -> Tokenizer:
+    """A tokenizer trained on a text; of a large one, that of the cache if it was trained before."""
+    splits = _PartsAsSplits(train, val, progress)
+    if not (cls.keeps and train.text.is_large):
+        return cls.train(options, splits)
+    chosen = options.model_dump(mode="json") if options is not None else {}
+    learned = [_code_of(cls), chosen, train.stop]
+    stored = cache.known("tokenizer", train.text.sha256, learned)
+    if stored is not None:
+        with suppress(ValueError):
+            return cls.from_json(stored)
+    tokenizer = cls.train(options, splits)
+    cache.remember("tokenizer", train.text.sha256, learned, tokenizer.to_json())
+    return tokenizer
+
+
+class _LargeTextEncoder:
+    """Ids of the parts of a large text, from the cache or put into it."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        text: Text,
+        progress: ProgressCallback,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._hash = files.sha256(files.to_json([_code_of(type(tokenizer)), tokenizer.to_json()]))
+        self._dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+        self._text, self._progress, self._warn = text, progress, warn
+        self._keys: list[cache.Key] = []
+
+    def ids(self, part: Part, split: str) -> tuple[Ids, dict[str, Any]]:
+        """The ids of a part, and facts about it: its UTF-8 `bytes`, and of the val split what is `lost`."""
+        key = cache.Key(part.text.sha256, split, part.start, part.stop, self._hash, self._dtype)
+        self._keys.append(key)
+        size = 0
+
+        def encode() -> Iterator[Ids]:
+            nonlocal size
+            size = 0
+            self._progress(part.start, self._text.characters)
+
+            def pieces() -> Iterator[str]:
+                nonlocal size
+                done = part.start
+                for piece in part.pieces():
+                    yield piece
+                    size += measure_text(piece)[0]
+                    done += len(piece)
+                    self._progress(done, self._text.characters)
+
+            for ids in self._tokenizer.encode_stream(pieces()):
+                yield _checked(self._tokenizer, ids)
+
+        def facts() -> dict[str, Any]:
+            lost = lost_text(self._tokenizer, part) if split == "val" else None
+            return {"bytes": size, "lost": asdict(lost) if lost else None}
+
+        needed = len(part) * np.dtype(self._dtype).itemsize
+        name = str(self._tokenizer.to_json().get("type", type(self._tokenizer).__name__))
+        return cache.cached_ids(
+            key, encode, facts, title=part.text.title, tokenizer=name, needed=needed, warn=self._warn
+        )
+
+    def hash_of(self, *splits: Ids) -> str:
+        """`hash_ids` of what `ids` returned, which is kept too: it takes a second for 200 million ids."""
+        key = [asdict(one) for one in self._keys]
+        stored = cache.known("ids", self._text.sha256, key)
+        if stored is not None:
+            return str(stored["sha256"])
+        found = hash_ids(*splits)
+        cache.remember("ids", self._text.sha256, key, {"sha256": found})
+        return found
+
+
+def _code_of(cls: type[Tokenizer]) -> list[str]:
+    """Identifies what a class of tokenizers does: its name, its code, the versions of what it needs."""
+    source = b""
+    with suppress(OSError, TypeError):
+        source = Path(inspect.getfile(cls)).read_bytes()
+    versions = []
+    for module in cls.needs:
+        with suppress(PackageNotFoundError):
+            versions.append(f"{module} {version(module)}")
+    return [f"{cls.__module__}:{cls.__qualname__}", files.sha256(source), *versions]
+
+
 def _encode(tokenizer: Tokenizer, text: str) -> Ids:
     """The ids of a text, checked, since the tokenizer may be a plugin."""
-    ids, size, name = tokenizer.encode(text), tokenizer.vocab_size, type(tokenizer).__name__
+    return _checked(tokenizer, tokenizer.encode(text))
+
+
+def _checked(tokenizer: Tokenizer, ids: Ids) -> Ids:
+    """Raises PluginError for ids that are not what `encode` should return."""
+    size, name = tokenizer.vocab_size, type(tokenizer).__name__
     if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)):
         raise PluginError(
             f"{name}.encode should return a numpy array of integers, shape (T,), not {_describe(ids)}. "
@@ -117,11 +252,13 @@ def _encode(tokenizer: Tokenizer, text: str) -> Ids:
     return ids
 
 
-def lost_text(tokenizer: Tokenizer, text: str) -> LostText | None:
+def lost_text(tokenizer: Tokenizer, text: str | Part) -> LostText | None:
     """What `tokenizer` does not return of `text`; None if it returns all of it.
 
     Looks at pieces of the text, spread evenly if it is a long one. Raises PluginError if it cannot decode.
     """
+    if isinstance(text, str):
+        text = Part(Text(text), 0, len(text))
     for piece in _pieces(text, _PIECE, _MOST_PIECES):
         back = _decode(tokenizer, piece)
         if back == piece:
@@ -134,15 +271,16 @@ def lost_text(tokenizer: Tokenizer, text: str) -> LostText | None:
     return None
 
 
-def _pieces(text: str, length: int, most: int) -> Iterator[str]:
+def _pieces(text: Part, length: int, most: int) -> Iterator[str]:
     """At most `most` pieces of about `length` characters, spread evenly over the text.
 
     They begin and end with whole words: a tokenizer may treat both ends of a text in a way of its own.
     """
     number = max(1, -(-len(text) // length))
-    for index in range(min(number, most)):
-        start = (index * number // min(number, most)) * length
-        piece = text[start : start + length]
+    starts = [(index * number // min(number, most)) * length for index in range(min(number, most))]
+    passages = text.passages([(start, start + length) for start in starts])
+    for start, passage in zip(starts, passages, strict=False):
+        piece = passage
         if start + length < len(text):
             piece = piece[: max(map(piece.rfind, " \t\n\r\u3000")) + 1].rstrip() or piece
         if start and (word := _WORD.search(piece)):
@@ -218,19 +356,3 @@ def hash_ids(*splits: Ids, at_once: int = 1 << 20) -> str:
         for start in range(0, len(ids), at_once):
             digest.update(ids[start : start + at_once].astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def measure_text(text: str, at_once: int = 1 << 20) -> tuple[int, str]:
-    """Bytes and SHA-256 of the text as UTF-8, without a second copy of it in memory.
-
-    Raises DataError for a lone surrogate, which no file has but a plugin may return.
-    """
-    digest, size = hashlib.sha256(), 0
-    try:
-        for start in range(0, len(text), at_once):
-            part = text[start : start + at_once].encode()
-            digest.update(part)
-            size += len(part)
-    except UnicodeEncodeError as error:
-        raise DataError(f"the text has a lone surrogate at character {start + error.start}.") from None
-    return size, digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -74,6 +75,21 @@ class Dataset(ABC):
 
         Raises `DataError`, or any error of its own, where the text cannot be read.
         """
+
+    def pieces(self, folders: DataFolders) -> Iterator[str]:
+        """The text of `read` in pieces of any length, such as a megabyte; it is asked for several times.
+
+        Override it where the text may be larger than memory. The default yields the whole text.
+        """
+        yield self.read(folders)
+
+    def fingerprint(self, folders: DataFolders) -> str | None:
+        """A string that changes whenever the text does, found without reading it, or None: there is none.
+
+        Such as the sizes and times of the files, or a revision. With it, a large text whose ids are in the
+        cache is not read again.
+        """
+        return None
 
     def is_here(self, folders: DataFolders) -> bool:
         """Whether `read` will work without `fetch`. Must not download anything."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
@@ -30,6 +30,19 @@ class Splits:
     train: str
     val: str
     progress: ProgressCallback = field(default=no_progress, compare=False)
+
+    @property
+    def train_characters(self) -> int:
+        """The length of `train`."""
+        return len(self.train)
+
+    def train_pieces(self) -> Iterator[str]:
+        """The text `train` in pieces of any length. A text larger than memory is read in this way only."""
+        yield self.train
+
+    def val_pieces(self) -> Iterator[str]:
+        """The text `val` in pieces of any length."""
+        yield self.val
 
 
 class StreamDecoder:
@@ -92,6 +105,8 @@ class Tokenizer(ABC):
 
     Attributes:
         summary: one line for listings.
+        keeps: whether what `train` learns depends on its options and the text alone, not on a file, so that
+            gptkit may keep it in the user's cache for a large text.
         lossless: whether `decode(encode(text)) == text` for every text without unknown characters; False for
             one that converts to lower case, for example. May be set on the object.
         Options: the options of its table in an experiment file.
@@ -102,6 +117,7 @@ class Tokenizer(ABC):
 
     summary: ClassVar[str] = ""
     lossless: bool = True
+    keeps: ClassVar[bool] = False
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     api_version: ClassVar[int] = API_VERSION
     needs: ClassVar[tuple[str, ...]] = ()
@@ -122,6 +138,13 @@ class Tokenizer(ABC):
 
         gptkit asks `unknown_characters` first, so `text` has only characters that have ids.
         """
+
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+        """The ids of the text that `pieces` make together, in arrays of any length: those of `encode`.
+
+        Override it where `encode` can do without the whole text. The default joins the pieces.
+        """
+        yield self.encode("".join(pieces))
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from gptkit import events
 from gptkit.backend import computing
-from gptkit.data.corpus import Corpus, hash_ids
+from gptkit.data.corpus import Corpus
 from gptkit.errors import CheckpointError, DataError, UsageError
 from gptkit.experiment.identity import (
     Change,
@@ -300,7 +300,7 @@ def _prepare_again(
     source = _recorded_source(run, experiment, record)
     text = recorded_text(run, experiment, record, context)
     corpus, same = _tokenize_again(run, experiment, record, text, context)
-    check_tokens(record, hash_ids(corpus.train, corpus.val))
+    check_tokens(record, corpus.ids_sha256)
     backend = backend_again(experiment, record, corpus.tokenizer.vocab_size)
     differences = environment_differences(record, experiment, backend)
     if not same:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from unittest import SkipTest
 
 from gptkit.data.catalog import data_folders
-from gptkit.data.corpus import measure_text, split_text
+from gptkit.data.source import measure_text, split_text
 from gptkit.plugins import DataFolders
 from gptkit.plugins.registry import DATASETS
 from gptkit.testing.contract import (

@@ -7,7 +7,7 @@ Knows nothing of files or models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +26,19 @@ from gptkit.tokenizers.char import (
 )
 
 
+def _chunks(pieces: Iterable[str]) -> Iterator[str]:
+    """The text in pieces of CHUNK characters, but the last; CHUNK is even, so no pair is cut."""
+    rest = ""
+    for piece in pieces:
+        rest = rest + piece if rest else piece
+        whole = len(rest) // CHUNK * CHUNK
+        for start in range(0, whole, CHUNK):
+            yield rest[start : start + CHUNK]
+        rest = rest[whole:]
+    if rest:
+        yield rest
+
+
 class BigramTokenizer(Tokenizer):
     """Pairs of characters: the most frequent pairs of the training text, and its single characters.
 
@@ -40,6 +53,7 @@ class BigramTokenizer(Tokenizer):
         )
 
     summary = "frequent pairs of characters of the text"
+    keeps = True
 
     def __init__(self, characters: Sequence[str], pairs: Sequence[str]) -> None:
         self._alphabet = Alphabet(characters)
@@ -58,11 +72,10 @@ class BigramTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, options: Options, splits: Splits) -> Self:
-        characters, train_text = vocabulary_of(splits), splits.train
+        characters = vocabulary_of(splits)
         without_pairs = cls(characters, [])
         counts: Counter[int] = Counter()
-        for start in range(0, len(train_text) - 1, CHUNK):  # CHUNK is even, so no pair is cut
-            chunk = train_text[start : start + CHUNK]
+        for chunk in _chunks(splits.train_pieces()):
             keys = without_pairs._keys(without_pairs._alphabet.encode(chunk[: len(chunk) // 2 * 2]))
             distinct, numbers = np.unique(keys, return_counts=True)
             counts.update(dict(zip(distinct.tolist(), numbers.tolist(), strict=True)))
@@ -75,8 +88,10 @@ class BigramTokenizer(Tokenizer):
         return len(self._tokens)
 
     def encode(self, text: str) -> Ids:
-        parts = [self._encode_chunk(text[start : start + CHUNK]) for start in range(0, len(text), CHUNK)]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=self._dtype)
+        return np.concatenate([np.empty(0, dtype=self._dtype), *self.encode_stream([text])])
+
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+        return map(self._encode_chunk, _chunks(pieces))
 
     def _encode_chunk(self, text: str) -> Ids:
         characters = self._alphabet.encode(text)

@@ -73,19 +73,33 @@ def open_tokenizer(data: dict[str, Any]) -> tokenizers.Tokenizer:
     return opened
 
 
-def pieces(text: str, longest: int = _LONGEST) -> Iterator[str]:
-    """A text in pieces of some 64k characters, cut before white space.
+def cut(texts: Iterable[str], longest: int = _LONGEST) -> Iterator[str]:
+    """The text that `texts` make together in pieces of some 64k characters, cut before white space.
 
-    Where `longest` characters have no white space, the piece ends after them.
+    Where `longest` characters have no white space, the piece ends after them. The cuts do not depend on where
+    one of the texts ends.
     """
-    start = 0
+    text, start = "", 0
+    for more in texts:
+        text, start = text[start:] + more if start < len(text) else more, 0
+        while start + max(longest, _PIECE) < len(
+            text
+        ):  # so that the end of the text cannot be what ends the piece
+            end = _end_of_piece(text, start, longest)
+            yield text[start:end]
+            start = end
     while start < len(text):
-        end = start + _PIECE
-        if end < len(text):
-            found = _BEFORE_SPACE.search(text, end - 1, start + longest)
-            end = found.end() if found else start + longest
+        end = _end_of_piece(text, start, longest)
         yield text[start:end]
         start = end
+
+
+def _end_of_piece(text: str, start: int, longest: int) -> int:
+    end = start + _PIECE
+    if end >= len(text):
+        return len(text)
+    found = _BEFORE_SPACE.search(text, end - 1, start + longest)
+    return found.end() if found else start + longest
 
 
 def replace_surrogates(text: str) -> str:
@@ -95,12 +109,17 @@ def replace_surrogates(text: str) -> str:
 
 def encode_pieces(opened: tokenizers.Tokenizer, texts: Iterable[str], dtype: np.dtype[Any]) -> Ids:
     """Ids of all texts in one array, shape (T,). Raises ValueError for what the package cannot encode."""
-    texts, found = iter(texts), [np.empty(0, dtype=dtype)]
+    return np.concatenate([np.empty(0, dtype=dtype), *encode_each(opened, texts, dtype)])
+
+
+def encode_each(opened: tokenizers.Tokenizer, texts: Iterable[str], dtype: np.dtype[Any]) -> Iterator[Ids]:
+    """Ids of each text. Raises ValueError for what the package cannot encode."""
+    texts = iter(texts)
     while batch := [replace_surrogates(text) for text in islice(texts, _BATCH)]:
         with errors_as_value_error():
             encoded = opened.encode_batch_fast(batch, add_special_tokens=False)
-        found += [np.array(encoding.ids, dtype=dtype) for encoding in encoded]
-    return np.concatenate(found)
+        for encoding in encoded:
+            yield np.array(encoding.ids, dtype=dtype)
 
 
 @cache
@@ -164,6 +183,7 @@ class BpeTokenizer(Tokenizer):
 
     summary = "byte-level BPE learned from the text; knows every character"
     needs = ("tokenizers",)
+    keeps = True
 
     def __init__(self, data: dict[str, Any]) -> None:
         """Raises ValueError if `data` is not a tokenizer.json of this kind."""
@@ -196,7 +216,10 @@ class BpeTokenizer(Tokenizer):
         return len(self._token_bytes)
 
     def encode(self, text: str) -> Ids:
-        return encode_pieces(self._opened, pieces(text), self._dtype)
+        return encode_pieces(self._opened, cut([text]), self._dtype)
+
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+        return encode_each(self._opened, cut(pieces), self._dtype)
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join([self._token_bytes[token] for token in ids]).decode("utf-8", "replace")
@@ -214,15 +237,15 @@ class BpeTokenizer(Tokenizer):
 
 def _training_pieces(splits: Splits) -> Iterator[str]:
     """The training text in pieces without very long words; reports progress in characters."""
-    done = 0
-    for piece in pieces(splits.train):
+    done, total = 0, splits.train_characters
+    for piece in cut(splits.train_pieces()):
         start = 0
         for word in _LONG_WORD.finditer(piece):
             yield replace_surrogates(piece[start : word.end()])
             start = word.end()
         yield replace_surrogates(piece[start:])
         done += len(piece)
-        splits.progress(done, len(splits.train))
+        splits.progress(done, total)
 
 
 # The values that a tokenizer.json of this kind may have; () where a function below checks them. A key that is

@@ -6,7 +6,7 @@ Input: any text. Output: one id per byte of its UTF-8. Nothing is learned from a
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -31,6 +31,9 @@ class ByteTokenizer(Tokenizer):
 
     def encode(self, text: str) -> Ids:
         return np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8)
+
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+        return map(self.encode, pieces)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(list(ids)).decode("utf-8", "replace")  # bytes(array) would copy the array's memory

@@ -6,7 +6,8 @@ files and no models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -24,19 +25,24 @@ def smallest_type(vocab_size: int) -> np.dtype[Any]:
 
 def distinct_characters(text: str) -> list[str]:
     """The distinct characters of `text`, sorted by code point."""
-    seen: set[str] = set()
-    for start in range(0, len(text), CHUNK):
-        chunk = text[start : start + CHUNK]
-        if chunk.isascii():  # deleting the known characters as bytes is much faster than adding all to a set
-            known = "".join(character for character in seen if character.isascii())
-            chunk = chunk.encode("ascii").translate(None, known.encode("ascii")).decode("ascii")
-        seen.update(chunk)
-    return sorted(seen)
+    return _distinct([text])
 
 
 def vocabulary_of(splits: Splits) -> list[str]:
     """The distinct characters of both splits: an unseen character of `val` would have no id."""
-    return sorted({*distinct_characters(splits.train), *distinct_characters(splits.val)})
+    return _distinct(chain(splits.train_pieces(), splits.val_pieces()))
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    for text in texts:
+        for start in range(0, len(text), CHUNK):
+            chunk = text[start : start + CHUNK]
+            if chunk.isascii():  # deleting known characters as bytes is much faster than adding all to a set
+                known = "".join(character for character in seen if character.isascii())
+                chunk = chunk.encode("ascii").translate(None, known.encode("ascii")).decode("ascii")
+            seen.update(chunk)
+    return sorted(seen)
 
 
 class Alphabet:
@@ -93,6 +99,7 @@ class CharTokenizer(Tokenizer):
     """One token per distinct character of the text, in order of code point."""
 
     summary = "one token per character of the text"
+    keeps = True
 
     def __init__(self, characters: Sequence[str]) -> None:
         self._alphabet = Alphabet(characters)
@@ -107,6 +114,9 @@ class CharTokenizer(Tokenizer):
 
     def encode(self, text: str) -> Ids:
         return self._alphabet.encode(text)
+
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+        return map(self._alphabet.encode, pieces)
 
     def decode(self, ids: Sequence[int]) -> str:
         characters = self._alphabet.characters

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from gptkit.backend import choose_device, default_operations
 from gptkit.data.catalog import read_dataset, resolve_dataset
-from gptkit.data.corpus import lost_text, measure_text, split_text
+from gptkit.data.corpus import lost_text
 from gptkit.data.sampler import sliding_windows
+from gptkit.data.source import measure_text, split_text
 from gptkit.errors import DataError, UsageError
 from gptkit.experiment.schema import PluginTable
 from gptkit.plugins import DataFolders, Tokenizer

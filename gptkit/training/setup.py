@@ -22,10 +22,11 @@ import torch
 
 from gptkit import events
 from gptkit.backend import Backend, choose_backend, fingerprint
-from gptkit.data.catalog import read_dataset, resolve_dataset
-from gptkit.data.corpus import Corpus, build_corpus, hash_ids, measure_text
+from gptkit.data.catalog import open_text, resolve_dataset
+from gptkit.data.corpus import Corpus, build_corpus
 from gptkit.data.datasets.text import TextDataset
 from gptkit.data.sampler import BatchSampler, EvaluationRule
+from gptkit.data.source import Text
 from gptkit.errors import (
     CheckpointError,
     DataError,
@@ -112,7 +113,7 @@ class RunContext:
 class LoadedText:
     """A text and its dataset; `used` differs from `requested` where it is the fallback."""
 
-    text: str
+    text: Text
     requested: PluginTable
     used: PluginTable
     facts: dict[str, Any]
@@ -260,10 +261,11 @@ def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override]
         text.text,
         tokenizer,
         tokenizing=context.progress("tokenizing the text"),
+        warn=context.warn,
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )
-    check_tokens(record, hash_ids(corpus.train, corpus.val))
+    check_tokens(record, corpus.ids_sha256)
     if corpus.lost is not None:  # which 0.1.0 did not record
         record_lost_text(record, corpus)
     if set_keys:
@@ -309,7 +311,7 @@ def recorded_text(run: Run, experiment: Experiment, record: RunRecord, context: 
             if dataset.is_here(where):
                 text = _read(used, dataset, replace(context, folders=where))
                 loaded = LoadedText(text, table, used, dataset.facts())
-                if measure_text(text)[1] == record.dataset.sha256:
+                if text.sha256 == record.dataset.sha256:
                     return loaded
                 found = found or loaded
     if found is None:
@@ -318,7 +320,7 @@ def recorded_text(run: Run, experiment: Experiment, record: RunRecord, context: 
         except DataError as error:
             raise DataError(f"{error}{_where_trained(run, table, record)}") from error
         found = LoadedText(_read(used, dataset, context), table, used, dataset.facts())
-    check_text(record, run.id, measure_text(found.text)[1], found.facts)
+    check_text(record, run.id, found.text.sha256, found.facts)
     return found
 
 
@@ -355,9 +357,9 @@ def _fetch(
     return dataset, used
 
 
-def _read(table: PluginTable, dataset: Dataset, context: RunContext) -> str:
+def _read(table: PluginTable, dataset: Dataset, context: RunContext) -> Text:
     folders = replace(context.folders, progress=context.progress("reading the text"))
-    return read_dataset(table.type, dataset, folders)
+    return open_text(table.type, dataset, folders, dataset_title(table))
 
 
 def dataset_title(table: PluginTable) -> str:
@@ -380,6 +382,7 @@ def tokenize(experiment: Experiment, text: LoadedText, own: Tokenizer | None, co
         options=options,
         progress=context.progress("training the tokenizer"),
         tokenizing=context.progress("tokenizing the text"),
+        warn=context.warn,
         val_fraction=experiment.data.val_fraction,
         context_length=experiment.model.context_length,
     )
@@ -433,7 +436,7 @@ def _with_steps_and_seed(experiment: Experiment, corpus: Corpus) -> Experiment:
     return experiment.model_copy(update={"training": training, "seed": seed})
 
 
-def _resolve_prompt(sampling: SamplingSettings, text: str, corpus: Corpus) -> str:
+def _resolve_prompt(sampling: SamplingSettings, text: Text, corpus: Corpus) -> str:
     """A prompt that has tokens: that of the experiment, or the beginning of the text instead of the default.
 
     Raises ExperimentError for one that was chosen and has none, or has characters that are not in the text.
@@ -448,14 +451,15 @@ def _resolve_prompt(sampling: SamplingSettings, text: str, corpus: Corpus) -> st
         else:
             problem = f"= {prompt!r:.60} has no tokens with this tokenizer; use text that has some"
         raise ExperimentError(f"sampling.prompt {problem}", field="sampling.prompt")
-    if tokenizer.lossless and len(tokenizer.encode(text[0])):
-        return text[0]
+    if tokenizer.lossless and len(tokenizer.encode(text.read(0, 1))):
+        return text.read(0, 1)
     first = corpus.train[:1].tolist()
     token = tokenizer.decode(first)
     if not tokenizer.unknown_characters(token) and tokenizer.encode(token).tolist() == first:
         return token
+    beginning = text.read(0, min(2**20, text.characters))
     lengths = (2**power for power in range(21))  # the shortest beginning that has tokens, roughly
-    return next((text[:length] for length in lengths if len(tokenizer.encode(text[:length]))), prompt)
+    return next((beginning[:n] for n in lengths if len(tokenizer.encode(beginning[:n]))), prompt)
 
 
 def target_step(experiment: Experiment) -> int | None:
@@ -611,7 +615,7 @@ def new_record(run: Run, setup: NewRun, context: RunContext, rerun_of: str | Non
             type=experiment.tokenizer.type,
             vocab_size=corpus.tokenizer.vocab_size,
             sha256=tokenizer_hash(corpus.tokenizer),
-            ids_sha256=hash_ids(corpus.train, corpus.val),
+            ids_sha256=corpus.ids_sha256,
             train_tokens=len(corpus.train),
             val_tokens=len(corpus.val),
         ),

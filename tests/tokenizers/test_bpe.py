@@ -98,10 +98,10 @@ def test_a_text_is_cut_before_white_space_if_there_is_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bpe, "_PIECE", 3)
-    assert list(bpe.pieces("ab  cdefg h\n\n i")) == ["ab  cdefg", " h\n\n i"]
-    assert list(bpe.pieces("abcdefghij k", longest=5)) == ["abcde", "fghij", " k"]
-    assert list(bpe.pieces("      ", longest=4)) == ["    ", "  "]
-    assert list(bpe.pieces("")) == []
+    assert list(bpe.cut(["ab  cdefg h\n\n i"])) == ["ab  cdefg", " h\n\n i"]
+    assert list(bpe.cut(["abcdefghij k"], longest=5)) == ["abcde", "fghij", " k"]
+    assert list(bpe.cut(["      "], longest=4)) == ["    ", "  "]
+    assert list(bpe.cut([""])) == []
 
 
 def test_decoding_restores_a_long_text_without_white_space() -> None:

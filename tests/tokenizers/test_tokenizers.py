@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from gptkit.data.corpus import build_corpus, lost_text, split_text
+from gptkit.data.corpus import build_corpus, lost_text
+from gptkit.data.source import split_text
 from gptkit.errors import DataError, PluginError
 from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer, registry
 from gptkit.plugins.tokenizer import Ids

@@ -1,4 +1,4 @@
-"""`gptkit datasets`: list, show, fetch and add texts. Imports no torch."""
+"""`gptkit datasets`: list, show, fetch and add texts, and the cache of large ones. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from gptkit.cli import completion
 from gptkit.cli.command import command, group
+from gptkit.errors import UsageError
 
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
@@ -32,7 +33,7 @@ Field = Annotated[
 ]
 
 
-@group(datasets_app, short_help="Texts to train on: list, show, fetch, add.")
+@group(datasets_app, short_help="Texts to train on: list, show, fetch, add, cache.")
 def datasets(context: typer.Context, data_dir: DataDir = None) -> None:
     """Examples:
 
@@ -148,3 +149,34 @@ def add_command(
     folders = catalog.data_folders(data_dir)
     target = catalog.add_text(name, file, folders, force=force, field=field or "text")
     tables.show_added(name, target, field, data_dir)
+
+
+@command(datasets_app, "cache", short_help="The tokens of large texts that are kept: list, clear.")
+def cache_command(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A text: only what is kept of it. Default: all.")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is listed.")] = False,
+) -> None:
+    """Examples:
+
+      gptkit datasets cache
+
+      gptkit datasets cache --clear
+
+      gptkit datasets cache novel --clear
+
+    A text of 8 million characters or more is tokenized once; its tokens are kept in your cache folder for all
+    runs. Beyond 50 GB, or the GB of $GPTKIT_CACHE_GB, the files that were not used for longest are removed.
+    """
+    from gptkit.cli.display import tables
+    from gptkit.data import cache
+
+    rows = cache.list_cache(name)
+    if name is not None and not rows:
+        raise UsageError(f"the cache has no text {name!r}. To see what it has: gptkit datasets cache")
+    if clear:
+        tables.show_cleared(cache.clear_cache(name), cache.cache_folder())
+    else:
+        tables.show_cache(rows, cache.cache_size(), cache.cache_limit(), cache.cache_folder())

@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from gptkit.words import printable
 
 if TYPE_CHECKING:
     from gptkit.bench.measure import BaselineRate, Benchmark, OperationTable, Rate
+    from gptkit.data.cache import CachedTokens
     from gptkit.data.catalog import DatasetDescription, DatasetRow, FetchedDataset, TokenCount
     from gptkit.plugins.registry import PluginDescription, PluginOption
     from gptkit.testing import CheckResult
@@ -206,6 +208,28 @@ def _dataset_cells(row: DatasetRow) -> tuple[str, ...]:
     return tuple(
         printable(cell) or "-" for cell in (row.name, here, size_text(row.size), row.source, summary)
     )
+
+
+def show_cache(rows: Sequence[CachedTokens], size: int, limit: float, folder: Path | None) -> None:
+    cells = [
+        (
+            printable(row.text),
+            row.split or "-",
+            printable(row.tokenizer) or "-",
+            f"{row.tokens:,}",
+            size_text(row.size),
+            datetime.fromtimestamp(row.last_used).strftime("%Y-%m-%d %H:%M"),
+        )
+        for row in rows
+    ]
+    if cells:
+        header = ("text", "split", "tokenizer", "tokens", "size", "last used")
+        show_table(header, cells, right=("tokens", "size"))
+    print(f"{size_text(size)} of at most {limit / 1e9:g} GB in {printable(str(folder))}")
+
+
+def show_cleared(size: int, folder: Path | None) -> None:
+    print(f"removed {size_text(size)} from {printable(str(folder))}")
 
 
 def show_dataset(description: DatasetDescription) -> None:
