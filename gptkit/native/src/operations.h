@@ -20,6 +20,8 @@ EXPORT void activation(int kind, const void *h, const void *dy, void *out, int64
 EXPORT void gated(const void *h, const void *dy, void *out, int64_t rows, int64_t F, int bf16, int threads);
 EXPORT void dropout(const void *x, const void *add, void *y, int64_t n, float p, uint64_t seed, int bf16,
                     int threads);
+EXPORT int64_t cross_entropy(const void *logits, const int64_t *targets, float *losses, void *dlogits, int64_t rows,
+                             int64_t V, float weight, int bf16, int threads);
 EXPORT int attention_forward(const Attention *s, const void *q, const void *k, const void *v, const float *bias,
                              void *out, float *lse);
 EXPORT int attention_backward(const Attention *s, const void *q, const void *k, const void *v, const float *bias,
