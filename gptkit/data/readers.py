@@ -15,7 +15,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from gptkit.errors import DataError, OutOfMemoryError
 from gptkit.machine import memory_here, usable_memory
+from gptkit.plugins.options import ProgressCallback, no_progress
 from gptkit.words import nearest
 
 KINDS = (".txt", ".md", ".jsonl", ".csv")
@@ -101,6 +102,80 @@ def read_files(
     return joiner.text()
 
 
+def file_pieces(
+    paths: Sequence[Path],
+    *,
+    field: str = "text",
+    separator: str = "\n",
+    progress: ProgressCallback = no_progress,
+) -> Iterator[str]:
+    """The same text as `read_files`, in pieces of about a megabyte, in memory for some of them.
+
+    `progress` is called with the bytes of plain files that are read, and of all. Raises DataError.
+    """
+    total = sum(map(_size, paths)) if all(map(is_plain, paths)) else 0
+    return _joined_to_pieces(_pieces_of_files(paths, field, separator, progress, total))
+
+
+def _pieces_of_files(
+    paths: Sequence[Path], field: str, separator: str, progress: ProgressCallback, total: int
+) -> Iterator[str]:
+    budget, first, done = _UnpackingBudget(), True, 0
+    for path in paths:
+        empty, kind = True, kind_of(path)[0]
+        if not first:
+            yield separator
+        first = False
+        if kind in (".jsonl", ".csv"):
+            for number, document in enumerate(_documents(path, field, budget, None)):
+                if number:
+                    yield separator
+                yield document
+                empty = empty and not document
+        else:
+            for piece in _plain_pieces(path, budget):
+                yield piece
+                empty = empty and not piece
+                if total:
+                    done += len(piece) if piece.isascii() else len(piece.encode())
+                    progress(done, total)
+        if empty:
+            raise DataError(f"{path} is empty; a dataset needs text.")
+
+
+def _joined_to_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The same text in pieces that are not short, but the last."""
+    waiting, length = list[str](), 0
+    for text in texts:
+        waiting.append(text)
+        length += len(text)
+        if length >= _CHUNK:
+            yield waiting[0] if len(waiting) == 1 else "".join(waiting)
+            waiting, length = [], 0
+    if length:
+        yield "".join(waiting)
+
+
+def _plain_pieces(path: Path, budget: _UnpackingBudget) -> Iterator[str]:
+    """A plain text, perhaps compressed, in pieces. Raises DataError with the offset of what is not UTF-8."""
+    rest, offset = b"", 0
+    with _unpacked(path, budget) as source:
+        while chunk := source.read(_CHUNK):
+            data = rest + chunk if rest else chunk
+            end = len(data)  # a character that the chunk ends in waits for the next one
+            while end > max(0, len(data) - 4) and data[end - 1] & 0xC0 == 0x80:
+                end -= 1
+            if end and data[end - 1] >= 0xC0:
+                end -= 1
+            else:
+                end = len(data)
+            yield _decode_utf8(data[:end], str(path), offset)
+            offset += end
+            rest = data[end:]
+        if rest:
+            yield _decode_utf8(rest, str(path), offset)
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -141,19 +216,26 @@ def _documents(path: Path, field: str, budget: _UnpackingBudget, content: bytes 
     if is_plain(path):
         yield decode(content if content is not None else read_bytes(path), path)
         return
-    kind, packed = kind_of(path)
+    kind = kind_of(path)[0]
+    with _unpacked(path, budget, content) as source:
+        if kind == ".jsonl":
+            yield from _json_lines(source, path, field)
+        elif kind == ".csv":
+            yield from _csv_rows(source, path, field)
+        else:
+            data = bytearray()  # grows in place, where read() would join a copy
+            while chunk := source.read(_CHUNK):
+                data += chunk
+            yield decode(data, path)
+
+
+@contextmanager
+def _unpacked(path: Path, budget: _UnpackingBudget, content: bytes | None = None) -> Iterator[BinaryIO]:
+    """The bytes of a file, or of its `content`, decompressed if its name ends with .gz. Raises DataError."""
     try:
         with open(path, "rb") if content is None else io.BytesIO(content) as file:
-            source = io.BufferedReader(_Unpacked(file, path, budget), _CHUNK) if packed else file
-            if kind == ".jsonl":
-                yield from _json_lines(source, path, field)
-            elif kind == ".csv":
-                yield from _csv_rows(source, path, field)
-            else:
-                data = bytearray()  # grows in place, where read() would join a copy
-                while chunk := source.read(_CHUNK):
-                    data += chunk
-                yield decode(data, path)
+            packed = kind_of(path)[1]
+            yield io.BufferedReader(_Unpacked(file, path, budget), _CHUNK) if packed else file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = "it ends too early" if isinstance(error, EOFError) else str(error)
         raise DataError(

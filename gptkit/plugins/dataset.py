@@ -66,6 +66,13 @@ class Dataset(ABC):
     api_version: ClassVar[int] = API_VERSION
     needs: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """A class that overrides `read` alone does not inherit the pieces of its base."""
+        super().__init_subclass__(**keywords)
+        if "read" in cls.__dict__:
+            for name in {"pieces", "fingerprint"} - cls.__dict__.keys():
+                setattr(cls, name, getattr(Dataset, name))
+
     def __init__(self, options: Any) -> None:
         self.options = options
 

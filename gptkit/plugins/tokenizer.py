@@ -122,6 +122,14 @@ class Tokenizer(ABC):
     api_version: ClassVar[int] = API_VERSION
     needs: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """A class that overrides `encode` or `train` alone does not inherit what its base says of them."""
+        super().__init_subclass__(**keywords)
+        if "encode" in cls.__dict__ and "encode_stream" not in cls.__dict__:
+            cls.encode_stream = Tokenizer.encode_stream  # type: ignore[method-assign]
+        if "train" in cls.__dict__ and "keeps" not in cls.__dict__:
+            cls.keeps = False
+
     @classmethod
     @abstractmethod
     def train(cls, options: Any, splits: Splits) -> Self:

@@ -171,6 +171,26 @@ class DatasetContract(PluginContract):
             raise ContractError(f"a second object reads {parts[1]} instead of {parts[0]} at character {at:,}")
         self.report("a second object reads the same")
 
+    @check("same twice")
+    def test_pieces(self) -> None:
+        """`pieces` yields the text of `read`, each time that it is called.
+
+        Fix: join the pieces as `read` does, or leave `pieces` to the base class.
+        """
+        for number in ("first", "second"):
+            with calling(f"pieces(), the {number} time"):
+                pieces = list(self.dataset.pieces(self.in_folders()))
+            for piece in pieces:
+                require(isinstance(piece, str), f"pieces() yields a {type(piece).__name__}, not a string")
+            joined = "".join(pieces)
+            if joined != self.text:
+                at = first_difference(self.text, joined)
+                parts = [quote(text[max(0, at - 8) : at + 8]) for text in (self.text, joined)]
+                raise ContractError(
+                    f"pieces() yields {parts[1]} instead of {parts[0]} at character {at:,}, the {number} time"
+                )
+        self.report("they make the text that read() returns")
+
     @check("same twice", "whole characters", "options in a file")
     def test_same_elsewhere(self) -> None:
         """Another process, whose PYTHONHASHSEED differs, reads the same text.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from pydantic import Field
 
+from gptkit.errors import GptkitWarning
 from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer
 from gptkit.plugins.tokenizer import Ids
 from gptkit.tokenizers.byte import ByteStreamDecoder
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 16  # characters per piece; while it learns, the package buffers some hundreds of pieces
 _LONGEST = 1 << 20  # characters without white space after which a text is cut anyway
+LEARNED = 100_000_000
+"""Characters of the training text from which BPE learns; of a longer text, blocks spread evenly over it."""
+
+_BLOCK = 1 << 20  # characters of such a block
 _BATCH = 8  # pieces encoded at a time, in parallel; takes about 350 bytes per token meanwhile
 
 # Learning takes time proportional to the square of a word's length, so longer words (of texts without
@@ -165,7 +171,8 @@ class BpeTokenizer(Tokenizer):
     """Byte-pair encoding of UTF-8 as in GPT-2: ids are the 256 bytes and their most frequent merges.
 
     No character is unknown. A text is split by GPT-2's pattern, which merges never cross. Learning takes
-    memory proportional to the number of distinct words of the training text; encoding takes some 100 MB
+    memory proportional to the number of distinct words of the training text, or of a sample of LEARNED
+    characters where it is longer; encoding takes some 100 MB
     in addition to text and ids. The ids are those of the whole text, unless 2**20 characters have no white
     space: there it is encoded as two texts.
     """
@@ -236,9 +243,19 @@ class BpeTokenizer(Tokenizer):
 
 
 def _training_pieces(splits: Splits) -> Iterator[str]:
-    """The training text in pieces without very long words; reports progress in characters."""
-    done, total = 0, splits.train_characters
-    for piece in cut(splits.train_pieces()):
+    """The training text in pieces without very long words; reports progress in characters.
+
+    Of a long text it is a sample: blocks that are spread evenly over the text.
+    """
+    done, total, texts = 0, splits.train_characters, splits.train_pieces()
+    if total > LEARNED:
+        warnings.warn(
+            f"tokenizer 'bpe' learns from {LEARNED:,} of the text's {total:,} characters, spread evenly.",
+            GptkitWarning,
+            stacklevel=2,
+        )
+        texts, total = _sample(texts, total), LEARNED
+    for piece in cut(texts):
         start = 0
         for word in _LONG_WORD.finditer(piece):
             yield replace_surrogates(piece[start : word.end()])
@@ -246,6 +263,18 @@ def _training_pieces(splits: Splits) -> Iterator[str]:
         yield replace_surrogates(piece[start:])
         done += len(piece)
         splits.progress(done, total)
+
+
+def _sample(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """About LEARNED of the characters, in blocks."""
+    blocks, wanted = -(-characters // _BLOCK), max(1, LEARNED // _BLOCK)
+    chosen = {number * blocks // wanted for number in range(wanted)}
+    at = 0
+    for text in texts:
+        for start in range(at - at % _BLOCK, at + len(text), _BLOCK):
+            if start // _BLOCK in chosen:
+                yield text[max(0, start - at) : start + _BLOCK - at]
+        at += len(text)
 
 
 # The values that a tokenizer.json of this kind may have; () where a function below checks them. A key that is

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,8 @@ from gptkit.plugins import PluginOptions, Splits, StreamDecoder, Tokenizer
 from gptkit.plugins.tokenizer import Ids
 from gptkit.tokenizers.bpe import (
     bytes_of_characters,
+    cut,
+    encode_each,
     encode_pieces,
     errors_as_value_error,
     open_tokenizer,
@@ -51,7 +53,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Truncation, padding and BPE dropout are switched off. A character that the file encodes as its unknown
     token does not count as unknown here. A split is encoded in one call, which takes some 350 bytes of memory
-    per token meanwhile.
+    per token meanwhile; a large text in pieces if the file is a byte-level BPE as GPT-2's.
     """
 
     class Options(PluginOptions):
@@ -105,6 +107,31 @@ class HuggingFaceTokenizer(Tokenizer):
             raise DataError(
                 f"tokenizer 'hf' cannot encode the text: {error}.\nUse a tokenizer.json that can."
             ) from error
+
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+        """In pieces where the file is a byte-level BPE as GPT-2's, otherwise the text as a whole."""
+        if not self._can_be_cut():
+            yield self.encode("".join(pieces))
+            return
+        try:
+            yield from encode_each(self._opened, cut(pieces), self._dtype)
+        except ValueError as error:
+            raise DataError(
+                f"tokenizer 'hf' cannot encode the text: {error}.\nUse a tokenizer.json that can."
+            ) from error
+
+    def _can_be_cut(self) -> bool:
+        """Whether a text has the same ids if it is cut before white space: GPT-2's pattern does that."""
+        pattern, data = self._data.get("pre_tokenizer"), self._data
+        if not isinstance(pattern, dict) or data.get("normalizer") is not None:
+            return False
+        byte_level = pattern.get("type") == "ByteLevel" and pattern.get("use_regex", True) is True
+        added = self._opened.get_added_tokens_decoder().values()
+        apart = all(
+            not (token.lstrip or token.rstrip or token.single_word or re.search(r"\s", token.content))
+            for token in added
+        )
+        return byte_level and pattern.get("add_prefix_space") is False and apart
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; an id that the file leaves out has none."""

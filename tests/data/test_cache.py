@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from gptkit import files
-from gptkit.data import cache, source
+from gptkit.data import cache, readers, source
+from gptkit.data.catalog import open_text
 from gptkit.data.corpus import Corpus, build_corpus
-from gptkit.errors import DiskError
+from gptkit.data.datasets import text as text_dataset
+from gptkit.errors import DataError, DiskError
+from gptkit.plugins import DataFolders
 from gptkit.plugins.tokenizer import Ids, Tokenizer
 from gptkit.tokenizers.bigram import BigramTokenizer
 from gptkit.tokenizers.bpe import BpeTokenizer
@@ -82,6 +85,46 @@ def test_training_has_the_same_weights_and_tokenizes_once(
     monkeypatch.setattr(CharTokenizer, "encode_stream", None)  # it would fail if it were called
     monkeypatch.setattr(CharTokenizer, "train", None)
     assert train() == small
+
+
+@pytest.mark.usefixtures("every_text_is_large")
+def test_unchanged_file_is_not_read_again(
+    tiny_experiment: Path, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ("train", tiny_experiment, "--steps", 1, "--quiet")
+    monkeypatch.setattr(text_dataset, "_TIMES_ARE_SURE", 0)
+    run = run_of(gptkit_command(*train))
+    with monkeypatch.context() as patched:
+        patched.setattr(text_dataset, "file_pieces", None)  # it would fail if it were called
+        run_of(gptkit_command(*train))
+        assert gptkit_command("resume", run.id, "--steps", 2, "--quiet").code == 0
+    text = Path("data/mine.txt")
+    text.write_text(text.read_text().swapcase())  # of the same size
+    changed = gptkit_command("resume", run.id, "--steps", 3, "--quiet")
+    assert changed.code == 4
+    assert files.sha256(text.read_bytes()) in changed.err
+
+
+@pytest.mark.usefixtures("every_text_is_large")
+def test_large_text_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read at a time is bounded, whatever the tokenizer; `Text.read` of a split would hold it."""
+    path = tmp_path / "large.txt"
+    path.write_text(TEXT)
+    monkeypatch.setattr(readers, "_CHUNK", 1000)
+    dataset = text_dataset.TextDataset(text_dataset.TextOptions(path=str(path)))
+    text = open_text("text", dataset, DataFolders(), "large")
+    assert isinstance(text, source.StreamedText)
+    assert max(map(len, text.pieces(0, text.characters))) < 3000
+    read = text.read
+    monkeypatch.setattr(source.Text, "read", None)
+    for cls in (CharTokenizer, ByteTokenizer, BigramTokenizer, BpeTokenizer):
+        corpus = build_corpus(text, cls, options=cls.Options(), val_fraction=0.1, context_length=8)
+        np.testing.assert_array_equal(corpus.train, corpus.tokenizer.encode(TEXT[: int(0.9 * len(TEXT))]))
+        assert corpus.text_sha256 == files.sha256(TEXT.encode())
+    assert read() == TEXT
+    path.write_text(TEXT[:-1])
+    with pytest.raises(DataError, match="became shorter while it was read"):
+        read()
 
 
 def damage(path: Path, how: str) -> None:

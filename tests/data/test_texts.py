@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from gptkit.data import readers
 from gptkit.data.catalog import add_text, data_folders, describe_dataset, list_datasets, resolve_dataset
 from gptkit.data.datasets.text import TextDataset, TextOptions
-from gptkit.data.readers import read_text
+from gptkit.data.readers import file_pieces, read_files, read_text
 from gptkit.errors import DataError, ExperimentError, UsageError
 from gptkit.experiment.load import experiment_from_dict
 from gptkit.experiment.schema import PluginTable
@@ -54,6 +54,42 @@ def test_what_is_not_text_is_refused_with_its_place(tmp_path: Path, data: bytes,
         read_text(path)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 100])
+def test_pieces_make_the_text_that_is_read(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the chunks of a file end, inside a character too."""
+    texts = {
+        "a.txt": b"\xef\xbb\xbfa\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\r\n\xef\xbb\xbfb",
+        "b.txt.gz": gzip.compress("naïve €".encode()),
+        "c.jsonl": b'{"text": "one"}\n\n{"text": "zw\xc3\xb6lf"}\n',
+        "d.csv": b"text,n\none,1\ntwo,2\n",
+    }
+    for name, data in texts.items():
+        (tmp_path / name).write_bytes(data)
+    paths = [tmp_path / name for name in texts]
+    monkeypatch.setattr(readers, "_CHUNK", chunk)
+    for some in (paths, *([path] for path in paths)):
+        assert "".join(file_pieces(some, separator="--")) == read_files(some, separator="--")
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 7, 100])
+@pytest.mark.parametrize(
+    "data", [b"ol\xe9", b"\xef\xbb\xbfol\xe9!", b"sur \xed\xa0\x80", b"\x80", b"\xff\xfeh\0", b""]
+)
+def test_pieces_of_what_is_not_text_are_refused_alike(
+    data: bytes, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(data)
+    with pytest.raises(DataError) as whole:
+        read_files([path])
+    monkeypatch.setattr(readers, "_CHUNK", chunk)
+    with pytest.raises(DataError) as in_pieces:
+        list(file_pieces([path]))
+    assert str(in_pieces.value).partition("\n")[0] == str(whole.value).partition("\n")[0]
 
 
 def test_a_folder_cannot_be_read_as_a_file(tmp_path: Path) -> None:

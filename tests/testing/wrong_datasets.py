@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ class RandomText(Right):
         return TEXT[:-3] + str(random.randrange(100, 1000))
 
 
+class PiecesOnce(Right):
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._left = iter((TEXT[:99], TEXT[99:]))
+
+    def pieces(self, folders: DataFolders) -> Iterator[str]:
+        return self._left
+
+
 class SetOrder(Right):
     def read(self, folders: DataFolders) -> str:
         return "".join(sorted(TEXT)) + "".join(set(TEXT))
@@ -126,6 +136,7 @@ WRONG: list[tuple[type, str]] = [
     (LeavesAFile, "files"),
     (ChangesFolder, "files"),
     (RandomText, "same twice"),
+    (PiecesOnce, "pieces"),
     (SetOrder, "same elsewhere"),
     (WrongSize, "size"),
     (SizeInWords, "size"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -199,6 +199,11 @@ class GrowsEachTime(ByteTokenizer):
         return super().encode(f"{text} " if text else "")
 
 
+class ForgetsBetweenPieces(CharTokenizer):
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Any]:
+        return (self.encode(piece.lstrip(" ")) for piece in pieces)
+
+
 class UnseenBecomesFirst(CharTokenizer):
     """Reports nothing as unknown, and has one id for all that is."""
 
@@ -367,6 +372,7 @@ WRONG: list[tuple[type, str]] = [
     (Strips, "round trip"),
     (LowersUnsaid, "round trip"),
     (GrowsEachTime, "round trip"),
+    (ForgetsBetweenPieces, "pieces"),
     (UnseenBecomesFirst, "unseen characters"),
     (UnseenRaises, "unseen characters"),
     (NamesOthers, "unseen characters"),

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gptkit.errors import GptkitWarning
 from gptkit.plugins import Splits
 from gptkit.tokenizers import bpe
 from gptkit.tokenizers.bpe import BpeTokenizer, byte_characters, small_json
@@ -125,6 +126,7 @@ def test_progress_is_reported_while_it_learns() -> None:
 
 LEARN = """
 import json, sys
+
 from gptkit.plugins import Splits
 from gptkit.tokenizers.bpe import BpeTokenizer
 text = sys.stdin.buffer.read().decode()
@@ -349,6 +351,17 @@ def test_very_long_words_are_cut_for_learning(text: str) -> None:
     assert "".join(parts) == text
     assert max(len(run) for part in parts for run in re.findall(r"\S+|\s+", part)) <= 1000
     assert seen[-1] == len(text)
+
+
+def test_a_long_text_is_sampled_evenly_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpe, "LEARNED", 100)
+    monkeypatch.setattr(bpe, "_BLOCK", 10)
+    text = "".join(f"{number:<10}" for number in range(50))
+    with pytest.warns(GptkitWarning, match="learns from 100 of the text's 500 characters, spread evenly"):
+        parts = list(bpe._training_pieces(Splits(text, "")))
+    assert "".join(parts).split() == [str(number) for number in range(0, 50, 5)]
+    in_pieces = bpe._sample([text[start : start + 7] for start in range(0, 500, 7)], 500)
+    assert "".join(in_pieces) == "".join(parts)
 
 
 # Where it is used

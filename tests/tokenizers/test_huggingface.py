@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from gptkit.errors import DataError
 from gptkit.experiment.schema import SamplingSettings
 from gptkit.generation import generate
 from gptkit.plugins import Splits
+from gptkit.tokenizers import bpe
 from gptkit.tokenizers.bpe import small_json
 from gptkit.tokenizers.huggingface import HuggingFaceTokenizer
 from tests.support import Command, run_of, small_text
@@ -359,6 +361,19 @@ def test_any_other_file_is_refused(tmp_path: Path, content: bytes | None, reason
         read(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(("prefix", "in_pieces"), [(False, True), (True, False)])
+def test_a_large_text_is_encoded_in_pieces_where_they_have_the_same_ids(
+    prefix: bool, in_pieces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bpe, "_PIECE", 50)
+    data = small_json([("t", "h"), ("th", "e"), ("Ġ", "the")])
+    data["pre_tokenizer"]["add_prefix_space"] = prefix
+    tokenizer, text = HuggingFaceTokenizer(data), "the  other the\n\n weather\tis  there; " * 20
+    parts = list(tokenizer.encode_stream(text[start : start + 9] for start in range(0, len(text), 9)))
+    assert np.concatenate(parts).tolist() == tokenizer.encode(text).tolist()
+    assert (len(parts) > 1) == in_pieces
 
 
 def test_a_file_too_large_to_be_a_tokenizer_is_not_read(tmp_path: Path) -> None:

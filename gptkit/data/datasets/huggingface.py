@@ -92,11 +92,25 @@ class HuggingFaceDataset(Dataset):
         self._facts: dict[str, str | float] = {}
 
     def read(self, folders: DataFolders) -> str:
-        rows = self._load(folders) if self._rows is None else self._rows
-        self._rows = None
+        joiner = TextJoiner(self.options.separator)
+        for texts in self._read(folders):
+            for text in texts:
+                joiner.add(text)
+        return joiner.text()
+
+    def pieces(self, folders: DataFolders) -> Iterator[str]:
+        separator: str = self.options.separator
+        for number, texts in enumerate(self._read(folders)):
+            yield (separator if number else "") + separator.join(texts)
+
+    def fingerprint(self, folders: DataFolders) -> str | None:
+        """The commit on the hub, if its rows come from there."""
+        if self._local(folders) is not None:
+            return None
+        rows = self._rows = self._load(folders) if self._rows is None else self._rows
         self._facts = _facts(rows)
-        with _datasets_package(folders), _package_errors(self.options.path):
-            return self._join(rows, folders)
+        commit = _commit(rows)
+        return json.dumps([commit, self.options.model_dump(mode="json")]) if commit else None
 
     def is_here(self, folders: DataFolders) -> bool:
         """Whether it is a local folder or file. The cache of the hub cannot be checked without the hub."""
@@ -150,26 +164,29 @@ class HuggingFaceDataset(Dataset):
                 )
             return _load_dataset(package, options, reader, data_files={"train": str(local)})
 
-    def _join(self, rows: Any, folders: DataFolders) -> str:
+    def _read(self, folders: DataFolders) -> Iterator[list[str]]:
+        """The texts of the rows, some hundreds at a time. They stay loaded, to be read again."""
         options: HuggingFaceOptions = self.options
-        _check_column(rows, options)
-        column = rows.select_columns([options.field])  # so that no other column is read and decoded
-        joiner, total, characters = TextJoiner(options.separator), len(rows), 0
+        rows = self._rows = self._load(folders) if self._rows is None else self._rows
+        self._facts = _facts(rows)
+        with _datasets_package(folders), _package_errors(options.path):
+            _check_column(rows, options)
+            column = rows.select_columns([options.field])  # so that no other column is read and decoded
+            total, characters = len(rows), 0
         for start in range(0, total, _ROWS):
-            texts = column[start : start + _ROWS][options.field]
-            if None in texts:
-                row = start + texts.index(None)
-                raise DataError(
-                    f"{options.path}: row {row} (from 0) of the split {options.split} has no value in the "
-                    f"column {options.field!r}.\nSave the dataset without such rows."
-                )
-            for text in texts:
-                joiner.add(text)
-                characters += len(text)
+            with _datasets_package(folders), _package_errors(options.path):
+                texts: list[str] = column[start : start + _ROWS][options.field]
+                if None in texts:
+                    row = start + [text is None for text in texts].index(True)
+                    raise DataError(
+                        f"{options.path}: row {row} (from 0) of the split {options.split} has no value in "
+                        f"the column {options.field!r}.\nSave the dataset without such rows."
+                    )
+            characters += sum(map(len, texts))
+            yield texts
             folders.progress(min(start + _ROWS, total), total)
         if not characters:
             raise DataError(f"{options.path}: the split {options.split} is empty; a dataset needs text.")
-        return joiner.text()
 
 
 # The package datasets
