@@ -148,10 +148,13 @@ def _measure_one(
     operation: str, calls: list[_Call], table: Implementations, seconds: float
 ) -> list[Measurement]:
     """All shapes of one operation: the implementation with the least sum of times is chosen for all."""
-    implementations = (
-        *table.get(operation, ()),
-        Implementation(PLAIN, lambda *_: [], ops.bodies[operation]),
-    )
+    registered = table.get(operation, ())
+
+    def body_unsupported(*arguments: Any) -> list[str]:
+        better = [one.name for one in registered if one.more_precise and not one.unsupported(*arguments)]
+        return [f"it is less precise than {name!r}" for name in better]
+
+    implementations = (*registered, Implementation(PLAIN, body_unsupported, ops.bodies[operation]))
     timed = [_time_all(call, implementations, seconds) for call in calls]
     sums: dict[str, float] = {}
     for name in [one.name for one in implementations]:

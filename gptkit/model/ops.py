@@ -35,6 +35,7 @@ class Implementation:
     name: str
     unsupported: Callable[..., list[str]]
     call: Callable[..., Any]
+    more_precise: bool = False  # than the body, which is then no choice, however fast
 
 
 # The implementations to try before the body, in order, by operation; fast.py sets them, once per run

@@ -75,6 +75,13 @@ def test_the_fastest_is_chosen_and_one_that_is_as_fast_as_the_first_is_not(model
     assert slow.seconds > 0.02 > body.seconds
 
 
+def test_a_body_that_is_less_precise_is_no_choice_however_fast(model: GPT) -> None:
+    precise = Implementation("precise", lambda *_: [], slowed(ops.bodies["rotate"], 0.02), more_precise=True)
+    (found,) = (one for one in timed(model, {"rotate": (precise,)}) if one.operation == "rotate")
+    assert found.chosen == "precise"
+    assert found.candidates[-1].unsupported == ("it is less precise than 'precise'",)
+
+
 def test_heads_are_split_as_the_chosen_attention_reads_them(model: GPT) -> None:
     for seconds, wanted in ((0.0, "mine"), (0.02, "torch")):
         table = {
