@@ -1,8 +1,9 @@
 """Implementations in C of the model's operations and of the optimizer's updates, for CPUs.
 
-Input: tensors. Output: tensors, equal to torch's results up to rounding. `build.py` compiles `src/*.c` with
-the machine's C compiler when they are first needed, which takes a second, and caches the result. Imports
-gptkit/model, never the reverse; gptkit/backend.py installs what is here.
+Input: tensors. Output: tensors, equal to torch's results up to rounding. `build.py` loads the library that
+a wheel has for this processor, or compiles `src/*.c` with the machine's C compiler when they are first
+needed, which takes a second, and caches the result. Imports gptkit/model, never the reverse;
+gptkit/backend.py installs what is here.
 
 - `ops.py`: single operations with their gradients; `block.py`: whole blocks; `decode.py`: a decoder
 - `optim.py`: gradients and optimizer updates

@@ -1,12 +1,16 @@
-"""Compiles the C sources in `src/` and loads them.
+"""Finds the compiled library of the C sources in `src/`, or compiles it, and loads it.
 
-Input: a C compiler, if there is one. Output: a `Library`, compiled once per compiler, sources and processor,
-and cached in the user's cache folder, or where that cannot be written in one among the temporary files; or
-None. Nothing here raises: without a library gptkit uses torch. Knows nothing of what the functions compute.
+Output: a `Library`, or None; without one gptkit uses torch. A wheel has a library in `lib/` for each of the
+`LEVELS`: the best one that the processor can execute is loaded, and no compiler is needed. Without one, as in
+a checkout, the sources are compiled for this processor, once per compiler, sources and processor, and cached
+in the user's cache folder, or where that cannot be written in one among the temporary files. `library` never
+raises. Knows nothing of what the functions compute.
 
 The library must share torch's pool of OpenMP threads, as two pools would compete for the processors: it is
-compiled with OpenMP but linked to no runtime, and uses the one that torch has loaded. If there is none, it
-works with one thread.
+compiled with OpenMP but linked to no runtime, and uses the one that torch has loaded. If there is none, it is
+compiled for one thread.
+
+hatch_build.py imports this file alone, where torch and gptkit's other requirements are missing.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from typing import Any
 from gptkit.errors import GptkitWarning
 
 SOURCES = Path(__file__).parent / "src"
+PACKAGED = Path(__file__).parent / "lib"  # in a wheel: <level>-<hash of the sources>-<hash of the file>.so
 
 # No fast-math: NaN must stay NaN, and a sum must not be reordered differently from one build to the next.
 _FLAGS = (
@@ -42,6 +47,28 @@ _FLAGS = (
     "-fno-trapping-math",
     "-ffp-contract=fast",
 )
+
+
+@dataclass(frozen=True)
+class Level:
+    """Instructions for which a wheel has a library. GPTKIT_MARCH takes the name."""
+
+    name: str
+    machine: str
+    flags: tuple[str, ...]  # of the compiler
+    needs: tuple[str, ...]  # what the processor must have, by the names of torch.cpu.get_capabilities
+
+
+_V3 = ("avx2", "fma3", "f16c", "bmi", "bmi2", "lzcnt")
+_V4 = (*_V3, "avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl")
+LEVELS = (  # the best first
+    Level("x86-64-v4+bf16", "x86_64", ("-march=x86-64-v4", "-mavx512bf16"), (*_V4, "avx512_bf16")),
+    Level("x86-64-v4", "x86_64", ("-march=x86-64-v4",), _V4),
+    Level("x86-64-v3", "x86_64", ("-march=x86-64-v3",), _V3),
+    Level("armv8.2-a+bf16", "aarch64", ("-march=armv8.2-a+bf16",), ("neon", "bf16")),
+    Level("armv8-a", "aarch64", ("-march=armv8-a",), ("neon",)),
+)
+
 _COMPILER_TIMEOUT = 120  # seconds
 _LIBRARY_BYTES = 2**20  # more than the library and what its compilation leaves for a moment
 
@@ -59,7 +86,10 @@ def unavailable() -> list[str]:
     """The reasons why there is no library: none, if there is one. The first call may compile it."""
     if os.environ.get("GPTKIT_NATIVE", "1") == "0":
         return ["GPTKIT_NATIVE=0"]
-    return [] if library() is not None else ["there is no C compiler, or it failed"]
+    if library() is not None:
+        return []
+    none = "the package has no library for this processor, and " if PACKAGED.is_dir() else ""
+    return [f"{none}there is no C compiler, or it failed"]
 
 
 def usable() -> bool:
@@ -75,19 +105,51 @@ def build_key() -> str:
 
 @lru_cache(maxsize=1)
 def library() -> Library | None:
-    """The library, compiled if it is not cached; None if that fails."""
+    """The library of the package, or one that is compiled if it is not cached; None without either."""
+    return _packaged() or _compiled()
+
+
+def _packaged() -> Library | None:
+    """The best library in the package for this processor, or that for the level in GPTKIT_MARCH."""
+    if not PACKAGED.is_dir() or not _runtime_is_loaded("clang" if sys.platform == "darwin" else "gcc"):
+        return None
+    sources, wanted = _hash(*_sources()), os.environ.get("GPTKIT_MARCH")
+    for level in LEVELS:
+        if level.name == wanted if wanted else _can_execute(level):
+            for file in sorted(PACKAGED.glob(f"{level.name}-{sources}-*.so")):
+                with suppress(OSError):
+                    if file.name == _name(f"{level.name}-{sources}", file):
+                        key = f"wheel-{level.name}-{_hash(file)}"
+                        return Library(ctypes.CDLL(str(file)), threaded=True, key=key)
+    return None
+
+
+def _compiled() -> Library | None:
+    """The library for this processor, compiled if it is not cached; None if that fails."""
     compiler = _compiler()
     if compiler is None:
         return None
     with suppress(OSError, subprocess.SubprocessError):
-        identity = subprocess.run(
-            [compiler, "--version"], capture_output=True, timeout=_COMPILER_TIMEOUT, check=True
-        ).stdout
+        identity = _identity(compiler)
         threaded = _runtime_is_loaded("clang" if b"clang" in identity else "gcc")
-        flags = [*_FLAGS, *(["-fopenmp"] if threaded else []), _for_this_processor()]
+        flags = [*_FLAGS, *(_openmp(identity) if threaded else []), *_for_this_processor()]
         key = _key(identity, flags)
         return Library(_load(compiler, flags, key), threaded, key)
     return None
+
+
+def compile_levels(folder: Path) -> list[Path]:
+    """Compiles the libraries of a wheel into a folder: one for each level of this machine's architecture.
+
+    None without a compiler. Raises OSError or SubprocessError if the compiler fails.
+    """
+    compiler, made = _compiler(), []
+    for level in LEVELS if compiler else ():
+        if compiler and level.machine == _machine():
+            built = folder / "native.so"
+            _compile(compiler, [*_FLAGS, *_openmp(_identity(compiler)), *level.flags], built)
+            made.append(built.rename(folder / _name(f"{level.name}-{_hash(*_sources())}", built)))
+    return made
 
 
 def declared(signatures: dict[str, tuple[Any, list[Any]]]) -> Any:
@@ -110,6 +172,16 @@ def _compiler() -> str | None:
     return shutil.which(wanted[0]) if wanted else shutil.which("cc") or shutil.which("gcc")
 
 
+def _identity(compiler: str) -> bytes:
+    command = [compiler, "--version"]
+    return subprocess.run(command, capture_output=True, timeout=_COMPILER_TIMEOUT, check=True).stdout
+
+
+def _openmp(identity: bytes) -> list[str]:
+    """The flags for OpenMP. Apple's clang compiles it too, although it has neither header nor runtime."""
+    return ["-Xclang", "-fopenmp"] if b"Apple" in identity else ["-fopenmp"]
+
+
 def _runtime_is_loaded(compiler: str) -> bool:
     """Whether this process has loaded an OpenMP runtime for this compiler's code: torch brings one."""
     import torch  # noqa: F401
@@ -120,17 +192,39 @@ def _runtime_is_loaded(compiler: str) -> bool:
     return False
 
 
-def _for_this_processor() -> str:
-    """The compiler's flag for this processor, or for the one that GPTKIT_MARCH names."""
+def _for_this_processor() -> list[str]:
+    """The compiler's flags for this processor, or for the one that GPTKIT_MARCH names."""
     if wanted := os.environ.get("GPTKIT_MARCH"):
-        return f"-march={wanted}"
-    return "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
+        known = {level.name: list(level.flags) for level in LEVELS}
+        return known.get(wanted, [f"-march={wanted}"])
+    return ["-march=native" if _machine() in ("x86_64", "i686") else "-mcpu=native"]
+
+
+def _machine() -> str:
+    """The architecture, by one name on all systems."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def _can_execute(level: Level) -> bool:
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    return level.machine == _machine() and all(has.get(name) for name in level.needs)
 
 
 def _key(identity: bytes, flags: list[str]) -> str:
-    digest = hashlib.sha256(identity + " ".join(flags).encode() + _processor())
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.read_bytes())
+    return _hash(identity + " ".join(flags).encode() + _processor(), *_sources())
+
+
+def _sources() -> list[Path]:
+    return sorted(path for path in SOURCES.iterdir() if path.is_file())
+
+
+def _hash(*parts: bytes | Path) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.read_bytes() if isinstance(part, Path) else part)
     return digest.hexdigest()[:16]
 
 
@@ -149,7 +243,9 @@ def _load(compiler: str, flags: list[str], key: str) -> ctypes.CDLL:
     for folder in filter(_is_private, _places()):
         for found in sorted(folder.glob(f"native-{key}-*.so")):
             with suppress(OSError):
-                if found.name == _name(key, found):  # loading a damaged library could crash the process
+                if found.name == _name(
+                    f"native-{key}", found
+                ):  # loading a damaged library could crash the process
                     return ctypes.CDLL(str(found))
     cache = cache_folder()
     _report_cache(cache)
@@ -157,15 +253,15 @@ def _load(compiler: str, flags: list[str], key: str) -> ctypes.CDLL:
         built = Path(work) / "native.so"
         _compile(compiler, flags, built)
         if cache:
-            kept = cache / _name(key, built)
+            kept = cache / _name(f"native-{key}", built)
             os.replace(built, kept)  # another process may do the same; either file is good
             return ctypes.CDLL(str(kept))
         return ctypes.CDLL(str(built))
 
 
-def _name(key: str, built: Path) -> str:
+def _name(stem: str, built: Path) -> str:
     """Contains the hash of the content, so that a truncated file is recognized."""
-    return f"native-{key}-{hashlib.sha256(built.read_bytes()).hexdigest()[:16]}.so"
+    return f"{stem}-{_hash(built)}.so"
 
 
 def cache_folder() -> Path | None:

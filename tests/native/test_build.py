@@ -312,6 +312,106 @@ def test_the_environment_switches_it_off_and_then_nothing_is_compiled(
         assert (tmp_path / "asked").exists() == asked
 
 
+# Libraries of a wheel
+
+LEVELS = [level for level in build.LEVELS if level.machine == build._machine()]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files of a wheel: a library for each level of this architecture, the best first."""
+    (tmp_path / "lib").mkdir()
+    monkeypatch.setattr(build, "PACKAGED", tmp_path / "lib")
+    monkeypatch.delenv("GPTKIT_MARCH", raising=False)
+    return build.compile_levels(tmp_path / "lib")
+
+
+def processor_with(monkeypatch: pytest.MonkeyPatch, *capabilities: str) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(capabilities, True))
+
+
+@needs_compiler
+def test_the_best_library_of_a_wheel_is_loaded_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: list[Path]
+) -> None:
+    monkeypatch.setenv("CC", str(tmp_path / "nowhere"))
+    keys = []
+    for level, file in zip(LEVELS, package, strict=True):
+        processor_with(monkeypatch, *level.needs)
+        library = found()
+        assert library is not None
+        assert library.functions.answer() == 42
+        assert library.threaded
+        assert library.key == f"wheel-{level.name}-{file.stem[-16:]}"
+        keys.append(library.key)
+    assert len(set(keys)) == len(LEVELS) > 1
+    assert cached(tmp_path) == []
+    for level in LEVELS:  # with all but one of what it needs
+        processor_with(monkeypatch, *level.needs[:-1])
+        library = found()
+        assert library is None or f"wheel-{level.name}-" not in library.key
+
+
+@needs_compiler
+def test_a_processor_that_a_wheel_has_no_library_for_needs_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: list[Path]
+) -> None:
+    processor_with(monkeypatch)
+    library = found()
+    assert library is not None
+    assert library.key in cached(tmp_path)[0].name
+    monkeypatch.setenv("CC", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(build, "library", found)
+    assert build.unavailable() == [
+        "the package has no library for this processor, and there is no C compiler, or it failed"
+    ]
+
+
+@needs_compiler
+def test_gptkit_march_chooses_among_the_libraries_of_a_wheel_or_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: list[Path]
+) -> None:
+    for level in LEVELS:
+        monkeypatch.setenv("GPTKIT_MARCH", level.name)
+        library = found()
+        assert library is not None
+        assert library.key.startswith(f"wheel-{level.name}-")
+        assert build._for_this_processor() == list(level.flags)  # where it has to be compiled
+    assert cached(tmp_path) == []
+    monkeypatch.setenv("GPTKIT_MARCH", "native")
+    library = found()
+    assert library is not None
+    assert library.key in cached(tmp_path)[0].name
+
+
+@needs_compiler
+@pytest.mark.parametrize("what", ["the file", "the sources", "OpenMP"])
+def test_a_library_of_a_wheel_that_does_not_fit_is_not_loaded(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: list[Path]
+) -> None:
+    """It is compiled instead."""
+    processor_with(monkeypatch, *LEVELS[0].needs)
+    if what == "the file":
+        for file in package:
+            file.write_bytes(file.read_bytes()[:-100])
+    elif what == "the sources":
+        (tmp_path / "src" / "answer.c").write_text(
+            '__attribute__((visibility("default"))) int answer(void) { return 43; }\n'
+        )
+    else:
+        monkeypatch.setattr(build, "_runtime_is_loaded", lambda compiler: False)
+    library = found()
+    assert library is not None
+    assert library.functions.answer() == (43 if what == "the sources" else 42)
+    assert library.threaded == (what != "OpenMP")
+    assert library.key in cached(tmp_path)[0].name
+
+
+def test_apples_clang_compiles_openmp_although_it_has_none() -> None:
+    assert build._openmp(b"Apple clang version 17.0.0 (clang-1700.0.13.3)") == ["-Xclang", "-fopenmp"]
+    assert build._openmp(b"clang version 18.1.8") == ["-fopenmp"]
+
+
 # What this processor does not need
 
 

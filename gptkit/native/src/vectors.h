@@ -17,7 +17,7 @@
 #include <immintrin.h>
 #endif
 #ifdef _OPENMP
-#include <omp.h>
+int omp_get_thread_num(void); /* not by <omp.h>, which Apple's clang lacks */
 #define THREAD omp_get_thread_num()
 #else
 #define THREAD 0
