@@ -6,7 +6,6 @@ in the user's cache, and the counts that a run records. Knows nothing of models.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -117,15 +116,16 @@ def build_corpus(
             f"the text has {len(unknown)} characters that the run's tokenizer lacks: "
             f"{quote_characters(unknown)}. Use a text without them, or train a new run."
         )
-    encoder = None
     if text.is_large:
         encoder = _LargeTextEncoder(tokenizer, text, tokenizing, warn)
-        train_ids, _ = encoder.ids(train, "train")
+        train_ids, train_facts = encoder.ids(train, "train")
         val_ids, facts = encoder.ids(val, "val")
+        hashes = [str(train_facts["sha256"]), str(facts["sha256"])]
         lost = LostText(**facts["lost"]) if facts["lost"] else None
         val_bytes = int(facts["bytes"])
     else:
         train_ids, val_ids = _encode(tokenizer, train.read()), _encode(tokenizer, val.read())
+        hashes = [cache.hash_of_ids(ids, _type_of(tokenizer)) for ids in (train_ids, val_ids)]
         val_bytes, lost = measure_text(val.read())[0], lost_text(tokenizer, val)
     corpus = Corpus(
         tokenizer=tokenizer,
@@ -134,7 +134,7 @@ def build_corpus(
         val_bytes=val_bytes,
         characters=text.characters,
         text_sha256=text.sha256,
-        ids_sha256=hash_ids(train_ids, val_ids) if encoder is None else encoder.hash_of(train_ids, val_ids),
+        ids_sha256=files.sha256("\n".join(hashes).encode()),
         lost=lost,
     )
     _check_length(corpus, context_length, val_fraction)
@@ -171,14 +171,12 @@ class _LargeTextEncoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._hash = files.sha256(files.to_json([_code_of(type(tokenizer)), tokenizer.to_json()]))
-        self._dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+        self._dtype = _type_of(tokenizer)
         self._text, self._progress, self._warn = text, progress, warn
-        self._keys: list[cache.Key] = []
 
     def ids(self, part: Part, split: str) -> tuple[Ids, dict[str, Any]]:
         """The ids of a part, and facts about it: its UTF-8 `bytes`, and of the val split what is `lost`."""
         key = cache.Key(part.text.sha256, split, part.start, part.stop, self._hash, self._dtype)
-        self._keys.append(key)
         size = 0
 
         def encode() -> Iterator[Ids]:
@@ -191,7 +189,7 @@ class _LargeTextEncoder:
                 done = part.start
                 for piece in part.pieces():
                     yield piece
-                    size += measure_text(piece)[0]
+                    size += len(piece) if piece.isascii() else len(piece.encode())
                     done += len(piece)
                     self._progress(done, self._text.characters)
 
@@ -208,15 +206,10 @@ class _LargeTextEncoder:
             key, encode, facts, title=part.text.title, tokenizer=name, needed=needed, warn=self._warn
         )
 
-    def hash_of(self, *splits: Ids) -> str:
-        """`hash_ids` of what `ids` returned, which is kept too: it takes a second for 200 million ids."""
-        key = [asdict(one) for one in self._keys]
-        stored = cache.known("ids", self._text.sha256, key)
-        if stored is not None:
-            return str(stored["sha256"])
-        found = hash_ids(*splits)
-        cache.remember("ids", self._text.sha256, key, {"sha256": found})
-        return found
+
+def _type_of(tokenizer: Tokenizer) -> str:
+    """The type in which ids are kept and hashed."""
+    return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
 
 
 def _code_of(cls: type[Tokenizer]) -> list[str]:
@@ -346,13 +339,3 @@ def _rounded_up(fraction: float) -> float:
     """Two significant digits, and a little more: a split is cut in characters, not in tokens."""
     scale = 10.0 ** (1 - floor(log10(fraction)))
     return ceil(1.02 * fraction * scale) / scale
-
-
-def hash_ids(*splits: Ids, at_once: int = 1 << 20) -> str:
-    """SHA-256 of the ids of splits, whatever their type."""
-    digest = hashlib.sha256()
-    for ids in splits:
-        digest.update(f"{len(ids)}\n".encode())
-        for start in range(0, len(ids), at_once):
-            digest.update(ids[start : start + at_once].astype("<i8").tobytes())
-    return digest.hexdigest()

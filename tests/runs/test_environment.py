@@ -14,7 +14,7 @@ import torch
 
 from gptkit import backend
 from gptkit.backend import RECORDED_SINCE_0_2, choose_backend, fingerprint, hash_of_code
-from gptkit.data.corpus import hash_ids
+from gptkit.data.cache import hash_of_ids
 from gptkit.errors import CheckpointError
 from gptkit.experiment.load import experiment_from_dict
 from gptkit.native import usable
@@ -129,13 +129,13 @@ def test_another_version_or_code_of_a_positional_encoding_is_named(
 
 def test_other_ids_of_the_same_tokenizer_are_refused() -> None:
     ids = np.arange(9, dtype=np.uint8)
-    recorded = {"tokenizer": {"type": "char", "ids_sha256": hash_ids(ids[:6], ids[6:])}}
+    recorded = {"tokenizer": {"type": "char", "ids_sha256": hash_of_ids(ids, "<u2")}}
     record = RunRecord.model_validate(recorded)
-    check_tokens(record, hash_ids(ids[:6].astype(np.int64), ids[6:]))
+    check_tokens(record, hash_of_ids(ids.astype(np.int64), "<u2"))
     check_tokens(RunRecord(), "of a version that recorded none")
-    for others in ((ids[:5], ids[5:]), (ids[:6][::-1], ids[6:])):
+    for others in (ids[:8], ids[::-1]):
         with pytest.raises(CheckpointError, match="'char' encodes the text to other ids"):
-            check_tokens(record, hash_ids(*others))
+            check_tokens(record, hash_of_ids(others, "<u2"))
 
 
 def test_a_run_of_0_1_0_is_not_asked_for_what_it_did_not_record(monkeypatch: pytest.MonkeyPatch) -> None:
