@@ -31,6 +31,7 @@ ENDINGS = (*KINDS, *(f"{kind}.gz" for kind in KINDS))
 """The endings of text files. A file with any other ending is read as plain text when it is named itself."""
 
 MAX_UNPACKED = 8_000_000_000  # bytes; a few MB of gzip can expand to more than any machine's memory
+_LONG_READING = 50_000_000  # bytes, read in a quarter of a second, from which progress is reported
 _CHUNK = 1 << 20  # bytes decompressed at a time
 _MAX_FIELD = 2**31 - 1  # characters of a CSV field: the largest limit that csv accepts on every platform
 
@@ -111,9 +112,11 @@ def file_pieces(
 ) -> Iterator[str]:
     """The same text as `read_files`, in pieces of about a megabyte, in memory for some of them.
 
-    `progress` is called with the bytes of plain files that are read, and of all. Raises DataError.
+    `progress` is called with the bytes of plain files that are read, and of all, where these are many.
+    Raises DataError.
     """
     total = sum(map(_size, paths)) if all(map(is_plain, paths)) else 0
+    total = total if total > _LONG_READING else 0
     return _joined_to_pieces(_pieces_of_files(paths, field, separator, progress, total))
 
 

@@ -246,6 +246,8 @@ def hashes_of(run: Path, step: int) -> dict[str, str]:
 def test_a_run_names_the_packages_that_it_used_and_their_options(trained: Path) -> None:
     record = record_of(trained)
     assert record["status"] == "finished"
+    (code,) = (plugin.pop("code") for plugin in record["plugins"] if plugin["family"] == "gptkit.positions")
+    assert re.fullmatch("[0-9a-f]{16}", code)
     assert record["plugins"] == [
         {"family": f"gptkit.{family}", "name": name, "distribution": distribution, "version": "1.0"}
         for family, name, distribution in (

@@ -96,7 +96,7 @@ def test_a_run_with_c_resumes_without_it_and_reports_the_difference(
     assert was == build_key() != ""
     with monkeypatch.context() as patched:
         patched.setenv("GPTKIT_NATIVE", "0")
-        assert differences(stopped, context, stop_at=7) == (f"native {was} -> ",)
+        assert differences(stopped, context, stop_at=7) == (f"native {was} -> none",)
     environment = {**stopped.record()["environment"], "native": "of another compiler"}
     write_record(stopped, {**stopped.record(), "environment": environment})
     assert differences(stopped, context) == (f"native of another compiler -> {was}",)
@@ -393,7 +393,7 @@ def test_a_val_loss_that_is_not_finite_ends_the_run_before_its_weights_are_kept(
 def test_a_run_of_an_earlier_version_keeps_its_way_to_evaluate(context: RunContext) -> None:
     recipe = experiment(evaluation={"eval_interval": 4}, data={"val_fraction": 0.012})
     new = train_run(recipe, context).run
-    setup = replace(prepare_new(recipe, context, None), evaluation=EvaluationRule.WHOLE_WINDOWS)
+    setup = replace(prepare_new(recipe, context), evaluation=EvaluationRule.WHOLE_WINDOWS)
     assert (len(setup.corpus.val) - 1) % 16
     old = train_new(setup, context, StepPlan(8, 12)).run
     record = old.record()

@@ -97,6 +97,6 @@ def train(
 
 def _quicker_than(experiment: Path) -> str:
     """The command of the quick experiment, where it is there and another one; or ""."""
-    beside, usual = experiment.with_name(_QUICK), Path("experiments", _QUICK)
+    beside, usual = experiment.parent / _QUICK, Path("experiments", _QUICK)
     quick = next((path for path in (beside, usual) if path.is_file()), None)
     return f"gptkit train {shlex.quote(str(quick))}" if quick and experiment.name != _QUICK else ""
