@@ -88,6 +88,8 @@ def unavailable() -> list[str]:
         return ["GPTKIT_NATIVE=0"]
     if library() is not None:
         return []
+    if (wanted := _named_level()) and not _can_execute(wanted):
+        return [f"this processor cannot execute GPTKIT_MARCH={wanted.name}"]
     none = "the package has no library for this processor, and " if PACKAGED.is_dir() else ""
     return [f"{none}there is no C compiler, or it failed"]
 
@@ -105,7 +107,21 @@ def build_key() -> str:
 
 @lru_cache(maxsize=1)
 def library() -> Library | None:
-    """The library of the package, or one that is compiled if it is not cached; None without either."""
+    """The library of the package, or one that is compiled if it is not cached; None without either.
+
+    None too, after a warning, if GPTKIT_MARCH names a level that this processor lacks: its instructions would
+    end the process.
+    """
+    wanted = _named_level()
+    if wanted and not _can_execute(wanted):
+        warnings.warn(
+            f"GPTKIT_MARCH={wanted.name}: this processor cannot execute that, "
+            "so gptkit computes with torch alone.\n"
+            "To use gptkit's operations in C, unset GPTKIT_MARCH.",
+            GptkitWarning,
+            stacklevel=2,
+        )
+        return None
     return _packaged() or _compiled()
 
 
@@ -115,7 +131,7 @@ def _packaged() -> Library | None:
         return None
     sources, wanted = _hash(*_sources()), os.environ.get("GPTKIT_MARCH")
     for level in LEVELS:
-        if level.name == wanted if wanted else _can_execute(level):
+        if _can_execute(level) and wanted in (None, "", level.name):
             for file in sorted(PACKAGED.glob(f"{level.name}-{sources}-*.so")):
                 with suppress(OSError):
                     if file.name == _name(f"{level.name}-{sources}", file):
@@ -194,9 +210,10 @@ def _runtime_is_loaded(compiler: str) -> bool:
 
 def _for_this_processor() -> list[str]:
     """The compiler's flags for this processor, or for the one that GPTKIT_MARCH names."""
+    if level := _named_level():
+        return list(level.flags)
     if wanted := os.environ.get("GPTKIT_MARCH"):
-        known = {level.name: list(level.flags) for level in LEVELS}
-        return known.get(wanted, [f"-march={wanted}"])
+        return [f"-march={wanted}"]
     return ["-march=native" if _machine() in ("x86_64", "i686") else "-mcpu=native"]
 
 
@@ -204,6 +221,11 @@ def _machine() -> str:
     """The architecture, by one name on all systems."""
     machine = platform.machine().lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def _named_level() -> Level | None:
+    """The level that GPTKIT_MARCH names, if it is one of `LEVELS`."""
+    return next((level for level in LEVELS if level.name == os.environ.get("GPTKIT_MARCH")), None)
 
 
 def _can_execute(level: Level) -> bool:

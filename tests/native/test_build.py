@@ -371,6 +371,7 @@ def test_a_processor_that_a_wheel_has_no_library_for_needs_a_compiler(
 def test_gptkit_march_chooses_among_the_libraries_of_a_wheel_or_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: list[Path]
 ) -> None:
+    processor_with(monkeypatch, *(name for level in LEVELS for name in level.needs))
     for level in LEVELS:
         monkeypatch.setenv("GPTKIT_MARCH", level.name)
         library = found()
@@ -382,6 +383,21 @@ def test_gptkit_march_chooses_among_the_libraries_of_a_wheel_or_compiles(
     library = found()
     assert library is not None
     assert library.key in cached(tmp_path)[0].name
+
+
+@needs_compiler
+@pytest.mark.parametrize("level", build.LEVELS, ids=lambda level: level.name)
+def test_gptkit_march_of_another_processor_is_a_warning_and_no_crash(
+    level: build.Level, monkeypatch: pytest.MonkeyPatch, package: list[Path]
+) -> None:
+    """In a wheel and in a checkout."""
+    monkeypatch.setenv("GPTKIT_MARCH", level.name)
+    monkeypatch.setattr(build, "library", found)
+    processor_with(monkeypatch, *level.needs[:-1])
+    for folder in (build.PACKAGED, build.PACKAGED / "missing"):
+        monkeypatch.setattr(build, "PACKAGED", folder)
+        with pytest.warns(GptkitWarning, match="cannot execute that, so gptkit computes with torch alone"):
+            assert build.unavailable() == [f"this processor cannot execute GPTKIT_MARCH={level.name}"]
 
 
 @needs_compiler
