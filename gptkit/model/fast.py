@@ -142,33 +142,6 @@ def _relu2_unsupported(kind: str, h: Tensor) -> list[str]:
     return _unsupported(h) if kind == "relu2" else ["it is for relu2"]
 
 
-class _Rotation(torch.autograd.Function):
-    """Rotates the halves of x where they are: torch copies x to exchange them. Rounds as the body does."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        half = x.size(-1) // 2
-        cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
-        ctx.save_for_backward(cosine, sine)
-        y = x * cosine
-        y[..., :half].addcmul_(x[..., half:], sine[:, :half])
-        y[..., half:].addcmul_(x[..., :half], sine[:, half:])
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        cosine, sine = ctx.saved_tensors
-        half = gradient.size(-1) // 2
-        dx, turned = gradient * cosine, gradient * sine
-        dx[..., :half] += turned[..., half:]
-        dx[..., half:] += turned[..., :half]
-        return dx, None, None
-
-
-def _rotate_unsupported(x: Tensor, cosine: Tensor, sine: Tensor) -> list[str]:
-    return ["the number of channels is odd"] if x.size(-1) % 2 else _unsupported(x)
-
-
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """In bf16 torch adds the gradients of weight and bias up in bf16, row by row, and loses most of them."""
     bias = None if bias is None else bias.float()
@@ -228,7 +201,6 @@ CPU: Implementations = {
     "activate": (
         Implementation("torch for CPUs", _relu2_unsupported, lambda kind, h: _SquaredReLU.apply(h)),  # type: ignore[no-untyped-call]
     ),
-    "rotate": (Implementation("torch for CPUs", _rotate_unsupported, _Rotation.apply),),
     "drop": (Implementation("torch for CPUs", _unsupported, _drop),),
     "attend": (
         Implementation("blocks of queries", _attend_unsupported, _attend_in_blocks),

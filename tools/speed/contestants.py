@@ -26,6 +26,7 @@ from gptkit.bench.measure import flops_per_token, measure_peak, random_trainer, 
 from gptkit.experiment.load import experiment_from_dict, load_experiment
 from gptkit.experiment.schema import Experiment, SamplingSettings
 from gptkit.generation import generate, generate_tokens
+from gptkit.measurements import with_fastest
 from gptkit.model.build import build_new_model
 from gptkit.tokenizers.char import CharTokenizer
 from tools.speed.classic import ClassicGPT
@@ -68,7 +69,7 @@ def gptkit_training(
 ) -> Iterator[Work]:
     """The trainer's step, as in `gptkit train`; with `peak`, also the FLOP per token and the peak FLOP/s."""
     settings = experiment_of(experiment, batch_size)
-    backend = choose_backend(settings.training)
+    backend = with_fastest(choose_backend(settings.training), settings, vocab_size)
     with computing(backend):
         trainer, model = random_trainer(settings, backend, vocab_size)
         step = synchronized(trainer.step, backend)
