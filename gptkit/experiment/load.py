@@ -136,10 +136,15 @@ def settings_of_weights(weights_of: Experiment, origin: str, overrides: Override
 
 
 def other_settings_of_weights(weights_of: Experiment, experiment: Experiment) -> dict[str, tuple[str, str]]:
-    """Where the experiment differs in what those weights depend on: by key both values, as TOML."""
+    """Where the experiment differs in what those weights depend on: by key both values, as TOML.
+
+    The context may be another, unless the weights have a vector for each position.
+    """
     theirs, ours = weights_of.model_dump(), experiment.model_dump()
     found: dict[str, tuple[Any, Any]] = {}
     for key in _WEIGHTS_DEPEND_ON:
+        if key == "model.context_length" and weights_of.model.position.type != "learned":
+            continue  # those of a plugin are compared by their shapes when they are loaded
         there, here = _at(theirs, key), _at(ours, key)
         if isinstance(there, dict) and there["type"] == here["type"]:  # only options of the plugin may differ
             found |= {f"{key}.{name}": (there.get(name), here.get(name)) for name in {**there, **here}}

@@ -274,6 +274,19 @@ def test_the_file_of_a_run_that_loaded_weights_trains_the_same_run(
 
 
 @pytest.mark.slow
+def test_with_load_the_context_may_be_another_where_positions_allow_it(
+    tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    for position, code in (("rope", 0), ("alibi", 0), ("learned", 2)):
+        base = ["--set", f"model.position={position}", "--steps", 2, "--quiet", "--name", position]
+        assert gptkit_command("train", tiny_experiment, *base).code == 0
+        longer = ["--load", position, "--ctx", 24, "--steps", 2, "--quiet", "--name", "longer"]
+        done = gptkit_command("train", tiny_experiment, *longer)
+        assert done.code == code, done.err
+    assert "model.context_length is 16 there, 24 here" in done.err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "difference"),
     [
