@@ -32,10 +32,10 @@ from gptkit.interchange.parts import (
     split_rows,
     state_dict_of,
 )
-from gptkit.interchange.pickles import PickleError, TorchFile, read_pickle, tensors_in
 from gptkit.model.build import build_model_for, load_weights
 from gptkit.model.gpt import LAYER_NORM_EPS
 from gptkit.model.ops import RMS_EPS
+from gptkit.pickles import PickleError, TorchFile, read_pickle, tensors_in
 from gptkit.plugins import Tokenizer
 from gptkit.runs import Run, RunRecord, create_run, lock_run, tokenizer_hash
 from gptkit.runs.checkpoint import save_checkpoint

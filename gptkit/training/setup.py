@@ -326,11 +326,14 @@ def recorded_text(run: Run, experiment: Experiment, record: RunRecord, context: 
 
 def _seen_from(folder: Path, table: PluginTable) -> PluginTable:
     """The same texts, whose relative paths are of that folder."""
-    path = table.options.get("path")
-    if table.type != "text" or path is None:
+    options = table.options
+    if table.type not in ("text", "tokens"):
         return table
-    paths = [str(folder / one) for one in path] if isinstance(path, list) else str(folder / str(path))
-    return PluginTable.model_validate({"type": table.type, **table.options, "path": paths})
+    for name in ("path", "tokenizer"):
+        if (path := options.get(name)) is not None:
+            several = isinstance(path, list)
+            options[name] = [str(folder / one) for one in path] if several else str(folder / str(path))
+    return PluginTable.model_validate({"type": table.type, **options})
 
 
 def _where_trained(run: Run, table: PluginTable, record: RunRecord) -> str:

@@ -92,7 +92,7 @@ def test_unchanged_file_is_not_read_again(
     tiny_experiment: Path, gptkit_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = ("train", tiny_experiment, "--steps", 1, "--quiet")
-    monkeypatch.setattr(text_dataset, "_TIMES_ARE_SURE", 0)
+    monkeypatch.setattr(readers, "_TIMES_ARE_SURE", 0)
     run = run_of(gptkit_command(*train))
     with monkeypatch.context() as patched:
         patched.setattr(text_dataset, "file_pieces", None)  # it would fail if it were called

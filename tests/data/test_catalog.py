@@ -28,7 +28,7 @@ from gptkit.errors import DataError, GptkitError, PluginError, UsageError
 from gptkit.experiment.schema import PluginTable
 from gptkit.plugins import DataFolders, registry
 
-BUILT_IN = ["avatar_script", "harry_potter", "hf", "markov", "python-docs", "shakespeare", "text"]
+BUILT_IN = ["avatar_script", "harry_potter", "hf", "markov", "python-docs", "shakespeare", "text", "tokens"]
 NO_NAMES = [
     "",
     "a b",
@@ -134,6 +134,7 @@ def test_the_list_has_every_registered_dataset_and_the_texts_here(novel: Path) -
         "python-docs": True,
         "shakespeare": False,
         "text": None,
+        "tokens": None,
     }
     assert by_name["shakespeare"].size == 1_115_394
     assert by_name["harry_potter"].size == 4

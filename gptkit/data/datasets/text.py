@@ -8,14 +8,13 @@ runs.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field
 
-from gptkit.data.readers import file_pieces, is_plain, kind_of, read_files
+from gptkit.data.readers import file_pieces, fingerprint_of, is_plain, kind_of, read_files
 from gptkit.data.search import (
     FoundTexts,
     NameList,
@@ -31,7 +30,6 @@ from gptkit.errors import DataError
 from gptkit.plugins.dataset import DataFolders, Dataset
 from gptkit.plugins.options import PluginOptions
 
-_TIMES_ARE_SURE = 2_000_000_000  # nanoseconds after which a second change of a file has another time for sure
 _Path = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
@@ -89,18 +87,8 @@ class TextDataset(Dataset):
     def fingerprint(self, folders: DataFolders) -> str | None:
         """Paths, sizes and times of the files; none while one of them was changed within two seconds."""
         self._look(folders)
-        found = []
-        for path in self._found.files:
-            try:
-                status = path.stat()
-            except OSError:
-                return None
-            changed = max(status.st_mtime_ns, status.st_ctime_ns)
-            if abs(time.time_ns() - changed) < _TIMES_ARE_SURE:
-                return None
-            sizes = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
-            found.append([str(path.absolute()), *map(str, sizes)])
-        return json.dumps([self.options.model_dump(mode="json"), found])
+        found = fingerprint_of(self._found.files)
+        return found and json.dumps([self.options.model_dump(mode="json"), found])
 
     def _look(self, folders: DataFolders) -> None:
         """Finds the files, unless it has. Raises DataError."""
