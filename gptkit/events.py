@@ -8,9 +8,12 @@ training and may keep them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+
+RECORDED_ONLY = {"recorded_only": True}
+"""The metadata of a field that the run folder keeps and `--json` leaves out."""
 
 
 class RunStatus(StrEnum):
@@ -109,6 +112,8 @@ class EvaluationFinished:
     tokens: int
     learning_rate: float
     seconds: float  # of training so far, over all sessions
+    # Nats per token of contiguous blocks of the split; recorded, and left out of `--json`
+    block_losses: tuple[float, ...] = field(default=(), metadata=RECORDED_ONLY)
 
     @property
     def is_best(self) -> bool:

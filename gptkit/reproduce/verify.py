@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean
 
 import torch
 
@@ -22,6 +23,7 @@ from gptkit.model.build import build_model_for, freeze
 from gptkit.plugins import Tokenizer
 from gptkit.runs import (
     CHECKPOINTS,
+    EVALUATIONS,
     METRICS,
     RECORD,
     SAMPLES,
@@ -81,6 +83,7 @@ def verify_run(run: Run) -> Iterator[Finding]:
     tokenizer, finding = _check_tokenizer(run, experiment, record)
     yield finding
     yield _check_metrics(run)
+    yield from _check_evaluations(run, record)
     yield from _check_checkpoints(run, experiment, tokenizer, record)
     yield from _check_samples(run)
     yield from _check_trackers(run, experiment)
@@ -167,6 +170,29 @@ def _check_metrics(run: Run) -> Finding:
         message = "its last line was cut off by a crash; 'gptkit resume' repairs it"
         return Finding(Verdict.NOTE, METRICS, message)
     return Finding(Verdict.OK, METRICS, f"{rows} lines")
+
+
+def _check_evaluations(run: Run, record: RunRecord) -> Iterator[Finding]:
+    """Nothing for runs that have none. Each val loss is the mean of its blocks, and the best the recorded."""
+    if not os.path.lexists(run.path / EVALUATIONS):
+        return
+    try:
+        found = run.read_evaluations()
+    except GptkitError as error:
+        yield Finding(Verdict.BAD, EVALUATIONS, str(error))
+        return
+    for name, one in (("best", found.best), ("last", found.last)):
+        loss, blocks = one.val_loss or 0.0, one.block_losses
+        if blocks and abs(fmean(blocks) - loss) > 0.01 * loss:  # blocks differ in size, by a token
+            message = f"the val loss of its {name} evaluation is not the mean of its blocks: it was edited"
+            yield Finding(Verdict.BAD, EVALUATIONS, message)
+            return
+    if found.best.step != record.best_step and not (record.status and record.status.is_active):
+        yield Finding(
+            Verdict.NOTE, EVALUATIONS, "its best evaluation is not the recorded one; it is not used"
+        )
+        return
+    yield Finding(Verdict.OK, EVALUATIONS, f"{len(found.best.block_losses)} blocks")
 
 
 def _check_samples(run: Run) -> Iterator[Finding]:

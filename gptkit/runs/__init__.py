@@ -7,6 +7,7 @@ runs: listed (`summary`), compared (`compare`), removed (`cleanup`). What a resu
 from gptkit.runs.folder import (
     CHECKPOINTS,
     DEFAULT_RUNS_FOLDER,
+    EVALUATIONS,
     EXPERIMENT,
     LOCK,
     METRICS,
@@ -18,7 +19,7 @@ from gptkit.runs.folder import (
     step_folder,
 )
 from gptkit.runs.metrics import Curve, Curves, Metrics
-from gptkit.runs.record import Process, RunRecord
+from gptkit.runs.record import Evaluations, Process, RunRecord
 from gptkit.runs.run import LoadedModel, Recorder, Run, Sample, is_locked, lock_run, tokenizer_hash
 from gptkit.runs.store import create_run, find_run, run_ids
 from gptkit.runs.summary import RunDetails, RunSummary
@@ -26,6 +27,7 @@ from gptkit.runs.summary import RunDetails, RunSummary
 __all__ = [
     "CHECKPOINTS",
     "DEFAULT_RUNS_FOLDER",
+    "EVALUATIONS",
     "EXPERIMENT",
     "LOCK",
     "METRICS",
@@ -35,6 +37,7 @@ __all__ = [
     "TOKENIZER",
     "Curve",
     "Curves",
+    "Evaluations",
     "LoadedModel",
     "Metrics",
     "Process",

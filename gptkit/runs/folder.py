@@ -16,9 +16,12 @@ from gptkit.files import sha256
 DEFAULT_RUNS_FOLDER = Path("runs")
 
 EXPERIMENT, RECORD, METRICS, TOKENIZER = "experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json"
+EVALUATIONS = "evaluations.json"
 CHECKPOINTS, SAMPLES, LOCK, REPORT = "checkpoints", "samples", ".lock", "report.html"
 LOCK_HOLDER = ".lock-holder"  # exists while a process holds the run, on a disk without file locks
-OWN = frozenset((EXPERIMENT, RECORD, METRICS, TOKENIZER, CHECKPOINTS, SAMPLES, LOCK, LOCK_HOLDER, REPORT))
+OWN = frozenset(
+    (EXPERIMENT, RECORD, METRICS, EVALUATIONS, TOKENIZER, CHECKPOINTS, SAMPLES, LOCK, LOCK_HOLDER, REPORT)
+)
 
 TEMPORARY, TRASH, DAMAGED = ".tmp-", ".trash-", ".bad-"
 """What the names of interrupted saves, interrupted removals and damaged checkpoints begin with."""

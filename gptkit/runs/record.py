@@ -1,8 +1,9 @@
-"""run.json as a type: what a run is, what it was trained with, how it went.
+"""run.json and evaluations.json as types: what a run is, what it was trained with, how it went.
 
 Input: a JSON object, which may come from another version of gptkit or be damaged on purpose. Output: a
-`RunRecord`. Reading never fails because of a value: one of the wrong type, out of range or too long becomes
-None, or the default of its field. Unknown keys are kept and written back. Knows nothing of folders or locks.
+`RunRecord` or `Evaluations`. Reading never fails because of a value: one of the wrong type, out of range or
+too long becomes None, or the default of its field. Unknown keys are kept and written back. Knows nothing of
+folders or locks.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _MAX_BYTES = 10_000_000
 _MAX_TEXT = 100_000  # characters of a value
 _MAX_PLUGINS = 1_000
 _MAX_TEXTS = 100
+_MAX_BLOCKS = 1_000
 
 
 def _or_else(default: Callable[[], Any]) -> WrapValidator:
@@ -76,6 +78,18 @@ def _objects(value: object) -> list[Any] | None:
     if not isinstance(value, list):
         return None
     return [item for item in value[:_MAX_PLUGINS] if isinstance(item, dict | PluginOrigin)]
+
+
+def _losses(value: object) -> tuple[float, ...]:
+    """Finite numbers; none if one of them is anything else."""
+    if not isinstance(value, list | tuple) or len(value) > _MAX_BLOCKS:
+        return ()
+    numbers = [item for item in value if isinstance(item, int | float) and not isinstance(item, bool)]
+    return (
+        tuple(map(float, numbers))
+        if len(numbers) == len(value) and all(abs(x) < 1e300 for x in numbers)
+        else ()
+    )
 
 
 Text = Annotated[str | None, PlainValidator(_text)]
@@ -247,6 +261,30 @@ class RunRecord(_Lenient):
         if self.process is None:
             record.pop("process", None)
         return record
+
+
+class EvaluationRecord(_Lenient):
+    """An evaluation with the losses of contiguous blocks of the val split."""
+
+    step: Whole = None
+    val_loss: Number = None  # nats per token
+    block_losses: Annotated[tuple[float, ...], PlainValidator(_losses)] = ()  # nats per token
+
+
+class Evaluations(_Lenient):
+    """evaluations.json: the best evaluation of a run and its last."""
+
+    best: Annotated[EvaluationRecord, _or_else(EvaluationRecord)] = EvaluationRecord()
+    last: Annotated[EvaluationRecord, _or_else(EvaluationRecord)] = EvaluationRecord()
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluations:
+        """Raises CheckpointError if the file cannot be read or is not a JSON object."""
+        return cls.model_validate(read_json_object(path))
+
+    def write(self, path: Path) -> None:
+        """Replaces the file as a whole. Raises OSError."""
+        replace_file(path, to_json(self.model_dump(exclude_unset=True)))
 
 
 def timestamp(moment: str | None) -> float:

@@ -1,6 +1,6 @@
 """One run folder: `Run` reads it, `Recorder` writes it as the run trains, `lock_run` keeps it to one process.
 
-    runs/<id>/  experiment.toml run.json metrics.jsonl tokenizer.json report.html
+    runs/<id>/  experiment.toml run.json metrics.jsonl evaluations.json tokenizer.json report.html
                 checkpoints/step-000000001000/   samples/step-000000001000.txt
 
 Input: the folder's path, whose files may come from another version or be damaged on purpose; the events of a
@@ -30,6 +30,7 @@ from gptkit.runs.folder import (
     CHECKPOINTS,
     DAMAGED,
     DEFAULT_RUNS_FOLDER,
+    EVALUATIONS,
     EXPERIMENT,
     LOCK,
     LOCK_HOLDER,
@@ -42,7 +43,7 @@ from gptkit.runs.folder import (
     sample_steps,
 )
 from gptkit.runs.metrics import Metrics
-from gptkit.runs.record import Process, RunRecord, read_json_object
+from gptkit.runs.record import EvaluationRecord, Evaluations, Process, RunRecord, read_json_object
 from gptkit.words import printable
 
 if TYPE_CHECKING:
@@ -159,6 +160,23 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """One dict per recorded step, in order: step, train_loss, val_loss (where evaluated), …"""
         return self.metrics_log.rows()
+
+    # evaluations.json
+
+    def read_evaluations(self) -> Evaluations:
+        """The losses of blocks of the val split. Raises CheckpointError if the file is missing or damaged."""
+        return Evaluations.read(self.path / EVALUATIONS)
+
+    def read_evaluations_or_empty(self) -> Evaluations:
+        """The same, empty if the file is missing, as in runs of 0.1.0, or damaged."""
+        with suppress(CheckpointError):
+            return self.read_evaluations()
+        return Evaluations()
+
+    def write_evaluations(self, evaluations: Evaluations) -> None:
+        """Raises DiskError."""
+        with disk_errors(f"recording the run {self.id}"):
+            evaluations.write(self.path / EVALUATIONS)
 
     # samples/
 
@@ -428,6 +446,7 @@ class Recorder:
         self._run = run
         self._now = now
         self._row: dict[str, Any] = {}
+        self._evaluation: events.EvaluationFinished | None = None
 
     def __call__(self, event: events.Event) -> None:
         match event:
@@ -451,7 +470,7 @@ class Recorder:
                 if event.adamw_learning_rate is not None:
                     self._row["adamw_learning_rate"] = event.adamw_learning_rate
             case events.EvaluationFinished():
-                bits = event.bits_per_byte
+                bits, self._evaluation = event.bits_per_byte, event
                 self._row |= {
                     "step": event.step,
                     "val_loss": event.val_loss,
@@ -474,6 +493,15 @@ class Recorder:
         if self._row:
             row, self._row = self._row, {}
             self._run.metrics_log.append(row)
+        if self._evaluation:
+            event, self._evaluation = self._evaluation, None
+            self._write_evaluation(event)
+
+    def _write_evaluation(self, event: events.EvaluationFinished) -> None:
+        """Replaces the last evaluation, and the best unless that is an earlier one."""
+        last = EvaluationRecord(step=event.step, val_loss=event.val_loss, block_losses=event.block_losses)
+        best = last if event.is_best else self._run.read_evaluations_or_empty().best
+        self._run.write_evaluations(Evaluations(best=best, last=last))
 
     def _finish(self, event: events.RunFinished) -> None:
         record = self.record

@@ -336,17 +336,18 @@ class Session:
     # Hooks of the loop
 
     def evaluate(self) -> Evaluation:
-        loss = evaluate(
+        found = evaluate(
             self.model,  # not compiled: another shape would be compiled anew, and the last batch once more
             self._corpus.val,
             context_length=self._experiment.model.context_length,
             eval_tokens=self._experiment.evaluation.eval_tokens,
             rule=self._evaluation_rule,
             progress=self.context.progress("evaluating", after=_LONG_EVALUATION),
-        ).mean
+        )
+        loss = found.mean
         if not math.isfinite(loss):
             self._refuse_weights(loss)
-        return Evaluation(loss, self._bits_per_byte(loss))
+        return Evaluation(loss, self._bits_per_byte(loss), found.block_losses)
 
     def _refuse_weights(self, loss: float) -> NoReturn:
         """Ends a training whose weights have no finite val loss; sets their checkpoint aside."""

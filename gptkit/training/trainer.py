@@ -40,6 +40,7 @@ _LONGEST_SILENCE = 1.0  # seconds without figures
 class Evaluation:
     val_loss: float  # mean nats per token
     bits_per_byte: float | None  # None where the tokenizer does not return the text
+    block_losses: tuple[float, ...] = ()  # nats per token of contiguous blocks of the split
 
 
 class StopReason(StrEnum):
@@ -377,6 +378,7 @@ def _evaluation_finished(
         step=progress.step,
         val_loss=evaluation.val_loss,
         bits_per_byte=evaluation.bits_per_byte,
+        block_losses=evaluation.block_losses,
         best_val_loss=progress.best_val_loss,
         best_step=progress.best_step,
         tokens=progress.tokens,

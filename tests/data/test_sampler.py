@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,11 @@ def test_evaluating_is_a_plain_mean_over_the_tokens(tokens: int, eval_tokens: in
             losses += [-math.log(probabilities[t, window[t + 1]]) for t in range(len(window) - 1)]
     assert len(losses) == loss.tokens == (tokens - 1 if eval_tokens >= tokens - 1 else eval_tokens // 8 * 8)
     assert loss.mean == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    count = len(loss.block_losses)
+    assert count == max(1, min(128, len(losses) // 32))
+    ends = [block * len(losses) // count for block in range(count + 1)]
+    blocks = [np.mean(losses[start:end]) for start, end in pairwise(ends)]
+    np.testing.assert_allclose(loss.block_losses, blocks, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -68,6 +68,7 @@ def test_an_undamaged_run_verifies_and_nothing_in_it_changes(run: Run, gptkit_co
         "ok    run.json: finished, step 20",
         "ok    tokenizer.json: SHA-256 as recorded",
         "ok    metrics.jsonl: 5 lines",
+        "ok    evaluations.json: 65 blocks",
         *(f"ok    checkpoint {step}" for step in (12, 18, 20)),
         "ok    samples: 2 of them",
     ]
@@ -168,6 +169,12 @@ DAMAGE = {
     "the metrics": (
         lambda run: (run.path / "metrics.jsonl").write_text('{"step": 1}\n[]\n{"step": "x"}\n'),
         "bad   metrics.jsonl: no JSON object with a step in line 2, 3",
+    ),
+    "the losses of blocks": (
+        lambda run: (run.path / "evaluations.json").write_text(
+            re.sub('"val_loss": ', '"val_loss": 1', (run.path / "evaluations.json").read_text())
+        ),
+        "bad   evaluations.json: the val loss of its best evaluation is not the mean of its blocks",
     ),
     "a sample": (
         lambda run: (run.samples / "step-000000000010.txt").write_bytes(b"\xff"),

@@ -398,6 +398,37 @@ def test_the_recorder_writes_one_line_of_json_per_step_once_the_step_is_done(tmp
     }
 
 
+def test_the_best_and_the_last_evaluation_are_recorded_by_block_over_all_sessions(tmp_path: Path) -> None:
+    run = make(tmp_path, "mine-1")
+    assert run.read_evaluations_or_empty().best.block_losses == ()  # as in runs of 0.1.0
+    first, second, third = (
+        replace(evaluated(step), val_loss=loss, best_step=best, block_losses=(loss - 1, loss + 1))
+        for step, loss, best in ((10, 2.0, 10), (20, 2.5, 10), (30, 1.5, 30))
+    )
+    for session in ((first,), (second,)):
+        record = recorder(run)
+        for event in session:
+            record(event)
+            record(events.StepDone(event.step))
+    found = run.read_evaluations()
+    assert (found.best.step, found.best.block_losses) == (10, (1.0, 3.0))
+    assert (found.last.step, found.last.val_loss) == (20, 2.5)
+    record(third)
+    record(finished("diverged"))  # an evaluation whose step was not completed counts too, as in the metrics
+    assert run.read_evaluations().best == run.read_evaluations().last
+    assert run.read_evaluations().best.step == 30
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "[]", '{"best": 1}', '{"best": {"block_losses": [1, "2"]}}', '{"best": {"block_losses": [1e999]}}'],
+)
+def test_damaged_evaluations_are_no_blocks(tmp_path: Path, value: str) -> None:
+    run = make(tmp_path, "mine-1")
+    (run.path / "evaluations.json").write_text(value)
+    assert run.read_evaluations_or_empty().best.block_losses == ()
+
+
 def test_the_record_names_the_training_process_and_then_how_it_ended(tmp_path: Path) -> None:
     run = make(tmp_path, "mine-1")
     record = recorder(run, {"status": "starting", "seed": 5})

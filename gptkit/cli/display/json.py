@@ -50,8 +50,8 @@ class JsonView:
 def as_object(event: events.Event) -> dict[str, Any]:
     """An event as JSON values. Non-finite numbers, which JSON cannot express, become null."""
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
-    fields = {field.name: _value(getattr(event, field.name)) for field in dataclasses.fields(event)}
-    return {"event": name, **fields}
+    fields = [field for field in dataclasses.fields(event) if field.metadata != events.RECORDED_ONLY]
+    return {"event": name, **{field.name: _value(getattr(event, field.name)) for field in fields}}
 
 
 def _value(value: Any) -> Any:
