@@ -129,14 +129,15 @@ def _packaged() -> Library | None:
     """The best library in the package for this processor, or that for the level in GPTKIT_MARCH."""
     if not PACKAGED.is_dir() or not _runtime_is_loaded("clang" if sys.platform == "darwin" else "gcc"):
         return None
-    sources, wanted = _hash(*_sources()), os.environ.get("GPTKIT_MARCH")
-    for level in LEVELS:
-        if _can_execute(level) and wanted in (None, "", level.name):
-            for file in sorted(PACKAGED.glob(f"{level.name}-{sources}-*.so")):
-                with suppress(OSError):
-                    if file.name == _name(f"{level.name}-{sources}", file):
-                        key = f"wheel-{level.name}-{_hash(file)}"
-                        return Library(ctypes.CDLL(str(file)), threaded=True, key=key)
+    wanted = os.environ.get("GPTKIT_MARCH")
+    levels = [one for one in LEVELS if _can_execute(one) and wanted in (None, "", one.name)]
+    with suppress(OSError):
+        sources = _hash(*_sources())
+        for level in levels:
+            for file in PACKAGED.glob(f"{level.name}-{sources}-*.so"):
+                if file.name == _name(f"{level.name}-{sources}", file):
+                    key = f"wheel-{level.name}-{_hash(file)}"
+                    return Library(ctypes.CDLL(str(file)), threaded=True, key=key)
     return None
 
 
@@ -160,11 +161,14 @@ def compile_levels(folder: Path) -> list[Path]:
     None without a compiler. Raises OSError or SubprocessError if the compiler fails.
     """
     compiler, made = _compiler(), []
-    for level in LEVELS if compiler else ():
-        if compiler and level.machine == _machine():
+    if compiler is None:
+        return []
+    flags, sources = [*_FLAGS, *_openmp(_identity(compiler))], _hash(*_sources())
+    for level in LEVELS:
+        if level.machine == _machine():
             built = folder / "native.so"
-            _compile(compiler, [*_FLAGS, *_openmp(_identity(compiler)), *level.flags], built)
-            made.append(built.rename(folder / _name(f"{level.name}-{_hash(*_sources())}", built)))
+            _compile(compiler, [*flags, *level.flags], built)
+            made.append(built.rename(folder / _name(f"{level.name}-{sources}", built)))
     return made
 
 
