@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+# As the command does it, before torch is loaded: threads that wait for others spin for a moment only. The
+# processes of the tests compete for the processors, and longer spinning took four times the processor time.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import pytest
 import torch
 
