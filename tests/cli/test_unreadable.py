@@ -15,7 +15,7 @@ import pytest
 import gptkit
 from tests.support import TINY, Command, small_text
 
-STEP = "checkpoints/step-000000000020"
+STEP = "checkpoints/step-000000000006"
 PLACES = (
     *("", "run.json", "experiment.toml", "metrics.jsonl", "tokenizer.json", "samples", "checkpoints", STEP),
     *(
@@ -25,7 +25,7 @@ PLACES = (
 )
 COMMANDS = (
     *("runs", "runs show mine", "runs verify mine", "runs report mine", "runs compare mine other"),
-    *("runs clean", "generate mine -n 3", "resume mine --stop-at 20", "resume mine --verify", "rerun mine"),
+    *("runs clean", "generate mine -n 3", "resume mine --stop-at 6", "resume mine --verify", "rerun mine"),
 )
 
 
@@ -35,7 +35,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("unreadable")
     (root / "data").mkdir()
     (root / "data" / "mine.txt").write_text(small_text())
-    (root / "tiny.toml").write_text(TINY.replace("sample_interval = 0", "sample_interval = 10"))
+    (root / "tiny.toml").write_text(
+        TINY.replace("max_steps = 20", "max_steps = 6").replace("sample_interval = 0", "sample_interval = 3")
+    )
     run = gptkit.train(root / "tiny.toml", runs_folder=root / "runs", data_dir=root)
     shutil.copytree(run.path, root / "runs" / "other")
     run.path.rename(root / "runs" / "mine")
@@ -88,7 +90,7 @@ def test_an_unreadable_file_or_folder_is_never_a_defect(
 @pytest.mark.slow
 def test_a_file_that_cannot_be_read_is_named(closed: Callable[[str], None], gptkit_command: Command) -> None:
     closed("metrics.jsonl")
-    message = gptkit_command("resume", "mine", "--stop-at", 20).err
+    message = gptkit_command("resume", "mine", "--stop-at", 6).err
     assert "cannot use runs/mine/metrics.jsonl: Permission denied." in message
     assert (
         "bad   metrics.jsonl: it cannot be read: Permission denied"
