@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -191,9 +192,15 @@ def fingerprint(backend: Backend) -> dict[str, Any]:
         "instructions": " ".join(sorted(name for name, has in _capabilities().items() if has is True)),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "code": hash_of_code(Path(__file__).parent, _CODE),
+        "code": _own_code(),
         **{name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+@cache
+def _own_code() -> str:
+    """Of gptkit as this process has loaded it. Hashing takes as long as many steps of a small model."""
+    return hash_of_code(Path(__file__).parent, _CODE)
 
 
 def hash_of_code(folder: Path, patterns: Sequence[str]) -> str:
