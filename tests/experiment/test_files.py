@@ -71,12 +71,12 @@ def test_the_first_experiments_run_where_there_is_no_network(
 
 @pytest.mark.slow
 def test_shakespeare_reaches_a_good_loss_soon(tmp_path: Path) -> None:
-    """A sixth of the steps of the first experiment, a smaller model: far below chance and bigrams (2.45)."""
+    """A third of the steps of the first experiment, a smaller model: far below chance and bigrams (2.45)."""
     where = os.environ.get("GPTKIT_DATA_DIR")
     if where is None or not (Path(where) / "tiny_shakespeare.txt").is_file():
         pytest.skip("Tiny Shakespeare is not here; GPTKIT_DATA_DIR names the folder that has it")
     overrides = [
-        ("training.max_steps", 120),
+        ("training.max_steps", 240),
         ("model.context_length", 32),
         ("model.n_layer", 2),
         ("model.n_embd", 64),
