@@ -20,11 +20,14 @@ def main() -> None:
     warnings.showwarning = show_warning
     try:
         from gptkit.cli.app import run_command
+        from gptkit.cli.launch import end_failed_rank
     except Exception as error:  # a package that gptkit needs is broken
         from gptkit.cli.failures import fail, unexpected
 
         sys.exit(fail(*unexpected(error), debug="--debug" in sys.argv))
-    sys.exit(run_command(sys.argv[1:]))
+    code = run_command(sys.argv[1:])
+    end_failed_rank(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -53,14 +53,19 @@ class Backend:
     compile: bool
     native: str = ""  # the build of gptkit/native that computes; "": none
     operations: Mapping[str, str] | None = None  # name of the implementation of each; None: the default ones
+    processes: int = 1  # that train together; `threads` are those of each
 
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.precision]
 
 
-def choose_backend(settings: TrainingSettings, training_flops: float = math.inf) -> Backend:
+def choose_backend(
+    settings: TrainingSettings, training_flops: float = math.inf, *, processes: int = 1, here: int = 1
+) -> Backend:
     """Decides every "auto"; `training_flops` are those of all steps of the run.
+
+    `processes` train together, `here` of them on this machine, whose threads they share.
 
     Raises UsageError for a device that is not available, PluginError for `compile = true` without a compiler.
     """
@@ -68,7 +73,8 @@ def choose_backend(settings: TrainingSettings, training_flops: float = math.inf)
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if _bf16_is_fast(device) else "fp32"
-    threads = settings.threads if settings.threads != "auto" else _usable_threads()
+    # Whoever launches processes leaves each its part of the usable threads
+    threads = max(1, settings.threads // here) if settings.threads != "auto" else usable_threads()
     wanted = settings.compile
     if wanted is True and (missing := no_compiler(device)):
         raise PluginError(
@@ -78,7 +84,7 @@ def choose_backend(settings: TrainingSettings, training_flops: float = math.inf)
     if wanted == "auto":
         wanted = device == "cuda" and training_flops >= _WON_BACK and not no_compiler(device)
     native = build_key() if device == "cpu" else ""
-    return Backend(device, precision, threads, wanted, native)
+    return Backend(device, precision, threads, wanted, native, processes=processes)
 
 
 def choose_device(wanted: str) -> str:
@@ -115,7 +121,7 @@ def default_operations(device: str) -> Iterator[None]:
         yield
         return
     threads = torch.get_num_threads()
-    torch.set_num_threads(_usable_threads())
+    torch.set_num_threads(usable_threads())
     try:
         with fast.using(fast_operations(device, native=usable())):
             yield
@@ -170,7 +176,10 @@ RECORDED_SINCE_0_2 = ("libc", "instructions", "matmul_precision", "deterministic
 # What a step is computed by, beside the sources in C, which `native` identifies
 _CODE = (
     *("backend.py", "seeds.py", "data/sampler.py", "model/*.py", "native/*.py"),
-    *(f"training/{name}.py" for name in ("trainer", "optim", "parameters", "schedule", "loss", "budget")),
+    *(
+        f"training/{name}.py"
+        for name in ("trainer", "distributed", "optim", "parameters", "schedule", "loss", "budget")
+    ),
 )
 
 
@@ -237,7 +246,7 @@ def no_compiler(device: str) -> str:
     return f"torch.compile is not ready for {device}"
 
 
-def _usable_threads() -> int:
+def usable_threads() -> int:
     """torch counts cores rather than hardware threads, but sees no limits of containers."""
     return min(usable_processors(), torch.get_num_threads())
 

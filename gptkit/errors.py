@@ -7,6 +7,7 @@ They are raised anywhere and caught once, by the command line, which prints the 
     ├── UsageError              2   a command line, a name or a prompt that cannot be used
     │   └── ExperimentError     2   an experiment that is not valid, with all problems found in it
     ├── PluginError             3   a plugin or the environment
+    │   └── LostProcessError    3   another process of the training ended or does not answer
     ├── DataError               4   a text: missing, empty, too short, not UTF-8, changed
     ├── CheckpointError         5   a checkpoint or run folder that does not verify
     ├── DiskError               6   the disk: full, read-only, failing
@@ -79,6 +80,10 @@ class PluginError(GptkitError):
     def __init__(self, message: str, plugins: Sequence[tuple[str, str]] = (), *, field: str = "") -> None:
         self.plugins = tuple(plugins)
         super().__init__(message, field=field)
+
+
+class LostProcessError(PluginError):
+    """Another process of the training ended, or does not answer; its own error is the one to report."""
 
 
 class DataError(GptkitError):

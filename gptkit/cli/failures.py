@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from gptkit.cli.launch import explain_failure
 from gptkit.cli.streams import discard, log
 from gptkit.errors import DiskError, GptkitError, OutOfMemoryError, PluginError
 from gptkit.files import DISK_FULL
@@ -47,7 +48,8 @@ def fail(message: str, code: int, *, debug: bool = False) -> int:
     """
     if debug:
         log(traceback.format_exc().rstrip())
-    log("\n".join(map(printable, f"gptkit: {message}".split("\n"))))
+    if message := explain_failure(message, code):
+        log("\n".join(map(printable, f"gptkit: {message}".split("\n"))))
     return code
 
 

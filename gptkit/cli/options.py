@@ -65,6 +65,28 @@ Set = Annotated[
         autocompletion=completion.settings,
     ),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        max=4096,
+        help="Train with N processes on this machine, which share each batch: one for each GPU.",
+        rich_help_panel="Processes",
+    ),
+]
+MaxRestarts = Annotated[
+    int,
+    typer.Option(
+        "--max-restarts",
+        metavar="N",
+        min=0,
+        max=1_000_000,
+        help="If a process is killed, continue from the last checkpoint, at most N times.",
+        rich_help_panel="Processes",
+    ),
+]
 GenerateAfter = Annotated[
     int | None,
     typer.Option(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptkit import events
+from gptkit.cli.launch import noting_run, rank
 from gptkit.cli.streams import warn, write_path
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def training_context(
         yield RunContext(
             runs_folder=runs_dir,
             folders=data_folders(data_dir),
-            listener=view,
+            listener=noting_run(view),
             stop_requested=stop,
             command=("gptkit", *sys.argv[1:]),
         )
@@ -51,7 +52,9 @@ def training_context(
 @contextmanager
 def _view(stop: StopFlag, *, quiet: bool, as_json: bool, quicker: str | None) -> Iterator[events.Listener]:
     """Live on a terminal, plain lines elsewhere, JSON for programs, only warnings if `quiet`."""
-    if quiet:
+    if rank():  # rank 0 alone shows the training
+        yield events.ignore
+    elif quiet:
         yield _warnings_only
     elif as_json:
         from gptkit.cli.display.json import JsonView
@@ -75,6 +78,6 @@ def _warnings_only(event: events.Event) -> None:
 
 def finish(trained: TrainingResult, *, quiet: bool) -> None:
     """Prints the run's folder if `quiet`. Raises a StoppedError if a signal ended the training."""
-    if quiet:
+    if quiet and not rank():
         write_path(trained.run.path)
     trained.raise_if_stopped(", saved")

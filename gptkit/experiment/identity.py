@@ -19,7 +19,7 @@ from gptkit.experiment.overrides import QUESTIONS
 from gptkit.experiment.schema import Experiment
 from gptkit.files import sha256
 
-ADDED_LATER: dict[str, Any] = {}
+ADDED_LATER: dict[str, Any] = {"distributed.strategy": "replicate", "distributed.timeout": 600.0}
 """Fields that were added after hashes were first recorded, by dotted key, each with the value that trains as
 before. A field that may be left unset needs no entry."""
 
@@ -33,6 +33,7 @@ CHANGE_NO_WEIGHT = (
     "evaluation",
     "checkpoints",
     "sampling",
+    "distributed",
     "tracking",
 )
 """Fields and tables that may change while a run is trained, and no later weight will be another. All others

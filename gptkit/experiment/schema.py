@@ -390,6 +390,16 @@ class SamplingSettings(Section):
     """Steps between two samples during training; 0: none."""
 
 
+class DistributedSettings(Section):
+    strategy: Literal["replicate"] = "replicate"
+    """How several processes (--processes) share the training: replicate: each has all weights and computes a
+    part of the batch, and gradients are averaged."""
+
+    timeout: Annotated[float, Field(gt=0, le=1e6), unit("seconds")] = 600.0
+    """How long a process waits for the others, also while rank 0 evaluates, samples or saves; then training
+    ends with an error."""
+
+
 def _on_off_or_options(value: Any) -> Any:
     if not isinstance(value, bool | dict):
         raise ValueError("should be true, false or a table of the tracker's options")
@@ -458,6 +468,9 @@ class Experiment(Section):
 
     sampling: SamplingSettings = SamplingSettings()
     """How text is generated."""
+
+    distributed: DistributedSettings = DistributedSettings()
+    """Training by several processes. How many they are is not part of an experiment."""
 
     tracking: Tracking = {}
     """Trackers that receive the run's metrics and samples too: a tracker's name = true, or a table of its

@@ -264,6 +264,7 @@ def environment_differences(record: RunRecord, experiment: Experiment, backend: 
     if record.environment is None:
         return ("environment not recorded",)
     before, now = record.environment.model_dump(exclude_unset=True), fingerprint(backend)
+    before["processes"] = record.environment.processes or 1
     keys = [key for key in now if key not in VARIABLES and (key in before or key not in RECORDED_SINCE_0_2)]
     keys += VARIABLES if "code" in before else ()
     changed = [
@@ -311,13 +312,15 @@ def recorded_backend(record: RunRecord, chosen: Backend, set_now: Container[str]
     except UsageError:
         return chosen
     compiles = was.compile and not no_compiler(was.device)
+    other_number = (was.processes or 1) != chosen.processes  # then each has another part of the threads
     return Backend(
         device=was.device,
         precision=chosen.precision if "training.precision" in set_now else was.precision,
-        threads=chosen.threads if "training.threads" in set_now else was.threads,
+        threads=chosen.threads if "training.threads" in set_now or other_number else was.threads,
         compile=chosen.compile if "training.compile" in set_now else compiles,
         native=build_key() if was.native else "",
         operations=was.operations,
+        processes=chosen.processes,
     )
 
 

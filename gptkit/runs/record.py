@@ -177,6 +177,7 @@ class Environment(_Lenient):
     compile: Flag = None
     native: Text = None
     operations: Annotated[dict[str, str] | None, _or_else(_none)] = None  # implementations, by operation
+    processes: Whole = None  # None: one, before there were several
 
 
 class LoadedFrom(_Lenient):

@@ -130,6 +130,11 @@ def collect_gradients(
         torch._foreach_copy_(views, gradients)
     if scale != 1.0:
         flat.mul_(scale)
+    return gradient_norm(flat)
+
+
+def gradient_norm(flat: Tensor) -> Tensor:
+    """The norm of a flat fp32 gradient: a scalar on its device."""
     norms = torch._foreach_norm(flat.split(_CHUNK))  # type: ignore[no-untyped-call]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 

@@ -7,6 +7,8 @@ listener. Knows nothing of command lines or terminals.
 from __future__ import annotations
 
 import math
+import os
+import random
 import shlex
 import time
 from collections.abc import Sequence
@@ -69,6 +71,7 @@ from gptkit.tracking import Tracking
 from gptkit.training.budget import TrainingProgress
 from gptkit.training.compile import CompilationError, compile_model
 from gptkit.training.cost import out_of_memory
+from gptkit.training.distributed import tensor_hash
 from gptkit.training.loss import bits_per_byte, evaluate
 from gptkit.training.schedule import surprises
 from gptkit.training.setup import (
@@ -130,7 +133,16 @@ def train_run(
     Raises a subclass of GptkitError. Nothing is written before text, tokenizer and model are known to be
     usable.
     """
-    setup = prepare_new(experiment, context)
+    processes = context.processes
+    if experiment.seed == "random" and processes.count > 1:  # all need the same
+        seed = processes.from_first(random.SystemRandom().randrange(2**31))
+        experiment = experiment.model_copy(update={"seed": seed})
+    with processes.first_before_others():
+        setup = prepare_new(experiment, context)
+    if processes.count > 1:  # each may have measured something else as the fastest
+        backend = setup.backend
+        precision, operations = processes.from_first((backend.precision, backend.operations))
+        setup = replace(setup, backend=replace(backend, precision=precision, operations=operations))
     return train_new(setup, context, StepPlan(stop_at, target_step(setup.experiment)))
 
 
@@ -138,9 +150,13 @@ def train_new(
     setup: NewRun, context: RunContext, plan: StepPlan, *, rerun_of: str | None = None
 ) -> TrainingResult:
     """Creates the run's folder and trains. `rerun_of` is the id of the run that it repeats, for run.json."""
-    experiment = setup.experiment
+    experiment, processes = setup.experiment, context.processes
+    processes.require_same(lambda: _facts(setup), _SAME)
     with computing(setup.backend), out_of_memory(experiment):
         model = setup.build_model()
+        if not processes.first:
+            run = Run(Path(processes.from_first("")))
+            return Follower(run, setup, setup.build_trainer(model, processes=processes), context).train(plan)
         run = create_run(context.runs_folder, stem=run_stem(experiment), experiment_toml=to_toml(experiment))
         with ExitStack() as held:
             try:
@@ -151,7 +167,9 @@ def train_new(
             except BaseException:  # without a record it is not a run yet
                 disk.remove_folder(run.path)
                 raise
-            return Session(run, record, setup, setup.build_trainer(model), context).train(plan)
+            processes.from_first(os.path.abspath(run.path))
+            trainer = setup.build_trainer(model, processes=processes)
+            return Session(run, record, setup, trainer, context).train(plan)
 
 
 def resume_run(
@@ -171,6 +189,9 @@ def resume_run(
     """
     run.refuse_special_files()
     run.require_training()
+    processes = context.processes
+    if not processes.first:
+        return _follow(run, context, overrides)
     with lock_run(run):
         setup = prepare_resumed(run, context, overrides)
         inexact = setup.inexact
@@ -190,11 +211,16 @@ def resume_run(
         decays = setup.experiment.schedule.type != "constant"
         beyond = scheduled if decays and scheduled and final_step and final_step > scheduled else None
         context.listener(events.ResumeChecked(checkpoint.step, inexact, replayed, beyond))
+        plan = StepPlan(stop_at, final_step)
+        # The others read the run before anything in it changes
+        processes.from_first([checkpoint.step, stop_at, final_step, steps is not None])
+        processes.wait()
+        processes.require_same(lambda: _facts(setup), _SAME)
         record = setup.record
         record.target_step, record.process = final_step, Process.current()
         setup = replace(setup, trackers=trackers_again(setup.experiment, record, context.warn))
         with computing(setup.backend), out_of_memory(setup.experiment):
-            trainer = setup.build_trainer(setup.build_model(checkpoint), checkpoint)
+            trainer = setup.build_trainer(setup.build_model(checkpoint), checkpoint, processes=processes)
             if steps is not None:  # --steps continues a run that was stopped early
                 trainer.progress.bad_evals = 0
             if setup.changes:  # before run.json: where it alone is written, the next resume asks again
@@ -204,10 +230,38 @@ def resume_run(
                 record, setup.experiment, setup.changes, setup.differences, here, step=checkpoint.step
             )
             run.write_record(record)
-            plan = StepPlan(stop_at, final_step)
             if scheduled and plan.last_step and plan.last_step > scheduled:
                 _warn_of_no_rate(run, trainer, scheduled, plan.last_step, context)
             return Session(run, record, setup, trainer, context).train(plan)
+
+
+def _follow(run: Run, context: RunContext, overrides: Sequence[Override]) -> TrainingResult:
+    """Continues a run that rank 0 has locked and checked, as one of the other processes."""
+    processes = context.processes
+    step, stop_at, final_step, goes_on = processes.from_first([0, 0, 0, False])
+    setup = prepare_resumed(run, context, overrides)
+    checkpoint = run.checkpoint(str(step))
+    processes.wait()
+    processes.require_same(lambda: _facts(setup), _SAME)
+    with computing(setup.backend), out_of_memory(setup.experiment):
+        model = setup.build_model(checkpoint)
+        trainer = setup.build_trainer(model, checkpoint, processes=processes)
+        if goes_on:
+            trainer.progress.bad_evals = 0
+        return Follower(run, setup, trainer, context).train(StepPlan(stop_at, final_step))
+
+
+_SAME = "All processes need the same text, packages and kind of processor."
+
+
+def _facts(setup: RunSetup) -> dict[str, Any]:
+    """What has to be the same for all processes, before the first step."""
+    return {
+        "the experiment's hash": hash_of(values_of(setup.experiment)),
+        "the text's SHA-256": setup.corpus.text_sha256,
+        "the tokenizer's SHA-256": tokenizer_hash(setup.corpus.tokenizer),
+        **fingerprint(setup.backend),
+    }
 
 
 def _refuse_inexact(run: Run, inexact: Sequence[str]) -> None:
@@ -311,6 +365,8 @@ class Session:
         self._tracking = Tracking(setup.trackers, setup.experiment, context.warn)
         self.model = trainer.model  # as it trains, never compiled
         self._fp32_model = _fp32_model(setup, trainer)
+        self._processes = context.processes
+        self._stop: RunStatus | None = None  # that a signal to one of the processes asks for
 
     def train(self, plan: StepPlan) -> TrainingResult:
         """Trains, and records how it ends, also if an exception is raised."""
@@ -319,6 +375,7 @@ class Session:
             self._start(plan)
             try:
                 self._compile()
+                require_same_weights(self.trainer)
                 reason = self.trainer.fit(self, plan)
             except BaseException as error:
                 with suppress(DiskError):  # the first error is the one to report
@@ -328,7 +385,7 @@ class Session:
             if at_end or reason.ends_run:
                 status = RunStatus.FINISHED
             else:
-                status = self.context.stop_requested() or RunStatus.STOPPED
+                status = self._stop or self.context.stop_requested() or RunStatus.STOPPED
             self._finish(status, plan, "" if at_end else self._describe(reason))
         tokenizer = self._corpus.tokenizer
         return TrainingResult(self.run, status, progress, self._experiment, self._fp32_model, tokenizer)
@@ -336,6 +393,15 @@ class Session:
     # Hooks of the loop
 
     def evaluate(self) -> Evaluation:
+        try:
+            evaluation = self._evaluate()
+        except BaseException:
+            self._processes.leave()  # the others wait for the result; what follows here is not theirs
+            raise
+        self._processes.from_first([evaluation.val_loss, evaluation.bits_per_byte])
+        return evaluation
+
+    def _evaluate(self) -> Evaluation:
         found = evaluate(
             self.model,  # not compiled: another shape would be compiled anew, and the last batch once more
             self._corpus.val,
@@ -380,6 +446,7 @@ class Session:
         self.emit(events.SampleDrawn(step, text))
 
     def save(self, progress: TrainingProgress) -> None:
+        require_same_weights(self.trainer)
         settings, step = self._experiment.checkpoints, progress.step
         if not settings.save:
             return
@@ -420,7 +487,8 @@ class Session:
         return True
 
     def stop_requested(self) -> bool:
-        return self.context.stop_requested() is not None
+        self._stop = agreed_stop(self.context)
+        return self._stop is not None
 
     def emit(self, event: events.Event) -> None:
         self._recorder(event)
@@ -530,6 +598,63 @@ class Session:
         if self._corpus.lost is not None:
             return None
         return bits_per_byte(loss, tokens=len(self._corpus.val), text_bytes=self._corpus.val_bytes)
+
+
+class Follower:
+    """The hooks of the training loop for a process that is not rank 0: it computes, and has no run folder."""
+
+    def __init__(self, run: Run, setup: RunSetup, trainer: Trainer, context: RunContext) -> None:
+        self.run, self.setup, self.trainer, self.context = run, setup, trainer, context
+        self._stop: RunStatus | None = None
+
+    def train(self, plan: StepPlan) -> TrainingResult:
+        setup, progress = self.setup, self.trainer.progress
+        model = _fp32_model(setup, self.trainer)
+        if setup.backend.compile:
+            with suppress(CompilationError):  # which rank 0 reports
+                self.trainer.model = compile_model(self.trainer.model, *self.trainer.batches.batch(0))
+        require_same_weights(self.trainer)
+        reason = self.trainer.fit(self, plan)
+        at_end = plan.final_step is not None and progress.step >= plan.final_step
+        ended = RunStatus.FINISHED if at_end or reason.ends_run else self._stop or RunStatus.STOPPED
+        return TrainingResult(self.run, ended, progress, setup.experiment, model, setup.corpus.tokenizer)
+
+    def evaluate(self) -> Evaluation:
+        nothing: list[float | None] = []
+        val_loss, bits = self.context.processes.from_first(nothing)
+        assert val_loss is not None
+        return Evaluation(val_loss, bits)
+
+    def sample(self, step: int) -> None:
+        pass
+
+    def save(self, progress: TrainingProgress) -> None:
+        require_same_weights(self.trainer)
+
+    def stop_requested(self) -> bool:
+        self._stop = agreed_stop(self.context)
+        return self._stop is not None
+
+    def emit(self, event: events.Event) -> None:
+        pass
+
+
+_STOPS = (None, RunStatus.INTERRUPTED, RunStatus.TERMINATED)
+
+
+def agreed_stop(context: RunContext) -> RunStatus | None:
+    """The signal that one of the processes received, by which all stop after the same step."""
+    return _STOPS[context.processes.largest(_STOPS.index(context.stop_requested()))]
+
+
+def require_same_weights(trainer: Trainer) -> None:
+    """Raises PluginError, naming a rank, if the processes do not have the same weights, bit for bit."""
+    trainer.processes.require_same(
+        lambda: {
+            f"the weights' SHA-256 at step {trainer.progress.step}": tensor_hash(trainer.parameters.master)
+        },
+        "The same packages and kind of processor compute the same; otherwise the memory of one is faulty.",
+    )
 
 
 def _fp32_model(setup: RunSetup, trainer: Trainer) -> GPT:

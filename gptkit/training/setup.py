@@ -69,6 +69,7 @@ from gptkit.runs.record import DatasetRecord, Environment, Hyperparameters, Load
 from gptkit.tracking import ChosenTracker
 from gptkit.training.budget import TrainingBudget, TrainingProgress
 from gptkit.training.cost import check_memory, training_flops
+from gptkit.training.distributed import ONE_PROCESS, Processes, rank_batches, require_device
 from gptkit.training.optim import Optimizer, flatten_parameters
 from gptkit.training.parameters import FlatParameters
 from gptkit.training.trainer import Trainer
@@ -94,6 +95,7 @@ class RunContext:
     stop_requested: StopRequested = never
     command: Sequence[str] = ()  # as recorded in run.json
     writes_report: bool = True  # report.html, when the session ends
+    processes: Processes = ONE_PROCESS  # that train together
 
     def warn(self, message: str) -> None:
         self.listener(events.Warned(message))
@@ -159,11 +161,15 @@ class RunSetup:
         return model
 
     def build_trainer(
-        self, model: GPT, checkpoint: Checkpoint | None = None, budget: TrainingBudget | None = None
+        self,
+        model: GPT,
+        checkpoint: Checkpoint | None = None,
+        budget: TrainingBudget | None = None,
+        processes: Processes = ONE_PROCESS,
     ) -> Trainer:
         """As the function `build_trainer`, on the train split."""
         ids, seed = self.corpus.train, self.seed
-        return build_trainer(self.experiment, self.backend, model, ids, seed, checkpoint, budget)
+        return build_trainer(self.experiment, self.backend, model, ids, seed, checkpoint, budget, processes)
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,7 @@ def _whose(run: Run, checkpoint: Checkpoint) -> str:
 
 def prepare_new(experiment: Experiment, context: RunContext) -> NewRun:
     """Reads and tokenizes the text, and resolves the experiment. Raises a subclass of GptkitError."""
+    rank_batches(experiment.training, context.processes.count)  # refuses before the text is read
     source = _source_of(experiment, context)
     trackers = new_trackers(experiment)
     text = load_text(experiment.data, context)
@@ -235,7 +242,7 @@ def prepare_new(experiment: Experiment, context: RunContext) -> NewRun:
             f"To see what to change: gptkit plugins check {name}"
         )
     vocab_size = corpus.tokenizer.vocab_size
-    backend = choose_backend(experiment.training, training_flops(experiment, vocab_size))
+    backend = _choose_backend(experiment, vocab_size, context.processes)
     backend = with_fastest(backend, experiment, vocab_size)
     return NewRun(experiment, corpus, backend, trackers, text, source)
 
@@ -271,7 +278,9 @@ def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override]
     if set_keys:
         experiment = _with_steps_and_seed(experiment, corpus)
         changes = experiment_changes(run.experiment_file, record, experiment, set_keys)
-    backend = backend_again(experiment, record, tokenizer.vocab_size, {change.key for change in changes})
+    set_now = {change.key for change in changes}
+    backend = backend_again(experiment, record, tokenizer.vocab_size, set_now, context.processes)
+    rank_batches(experiment.training, context.processes.count)
     differences = environment_differences(record, experiment, backend)
     return ResumedRun(experiment, corpus, backend, (), run, record, differences, changes)
 
@@ -519,14 +528,25 @@ def weight_source(
 
 
 def backend_again(
-    experiment: Experiment, record: RunRecord, vocab_size: int, set_now: Container[str] = ()
+    experiment: Experiment,
+    record: RunRecord,
+    vocab_size: int,
+    set_now: Container[str] = (),
+    processes: Processes = ONE_PROCESS,
 ) -> Backend:
     """The backend that the run was trained with, where this machine has it; otherwise a new choice.
 
     Fields of the experiment that are `set_now` count as they are.
     """
-    chosen = choose_backend(experiment.training, training_flops(experiment, vocab_size))
+    chosen = _choose_backend(experiment, vocab_size, processes)
     return recorded_backend(record, chosen, set_now)
+
+
+def _choose_backend(experiment: Experiment, vocab_size: int, processes: Processes) -> Backend:
+    flops = training_flops(experiment, vocab_size)
+    backend = choose_backend(experiment.training, flops, processes=processes.count, here=processes.here)
+    require_device(backend.device, processes)
+    return backend
 
 
 # Trainer
@@ -540,6 +560,7 @@ def build_trainer(
     seed: int,
     checkpoint: Checkpoint | None = None,
     budget: TrainingBudget | None = None,
+    processes: Processes = ONE_PROCESS,
 ) -> Trainer:
     """A trainer of `model`, moved to the backend's device, on the ids of a split.
 
@@ -555,11 +576,11 @@ def build_trainer(
     sampler = BatchSampler(
         ids,
         context_length=experiment.model.context_length,
-        batch_size=experiment.training.batch_size,
+        batch_size=rank_batches(experiment.training, processes.count).batch_size,
         seed=seed,
     )
     budget = budget or TrainingBudget.of(experiment.training)
-    return Trainer(experiment, model, parameters, optimizer, sampler, seed, progress, budget)
+    return Trainer(experiment, model, parameters, optimizer, sampler, seed, progress, budget, processes)
 
 
 def restore_checkpoint(

@@ -26,10 +26,11 @@ from gptkit.events import EvaluationFinished, Event, StepDone, StepFinished, Ste
 from gptkit.experiment.schema import Experiment, MuonSettings
 from gptkit.seeds import derive_seed
 from gptkit.training.budget import TimeLeft, TrainingBudget, TrainingProgress
+from gptkit.training.distributed import ONE_PROCESS, Processes, RankBatches, rank_batches
 from gptkit.training.loss import cross_entropy
 from gptkit.training.nonfinite import NonFiniteGuard, nonfinite_guard
 from gptkit.training.optim import Optimizer
-from gptkit.training.parameters import FlatParameters
+from gptkit.training.parameters import FlatParameters, gradient_norm
 from gptkit.training.prefetch import Prefetcher
 from gptkit.training.schedule import learning_rate_factor
 
@@ -107,27 +108,33 @@ class Trainer:
     seed: int
     progress: TrainingProgress
     budget: TrainingBudget
+    processes: Processes = ONE_PROCESS
     guard: NonFiniteGuard = field(init=False)
     batches: Prefetcher = field(init=False)
+    rank_batches: RankBatches = field(init=False)
 
     def __post_init__(self) -> None:
         device = self.parameters.master.device
         self.guard = nonfinite_guard(self.progress, device, self.experiment.tokens_per_step)
         self.batches = Prefetcher(self.sampler, device)
+        self.rank_batches = rank_batches(self.experiment.training, self.processes.count)
 
     def step(self, batch_done: Callable[[int], None] | None = None) -> None:
         """One optimizer update, over `gradient_accumulation_steps` batches, and its place in the progress.
 
+        Of several processes each computes its rows of them; then gradient and loss are averaged.
         `batch_done` is called between two batches with the number that is done.
         On a GPU the step is only enqueued: the host reads nothing back. Raises DivergedError on a CPU; on a
         GPU `guard.synchronize` does.
         """
         training, step = self.experiment.training, self.progress.step + 1
-        count = training.gradient_accumulation_steps
+        processes, count = self.processes, self.rank_batches.passes
         if self.experiment.model.drops_out:
-            torch.manual_seed(derive_seed(self.seed, "dropout", step))
+            purpose = "dropout" if processes.first else f"dropout/{processes.rank}"
+            torch.manual_seed(derive_seed(self.seed, purpose, step))
         loss, loss_scale = torch.zeros((), device=self.parameters.master.device), self.optimizer.loss_scale
-        indices = range((step - 1) * count, step * count)
+        indices = self.rank_batches.numbers(step, processes.rank, processes.count)
+        total = count * processes.count
         for index in indices:
             if batch_done and index > indices[0]:
                 batch_done(index - indices[0])
@@ -135,10 +142,14 @@ class Trainer:
             batch_loss = cross_entropy(self.model(inputs), targets)
             scaled_loss = batch_loss if loss_scale is None else loss_scale.scaled(batch_loss)
             scaled_loss.backward()  # type: ignore[no-untyped-call]
-            scale = 1 / count if index == indices[-1] else 1.0
+            scale = 1 / total if index == indices[-1] else 1.0
             norm = self.parameters.collect_gradients(scale, add=index > indices[0])
-            loss += batch_loss.detach() / count
-            self.batches.prefetch(index + 1)
+            loss += batch_loss.detach() / total
+            self.batches.prefetch(indices[0] + total if index == indices[-1] else index + 1)
+        if processes.count > 1:
+            processes.sum(self.parameters.gradient)
+            processes.sum(loss)
+            norm = gradient_norm(self.parameters.gradient)
         overflow = None  # 1.0 where the scaled gradient left the range of fp16
         if loss_scale is not None:
             norm, overflow = loss_scale.unscale(self.parameters.gradient, norm)
@@ -178,7 +189,8 @@ class Trainer:
         """
         progress, guard, last_step = self.progress, self.guard, plan.last_step
         clock = _Clock(progress, TimeLeft(progress, self.budget, last_step))
-        batches = self.experiment.training.gradient_accumulation_steps
+        batches = self.rank_batches.passes
+        by_clock = self.budget.minutes is not None and self.processes.count > 1
 
         def batch_done(done: int) -> None:
             if clock.is_silent():
@@ -197,9 +209,11 @@ class Trainer:
             self.step(batch_done if guard.immediate else None)
             last = progress.step == last_step or hooks.stop_requested()
             due, norm = self._due(plan, silent=clock.is_silent()), math.nan
-            if last or due.anything or guard.immediate:
+            if last or due.anything or guard.immediate or by_clock:
                 norm = guard.synchronize()
                 clock.stop()
+                if by_clock:  # that of rank 0 decides
+                    progress.seconds = self.processes.from_first(progress.seconds)
                 due = self._due(plan, silent=due.figures)  # the time may be up
             clock.time_left.step_done()
             if reason := self._record_step(hooks, replace(due, save=due.save or last), norm, clock):

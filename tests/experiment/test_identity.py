@@ -71,8 +71,10 @@ NO_WEIGHT = {
     ),
     *("sampling.prompt", "sampling.max_new_tokens", "sampling.temperature", "sampling.top_k"),
     *("sampling.top_p", "sampling.min_p", "sampling.stop", "sampling.sample_interval"),
+    "distributed.timeout",
 }
-KEYS = sorted({*fields_of("muon"), *fields_of("adamw")})
+ONE_VALUE = {"distributed.strategy"}  # there is no other value yet
+KEYS = sorted({*fields_of("muon"), *fields_of("adamw")} - ONE_VALUE)
 
 
 def other_value(key: str) -> Any:

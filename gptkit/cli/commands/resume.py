@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gptkit.cli import options
+from gptkit.cli.launch import is_launcher, launch
 from gptkit.cli.session import finish, training_context
 from gptkit.cli.signals import stop_signals
 from gptkit.errors import CheckpointError, UsageError
@@ -34,6 +36,8 @@ def resume(
     ] = False,
     data_dir: options.DataDir = None,
     runs_dir: options.RunsDir = Path("runs"),
+    processes: options.Processes = None,
+    max_restarts: options.MaxRestarts = 0,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -70,6 +74,12 @@ def resume(
         _verify(run, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet)
         return
     overrides = parse_overrides(set_ or (), {})
+    if is_launcher(processes, max_restarts):
+        from gptkit.runs import find_run
+
+        settings = find_run(run, runs_dir).experiment(overrides)
+        launch(processes or 1, max_restarts, settings.distributed.timeout)
+        return
     with stop_signals() as stop:
         from gptkit.runs import find_run
 
@@ -77,16 +87,18 @@ def resume(
         with training_context(
             stop, runs_dir=runs_dir, data_dir=data_dir, quiet=quiet, as_json=json
         ) as context:
+            from gptkit.training.distributed import join
             from gptkit.training.session import resume_run
 
-            trained = resume_run(
-                folder,
-                context,
-                steps=steps,
-                stop_at=stop_at,
-                require_exact=require_exact,
-                overrides=overrides,
-            )
+            with join(folder.experiment(overrides).distributed.timeout) as group:
+                trained = resume_run(
+                    folder,
+                    replace(context, processes=group),
+                    steps=steps,
+                    stop_at=stop_at,
+                    require_exact=require_exact,
+                    overrides=overrides,
+                )
         finish(trained, quiet=quiet)
 
 

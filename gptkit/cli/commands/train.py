@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gptkit.cli import completion, options
+from gptkit.cli.launch import is_launcher, launch, rank, run_to_continue
 from gptkit.cli.session import finish, training_context
 from gptkit.cli.signals import stop_signals
 from gptkit.cli.streams import write_text
 from gptkit.errors import GptkitError
-from gptkit.experiment.overrides import parse_overrides, table_first
+from gptkit.experiment.overrides import Override, parse_overrides, table_first
 
 _QUICK = "shakespeare_quick.toml"
 
@@ -30,6 +33,8 @@ def train(
     runs_dir: options.RunsDir = Path("runs"),
     generate: options.GenerateAfter = None,
     stop_at: options.StopAt = None,
+    processes: options.Processes = None,
+    max_restarts: options.MaxRestarts = 0,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -54,6 +59,9 @@ def train(
     """
     options.check_json(json, {"--quiet": quiet, "--generate": generate is not None})
     overrides = parse_overrides(set_ or (), flags or {})
+    if is_launcher(processes, max_restarts):
+        _launch(experiment, overrides, processes or 1, max_restarts)
+        return
     with stop_signals() as stop:  # before the imports: an exception that a signal raises in pydantic is lost
         with training_context(
             stop,
@@ -70,8 +78,9 @@ def train(
                 settings_of_weights,
             )
             from gptkit.experiment.messages import add_place
-            from gptkit.runs import find_run
-            from gptkit.training.session import train_run
+            from gptkit.runs import Run, find_run
+            from gptkit.training.distributed import join
+            from gptkit.training.session import resume_run, train_run
 
             load = run_to_load(experiment, overrides)
             source = find_run(load.value, runs_dir) if load else None
@@ -84,15 +93,36 @@ def train(
                 word = load.origin.partition(" ")[0]
                 context.warn(f"{word} takes the settings of run {source.id}: {', '.join(others)}.")
             try:
-                trained = train_run(loaded.experiment, context, stop_at=stop_at)
+                with join(loaded.experiment.distributed.timeout) as group:
+                    if begun := run_to_continue():
+                        trained = resume_run(Run(begun), replace(context, processes=group), stop_at=stop_at)
+                    else:
+                        trained = train_run(
+                            loaded.experiment, replace(context, processes=group), stop_at=stop_at
+                        )
             except GptkitError as error:
                 add_place(error, loaded.source)
                 raise
-        if generate is not None and not stop():
+        if generate is not None and not stop() and not rank():
             text = trained.generate(generate)
             if not quiet:
                 write_text(text + "\n")
         finish(trained, quiet=quiet)
+
+
+def _launch(file: Path, overrides: Sequence[Override], processes: int, max_restarts: int) -> None:
+    """Checks the experiment here, so that its errors come once and at once."""
+    from gptkit.experiment.load import read_experiment
+    from gptkit.experiment.messages import add_place
+    from gptkit.training.distributed import rank_batches
+
+    loaded = read_experiment(file, overrides)
+    try:
+        rank_batches(loaded.experiment.training, processes)
+    except GptkitError as error:
+        add_place(error, loaded.source)
+        raise
+    launch(processes, max_restarts, loaded.experiment.distributed.timeout)
 
 
 def _quicker_than(experiment: Path) -> str:
