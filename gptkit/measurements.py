@@ -27,9 +27,9 @@ from gptkit.model.build import build_new_model, matrix_weights
 from gptkit.model.measured import BLOCKS, CLEARLY, Measurement, choices, measure
 from gptkit.native import cache_folder
 
-# Limits of what is measured, so that it takes well under a second and little memory
+# Limits of what is measured, so that it takes about a second at most and little memory
 _SECONDS_PER_CALL = 0.03  # of an operation, all its implementations together
-_MOST_TOKENS = 4096  # of a batch; a larger one is measured in part
+_MOST_TOKENS = 2048  # of a batch; a larger one is measured in part
 _MOST_LOGITS = 2**24
 _MOST_WEIGHTS = 2**25  # of a block and the output projection; beyond, products take nearly all of the time
 _MOST_MEASUREMENTS = 200  # that are kept
@@ -38,7 +38,7 @@ _MOST_MEASUREMENTS = 200  # that are kept
 def with_fastest(backend: Backend, experiment: Experiment, vocab_size: int) -> Backend:
     """The backend with the fastest implementation of each operation at the shapes of an experiment.
 
-    With training.precision = "auto" bf16 becomes fp32 where that is faster. Takes about half a second the
+    With training.precision = "auto" bf16 becomes fp32 where that is faster. Takes about a second the
     first time on a machine. The backend as it is where nothing is to choose, or it cannot be measured.
     """
     if _not_measured(backend, experiment, vocab_size):

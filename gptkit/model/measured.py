@@ -30,6 +30,8 @@ BLOCKS = "Blocks"  # contains all others but the last norm and the loss
 # fast would otherwise be chosen by chance, and runs of one experiment would differ in their last bits.
 CLEARLY = 1.05
 
+_HOPELESS = 4.0  # times the fastest, in a first round, which is slower than the others by less than that
+
 # Only makes the layout that an implementation of the other operation reads best
 _FOLLOWS = {"split_heads": "attend"}
 
@@ -191,19 +193,27 @@ def _time_all(
 
 
 def _alternate(works: Sequence[Callable[[], object]], seconds: float, rounds: int = 20) -> list[float]:
-    """The least time of each: up to `rounds` rounds, at least 2, in about `seconds`. The first warms up."""
-    best = [float("inf")] * len(works)
+    """The least time of each: up to `rounds` rounds, at least 2, in about `seconds`, after one that warms up.
+
+    One that takes several times as long as another in the first round takes part in no other.
+    """
+    best = [_time(work) for work in works]
+    hopeful = [which for which, took in enumerate(best) if took < _HOPELESS * min(best)]
+    for which in hopeful:
+        best[which] = float("inf")
     started = time.thread_time()
-    for number in range(rounds + 1):
-        if number > 2 and time.thread_time() - started > seconds:
+    for number in range(rounds):
+        if number >= 2 and time.thread_time() - started > seconds:
             break
-        for which, work in enumerate(works):
-            began = time.thread_time()
-            work()
-            took = time.thread_time() - began
-            if number:
-                best[which] = min(best[which], took)
+        for which in hopeful:
+            best[which] = min(best[which], _time(works[which]))
     return best
+
+
+def _time(work: Callable[[], object]) -> float:
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
 
 
 def _work(call: Callable[..., Any], arguments: Sequence[Any]) -> Callable[[], object]:

@@ -3,16 +3,21 @@
 
 enum { CHUNK = 16384 }; /* elements of one partial sum, so that the order of the sum does not depend on threads */
 
-INLINE vec collect(const void *from, float *to, int64_t n, float scale, int add, int bf16) {
-  vec squares = {0};
-  for (int64_t i = 0; i < n; i += LANES) {
-    vec g = load_upto(from, i, n, bf16);
-    if (add) g += load_upto(to, i, n, 0);
-    g *= scale;
-    store_upto(to, i, n, g, 0);
-    squares += g * g;
-  }
-  return squares;
+/* Returns the sum of the squares, of sixteen partial sums: fewer would be less precise */
+INLINE double collect(const void *from, float *to, int64_t n, float scale, int add, int bf16) {
+  vec squares[16 / LANES] = {{0}};
+  for (int64_t start = 0; start < n; start += 16)
+    for (int part = 0; part < 16 / LANES; part++) {
+      int64_t i = start + part * LANES;
+      vec g = load_upto(from, i, n, bf16);
+      if (add) g += load_upto(to, i, n, 0);
+      g *= scale;
+      store_upto(to, i, n, g, 0);
+      squares[part] += g * g;
+    }
+  double sum = 0;
+  for (int part = 0; part < 16 / LANES; part++) sum += sum_of(squares[part]);
+  return sum;
 }
 
 /* Copies the gradients of `count` parameters, times scale, to `flat`: parameter p to starts[p] … starts[p + 1]. With
@@ -30,9 +35,8 @@ EXPORT double collect_gradients(const void *const *gradients, const int64_t *sta
       int64_t to = MIN(starts[p + 1], end);
       if (to > begin) {
         const void *from = at(gradients[p], begin - starts[p], bf16);
-        vec squares = bf16 ? collect(from, flat + begin, to - begin, scale, add, 1)
-                           : collect(from, flat + begin, to - begin, scale, add, 0);
-        sum += sum_of(squares);
+        sum += bf16 ? collect(from, flat + begin, to - begin, scale, add, 1)
+                    : collect(from, flat + begin, to - begin, scale, add, 0);
       }
       begin = MAX(begin, to);
     }
