@@ -44,6 +44,7 @@ class Corpus:
     characters: int
     text_sha256: str
     ids_sha256: str
+    val_sha256: str | None  # of the text of its own that is the val split, if there is one
     lost: LostText | None = None  # of the val split; None where the tokenizer returns all of it
 
 
@@ -91,6 +92,7 @@ def build_corpus(
     *,
     options: Any = None,
     val_fraction: float,
+    val_text: Text | None = None,
     context_length: int,
     progress: ProgressCallback = no_progress,
     tokenizing: ProgressCallback = no_progress,
@@ -98,46 +100,46 @@ def build_corpus(
 ) -> Corpus:
     """Tokenizes a text with `tokenizer`, or with one trained by that class and `options`.
 
-    The ids of a large text are kept in the user's cache; those of a small one are in memory, and no file is
-    written. `progress` is called while the tokenizer is trained; `tokenizing`, with characters, while a large
-    text is tokenized; `warn` if something is wrong with the cache.
+    With `val_text`, that is the val split, and all of `text` is trained on. The ids of a large text are kept
+    in the user's cache; those of a small one are in memory, and no file is written. `progress` is called
+    while the tokenizer is trained; `tokenizing`, with characters, while a large text is tokenized; `warn` if
+    something is wrong with the cache.
 
     Raises DataError for a text that is too short or has characters that the tokenizer lacks; PluginError for
     ids that are not an array of integers within the vocabulary; DiskError for ids that neither the disk nor
     memory has space for.
     """
     text = Text(text) if isinstance(text, str) else text
-    train, val = text.split(val_fraction)
+    if val_text is None:
+        train, val = text.split(val_fraction)
+    else:
+        train, val = Part(text, 0, text.characters), Part(val_text, 0, val_text.characters)
     if isinstance(tokenizer, type):
         tokenizer = _train(tokenizer, options, train, val, progress)
-    unknown = tokenizer.unknown_characters(text.distinct())
-    if unknown:
+    for what, one in (("text", text), ("val text", val_text)):
+        unknown = tokenizer.unknown_characters(one.distinct()) if one is not None else ""
+        if not unknown:
+            continue
         raise DataError(
-            f"the text has {len(unknown)} characters that the run's tokenizer lacks: "
+            f"the {what} has {len(unknown)} characters that the run's tokenizer lacks: "
             f"{quote_characters(unknown)}. Use a text without them, or train a new run."
         )
-    if text.is_large:
-        encoder = _LargeTextEncoder(tokenizer, text, tokenizing, warn)
-        train_ids, train_facts = encoder.ids(train, "train")
-        val_ids, facts = encoder.ids(val, "val")
-        hashes = [str(train_facts["sha256"]), str(facts["sha256"])]
-        lost = LostText(**facts["lost"]) if facts["lost"] else None
-        val_bytes = int(facts["bytes"])
-    else:
-        train_ids, val_ids = _encode(tokenizer, train.read()), _encode(tokenizer, val.read())
-        hashes = [cache.hash_of_ids(ids, _type_of(tokenizer)) for ids in (train_ids, val_ids)]
-        val_bytes, lost = measure_text(val.read())[0], lost_text(tokenizer, val)
+    encoder = _Encoder(tokenizer, tokenizing, warn)
+    train_ids, train_facts = encoder.ids(train, "train")
+    val_ids, facts = encoder.ids(val, "val")
+    hashes = [str(train_facts["sha256"]), str(facts["sha256"])]
     corpus = Corpus(
         tokenizer=tokenizer,
         train=train_ids,
         val=val_ids,
-        val_bytes=val_bytes,
+        val_bytes=int(facts["bytes"]),
         characters=text.characters,
         text_sha256=text.sha256,
         ids_sha256=files.sha256("\n".join(hashes).encode()),
-        lost=lost,
+        val_sha256=val_text.sha256 if val_text is not None else None,
+        lost=LostText(**facts["lost"]) if facts["lost"] else None,
     )
-    _check_length(corpus, context_length, val_fraction)
+    _check_length(corpus, context_length, val_fraction if val_text is None else None)
     return corpus
 
 
@@ -149,7 +151,7 @@ def _train(
     if not (cls.keeps and train.text.is_large):
         return cls.train(options, splits)
     chosen = options.model_dump(mode="json") if options is not None else {}
-    learned = [_code_of(cls), chosen, train.stop]
+    learned = [_code_of(cls), chosen, train.stop, val.text.sha256]
     stored = cache.known("tokenizer", train.text.sha256, learned)
     if stored is not None:
         with suppress(ValueError):
@@ -159,30 +161,30 @@ def _train(
     return tokenizer
 
 
-class _LargeTextEncoder:
-    """Ids of the parts of a large text, from the cache or put into it."""
+class _Encoder:
+    """Ids of the parts of texts: those of a large text from the cache, or put into it."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        text: Text,
-        progress: ProgressCallback,
-        warn: Callable[[str], None],
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._hash = files.sha256(files.to_json([_code_of(type(tokenizer)), tokenizer.to_json()]))
-        self._dtype = _type_of(tokenizer)
-        self._text, self._progress, self._warn = text, progress, warn
+    def __init__(self, tokenizer: Tokenizer, progress: ProgressCallback, warn: Callable[[str], None]) -> None:
+        self._tokenizer, self._progress, self._warn = tokenizer, progress, warn
+        self._dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"  # in which ids are kept and hashed
+
+    @cached_property
+    def _hash(self) -> str:
+        return files.sha256(files.to_json([_code_of(type(self._tokenizer)), self._tokenizer.to_json()]))
 
     def ids(self, part: Part, split: str) -> tuple[Ids, dict[str, Any]]:
-        """The ids of a part, and facts about it: its UTF-8 `bytes`, and of the val split what is `lost`."""
+        """The ids of a part, and facts: their hash and, of the val split, its `bytes` and what is `lost`."""
+        if not part.text.is_large:
+            ids = _encode(self._tokenizer, part.read())
+            facts = self._facts(part, split, measure_text(part.read())[0] if split == "val" else 0)
+            return ids, {**facts, "sha256": cache.hash_of_ids(ids, self._dtype)}
         key = cache.Key(part.text.sha256, split, part.start, part.stop, self._hash, self._dtype)
         size = 0
 
         def encode() -> Iterator[Ids]:
             nonlocal size
             size = 0
-            self._progress(part.start, self._text.characters)
+            self._progress(part.start, part.text.characters)
 
             def pieces() -> Iterator[str]:
                 nonlocal size
@@ -191,25 +193,26 @@ class _LargeTextEncoder:
                     yield piece
                     size += len(piece) if piece.isascii() else len(piece.encode())
                     done += len(piece)
-                    self._progress(done, self._text.characters)
+                    self._progress(done, part.text.characters)
 
             for ids in self._tokenizer.encode_stream(pieces()):
                 yield _checked(self._tokenizer, ids)
 
-        def facts() -> dict[str, Any]:
-            lost = lost_text(self._tokenizer, part) if split == "val" else None
-            return {"bytes": size, "lost": asdict(lost) if lost else None}
-
         needed = len(part) * np.dtype(self._dtype).itemsize
         name = str(self._tokenizer.to_json().get("type", type(self._tokenizer).__name__))
         return cache.cached_ids(
-            key, encode, facts, title=part.text.title, tokenizer=name, needed=needed, warn=self._warn
+            key,
+            encode,
+            lambda: self._facts(part, split, size),
+            title=part.text.title,
+            tokenizer=name,
+            needed=needed,
+            warn=self._warn,
         )
 
-
-def _type_of(tokenizer: Tokenizer) -> str:
-    """The type in which ids are kept and hashed."""
-    return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+    def _facts(self, part: Part, split: str, size: int) -> dict[str, Any]:
+        lost = lost_text(self._tokenizer, part) if split == "val" else None
+        return {"bytes": size, "lost": asdict(lost) if lost else None}
 
 
 def _code_of(cls: type[Tokenizer]) -> list[str]:
@@ -310,7 +313,7 @@ def _describe(value: object) -> str:
     return type(value).__name__
 
 
-def _check_length(corpus: Corpus, context_length: int, val_fraction: float) -> None:
+def _check_length(corpus: Corpus, context_length: int, val_fraction: float | None) -> None:
     """Raises DataError for a split without a whole window, with the fields that can be changed."""
     needed, sizes = context_length + 1, {"train": len(corpus.train), "val": len(corpus.val)}
     for name, size in sizes.items():
@@ -318,7 +321,7 @@ def _check_length(corpus: Corpus, context_length: int, val_fraction: float) -> N
             continue
         remedies, field = [], "model.context_length"
         enough = _rounded_up(needed / max(1, sum(sizes.values())))  # the fraction that each split needs
-        if enough <= 0.5:
+        if val_fraction is not None and enough <= 0.5:
             change = f"raise data.val_fraction from {val_fraction:g} to {enough:g} or more"
             if name == "train":
                 change = f"lower data.val_fraction from {val_fraction:g} to {1 - enough:g} or less"

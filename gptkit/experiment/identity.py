@@ -50,7 +50,14 @@ BACKEND = {
 }
 """Fields that choose the backend, which a run records as it was chosen: they count only by that choice."""
 
-_ALIASES = ("model.position", "optimizer", "tokenizer", "data.dataset", "data.fallback")  # tables with a type
+_ALIASES = (
+    "model.position",
+    "optimizer",
+    "tokenizer",
+    "data.dataset",
+    "data.fallback",
+    "data.val",
+)  # tables with a type
 _LONGEST = 60  # characters of a value in a message
 
 

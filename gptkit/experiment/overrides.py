@@ -161,8 +161,12 @@ def parse_overrides(pairs: Sequence[str], flags: Mapping[str, Any]) -> list[Over
                 raise UsageError(
                     f"{other.origin} and {override.origin} both set {question}; keep one of them."
                 )
-    if flags.get("data.dataset") is not None and "data.fallback" not in first:
-        overrides.append(Override("data.fallback", None))  # a dataset that is named here is the one to use
+    if flags.get("data.dataset") is not None:  # a dataset that is named here is the one to use
+        others = ("data.fallback", "data.val")
+        unset = [
+            key for key in others if not any(name == key or name.startswith(f"{key}.") for name in first)
+        ]
+        overrides += [Override(key, None) for key in unset]
     return sorted(overrides, key=table_first)
 
 

@@ -101,6 +101,10 @@ class DataSettings(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the text, taken from its end, that is held out for validation."""
 
+    val: Annotated[PluginTable | None, plugin(DATASETS)] = None
+    """A text of its own for validation, like `dataset`; then the model is trained on the whole of `dataset`,
+    and `val_fraction` has no effect."""
+
 
 def _near_divisors(wanted: int, number: int) -> str:
     """The divisors of `number` on both sides of `wanted`, as text."""

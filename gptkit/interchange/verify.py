@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gptkit.data.catalog import read_dataset, resolve_dataset
+from gptkit.data.source import split_text
 from gptkit.errors import CheckpointError, GptkitError
 from gptkit.events import RunStatus
 from gptkit.experiment.schema import SamplingSettings
@@ -89,10 +90,11 @@ def tokens_to_compare(run: Run, tokenizer: Tokenizer, folders: DataFolders) -> T
     experiment = run.experiment()
     if run.read_record_or_empty().status is not RunStatus.IMPORTED:
         with suppress(GptkitError):
-            dataset, table = resolve_dataset(experiment.data.dataset, folders)
+            dataset, table = resolve_dataset(experiment.data.val or experiment.data.dataset, folders)
             if dataset.is_here(folders):
                 text = read_dataset(table.type, dataset, folders)
-                held_out = text[int(len(text) * (1 - experiment.data.val_fraction)) :][:_MAX_TEXT]
+                own = experiment.data.val is not None
+                held_out = (text if own else split_text(text, experiment.data.val_fraction)[1])[:_MAX_TEXT]
                 unknown = tokenizer.unknown_characters(held_out)
                 held_out = "".join(letter for letter in held_out if letter not in unknown)
                 if ids := [int(token) for token in tokenizer.encode(held_out)][:_MAX_TOKENS]:

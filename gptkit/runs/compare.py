@@ -219,6 +219,8 @@ def _notes(runs: Sequence[ComparedRun], in_bits: bool) -> tuple[str, ...]:
         notes.append("the texts differ, so no loss of one compares with that of another.")
     elif len({run.settings.get("data.val_fraction") for run in runs}) > 1:
         notes.append("the val splits differ (data.val_fraction), so val losses compare only roughly.")
+    elif len({run.facts.get("dataset.val_sha256") for run in runs}) > 1:
+        notes.append("the val texts differ (data.val), so val losses compare only roughly.")
     elif len({run.facts.get("evaluation") for run in runs}) > 1:
         notes.append(
             "some runs are of gptkit 0.1.0, which left the last, shorter window of the val split out, so val "

@@ -180,8 +180,9 @@ def model_plugins(experiment: Experiment) -> list[registry.Plugin]:
 
 def all_plugins(experiment: Experiment) -> list[registry.Plugin]:
     """Every plugin that a run depends on; its trackers do not count. Raises PluginError."""
-    dataset = registry.find(registry.DATASETS, experiment.data.dataset.type)
-    return [*model_plugins(experiment), dataset]
+    texts = [table for table in (experiment.data.dataset, experiment.data.val) if table is not None]
+    names = dict.fromkeys(table.type for table in texts)
+    return [*model_plugins(experiment), *(registry.find(registry.DATASETS, name) for name in names)]
 
 
 def plugin_origins(experiment: Experiment, trackers: Sequence[ChosenTracker]) -> list[PluginOrigin]:
@@ -335,17 +336,19 @@ def check_tokens(record: RunRecord, sha256: str) -> None:
         )
 
 
-def check_text(record: RunRecord, run_id: str, sha256: str, facts: Mapping[str, Any]) -> None:
-    """Raises DataError if the text is no longer the one that the run was trained on.
+def check_text(
+    record: RunRecord, run_id: str, sha256: str, facts: Mapping[str, Any], *, val: bool = False
+) -> None:
+    """Raises DataError if the text, or with `val` the val text, is no longer the one of the run.
 
     `facts` are those that the dataset has of the text now.
     """
-    recorded = record.dataset.sha256
+    recorded = record.dataset.val_sha256 if val else record.dataset.sha256
     if recorded != sha256:
         raise DataError(
-            f"the text of run {run_id} has changed: it had SHA-256 {recorded or 'none recorded'}, "
-            f"now {sha256}.\n"
-            f"{_files_then_and_now(record.dataset.facts, facts)}"
+            f"the {'val ' if val else ''}text of run {run_id} has changed: "
+            f"it had SHA-256 {recorded or 'none recorded'}, now {sha256}.\n"
+            f"{'' if val else _files_then_and_now(record.dataset.facts, facts)}"
             "Put the old text back ('gptkit datasets fetch NAME --repair' for one that is downloaded), "
             "or train a new run."
         )

@@ -132,6 +132,8 @@ class DatasetRecord(_Lenient):
     sha256: Text = None  # of the text
     folders: Texts = []  # where it was looked for: the working directory, then the data folders
     facts: Table = {}  # from the dataset plugin
+    val: Table = {}  # the text for validation as resolved, where it is one of its own
+    val_sha256: Text = None
 
 
 class TokenizerRecord(_Lenient):

@@ -67,9 +67,9 @@ def evaluate_run(
     context = experiment.model.context_length
     if stride is not None and not 0 < stride <= context:
         raise UsageError(f"--stride {stride}: expected 1 to {context}, the context's length.")
-    table = experiment.data.dataset if dataset is None else PluginTable(type=dataset)
-    name, text = _read(table, folders)
-    if dataset is None:
+    own = experiment.data.val or experiment.data.dataset
+    name, text = _read(own if dataset is None else PluginTable(type=dataset), folders)
+    if dataset is None and experiment.data.val is None:
         name, text = f"val split of {name}", split_text(text, experiment.data.val_fraction)[1]
     text = _known(text, loaded.tokenizer, name, skip=skip_unknown)
     ids = loaded.tokenizer.encode(text)

@@ -119,6 +119,8 @@ class LoadedText:
     requested: PluginTable
     used: PluginTable
     facts: dict[str, Any]
+    val: Text | None = None  # the val split, where it is a text of its own
+    val_used: PluginTable | None = None
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,8 @@ def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override]
     refuse_changes(run.experiment_file, changes, experiment, set_keys)
     tokenizer = run.tokenizer(experiment)
     text = recorded_text(run, experiment, record, context)
-    if any(key.startswith("data.dataset") for key in set_keys):
-        data = experiment.data.model_copy(update={"dataset": text.used})
+    if any(key.startswith(("data.dataset", "data.val.")) for key in set_keys):
+        data = experiment.data.model_copy(update={"dataset": text.used, "val": text.val_used})
         experiment = experiment.model_copy(update={"data": data})
     corpus = build_corpus(
         text.text,
@@ -270,6 +272,7 @@ def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override]
         tokenizing=context.progress("tokenizing the text"),
         warn=context.warn,
         val_fraction=experiment.data.val_fraction,
+        val_text=text.val,
         context_length=experiment.model.context_length,
     )
     check_tokens(record, corpus.ids_sha256)
@@ -297,18 +300,50 @@ def load_text(data: DataSettings, context: RunContext) -> LoadedText:
             raise
         dataset, used = _fetch(data.fallback, context.folders, "data.fallback", context)
         context.warn(f"{error}\nTraining on the fallback {used.type!r} instead, until the text is here.")
+        if data.val is not None:
+            context.warn("data.val is of the other text, so the end of the fallback is used for validation.")
+            data = data.model_copy(update={"val": None})
+    loaded = _load(data.dataset, used, dataset, context)
+    if data.val is None:
+        return loaded
+    val_dataset, val_used = _fetch(data.val, context.folders, "data.val", context)
+    val = _load(data.val, val_used, val_dataset, context)
+    return replace(loaded, val=val.text, val_used=val_used)
+
+
+def _load(requested: PluginTable, used: PluginTable, dataset: Dataset, context: RunContext) -> LoadedText:
     text = _read(used, dataset, context)
     if isinstance(dataset, TextDataset) and (notice := dataset.notice()):
         context.warn(notice)
-    return LoadedText(text, data.dataset, used, dataset.facts())
+    return LoadedText(text, requested, used, dataset.facts())
 
 
 def recorded_text(run: Run, experiment: Experiment, record: RunRecord, context: RunContext) -> LoadedText:
-    """The text of a run, never a fallback: from where it is found now, or was found when the run began.
+    """The texts of a run, never a fallback: from where they are found now, or were found when it began.
 
-    Raises DataError where it is nowhere, or is no longer that of the run; NetworkError.
+    Raises DataError where one is nowhere, or is no longer that of the run; NetworkError.
     """
-    table, folders = experiment.data.dataset, context.folders
+    data, dataset = experiment.data, record.dataset
+    found = _recorded(run, data.dataset, dataset.sha256, record, context)
+    check_text(record, run.id, found.text.sha256, found.facts)
+    if data.val is None:
+        return found
+    val = _recorded(run, data.val, dataset.val_sha256, record, context, field="data.val")
+    check_text(record, run.id, val.text.sha256, val.facts, val=True)
+    return replace(found, val=val.text, val_used=val.used)
+
+
+def _recorded(
+    run: Run,
+    table: PluginTable,
+    sha256: str | None,
+    record: RunRecord,
+    context: RunContext,
+    *,
+    field: str = "data.dataset",
+) -> LoadedText:
+    """The text of a table with that hash or, if it is nowhere, the one that is found first."""
+    folders = context.folders
     places = [(table, folders)]
     if all(os.path.isabs(folder) and "\0" not in folder for folder in record.dataset.folders):
         trained_in, *searched = map(Path, record.dataset.folders or [os.curdir])
@@ -320,16 +355,15 @@ def recorded_text(run: Run, experiment: Experiment, record: RunRecord, context: 
             if dataset.is_here(where):
                 text = _read(used, dataset, replace(context, folders=where))
                 loaded = LoadedText(text, table, used, dataset.facts())
-                if text.sha256 == record.dataset.sha256:
+                if text.sha256 == sha256:
                     return loaded
                 found = found or loaded
     if found is None:
         try:
-            dataset, used = _fetch(table, folders, "data.dataset", context)
+            dataset, used = _fetch(table, folders, field, context)
         except DataError as error:
-            raise DataError(f"{error}{_where_trained(run, table, record)}") from error
+            raise DataError(f"{error}{_where_trained(run, table, record, field)}") from error
         found = LoadedText(_read(used, dataset, context), table, used, dataset.facts())
-    check_text(record, run.id, found.text.sha256, found.facts)
     return found
 
 
@@ -345,11 +379,11 @@ def _seen_from(folder: Path, table: PluginTable) -> PluginTable:
     return PluginTable.model_validate({"type": table.type, **options})
 
 
-def _where_trained(run: Run, table: PluginTable, record: RunRecord) -> str:
+def _where_trained(run: Run, table: PluginTable, record: RunRecord, field: str) -> str:
     """The end of a message: how to name the text of a run that is not where it was."""
     if table.type != "text":
         return ""
-    command = shlex.join(["gptkit", "resume", str(run.path), "--set", "data.dataset.path=FILE"])
+    command = shlex.join(["gptkit", "resume", str(run.path), "--set", f"{field}.path=FILE"])
     where = f"The run was trained in {record.dataset.folders[0]}. " if record.dataset.folders else ""
     return f"\n{where}If the text is elsewhere now: {command}"
 
@@ -396,6 +430,7 @@ def tokenize(experiment: Experiment, text: LoadedText, own: Tokenizer | None, co
         tokenizing=context.progress("tokenizing the text"),
         warn=context.warn,
         val_fraction=experiment.data.val_fraction,
+        val_text=text.val,
         context_length=experiment.model.context_length,
     )
 
@@ -430,7 +465,9 @@ def _resolve(
     prompt = _resolve_prompt(experiment.sampling, text.text, corpus)
     return experiment.model_copy(
         update={
-            "data": experiment.data.model_copy(update={"dataset": text.used, "fallback": None}),
+            "data": experiment.data.model_copy(
+                update={"dataset": text.used, "fallback": None, "val": text.val_used}
+            ),
             "tokenizer": source.experiment.tokenizer if source else experiment.tokenizer,
             "init_from": init_from,
             "sampling": experiment.sampling.model_copy(update={"prompt": prompt}),
@@ -634,6 +671,8 @@ def new_record(run: Run, setup: NewRun, context: RunContext, rerun_of: str | Non
             sha256=corpus.text_sha256,
             folders=[os.path.abspath(folder) for folder in (Path(), *context.folders.search)],
             facts=text.facts,
+            val=_as_table(text.val_used) if text.val_used is not None else {},
+            val_sha256=corpus.val_sha256,
         ),
         tokenizer=TokenizerRecord(
             type=experiment.tokenizer.type,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from gptkit import files
 from gptkit.data.corpus import build_corpus
 from gptkit.errors import DataError
 from gptkit.tokenizers.byte import ByteTokenizer
-from tests.support import Command
+from tests.support import Command, run_of
 
 
 def refusal(length: int, val_fraction: float, context_length: int = 9) -> DataError:
@@ -78,3 +79,42 @@ def test_the_line_of_the_fraction_is_shown(tiny_experiment: Path, gptkit_command
     assert refused.code == 4
     assert "raise data.val_fraction from 1e-09 to" in refused.err
     assert "--set data.val_fraction=1e-9" in refused.err
+
+
+def test_val_text_of_its_own(workspace: Path, tiny_experiment: Path, gptkit_command: Command) -> None:
+    """All of the dataset is trained on; the other text is evaluated on, recorded, and found again."""
+    text = Path("data/mine.txt").read_text()
+    Path("val.txt").write_text(text[:600].upper())
+    settings = ("--set", "data.val=val.txt", "--set", "tokenizer=byte", "--quiet")
+    run = run_of(gptkit_command("train", tiny_experiment, *settings, "--steps", 2))
+    record = run.read_record()
+    assert (record.tokenizer.train_tokens, record.tokenizer.val_tokens) == (len(text.encode()), 600)
+    assert record.dataset.val == {**record.dataset.val, "type": "text", "path": "val.txt"}
+    assert record.dataset.val_sha256 == files.sha256(text[:600].upper().encode())
+    assert gptkit_command("resume", run.id, "--steps", 3, "--quiet").code == 0
+    assert gptkit_command("rerun", run.id, "--quiet").code == 0
+    evaluated = gptkit_command("evaluate", run.id)
+    assert evaluated.code == 0, evaluated.err
+    assert "val.txt" in evaluated.out
+    Path("val.txt").write_text(text[:600])
+    changed = gptkit_command("resume", run.id, "--steps", 4, "--quiet")
+    assert changed.code == 4
+    assert "the val text of run" in changed.err
+    Path("val.txt").unlink()
+    missing = gptkit_command("resume", run.id, "--steps", 4, "--quiet")
+    assert missing.code == 4
+    assert "--set data.val.path=FILE" in missing.err
+
+
+def test_val_text_is_part_of_the_vocabulary_and_of_the_message(
+    workspace: Path, tiny_experiment: Path, gptkit_command: Command
+) -> None:
+    Path("val.txt").write_text("ééé")
+    short = gptkit_command("train", tiny_experiment, "--set", "data.val=val.txt", "--quiet")
+    assert short.code == 4
+    assert "the val split of the text has 3 tokens" in short.err
+    assert "val_fraction" not in short.err
+    toml = tiny_experiment.read_text()
+    tiny_experiment.write_text(toml.replace("[data]\n", '[data]\nval = "val.txt"\n'))
+    named = gptkit_command("train", tiny_experiment, "--dataset", "data/mine.txt", "--steps", 1, "--quiet")
+    assert run_of(named).experiment().data.val is None  # the flag names the one to use

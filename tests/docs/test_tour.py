@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 import tomli_w
 import typer
@@ -110,7 +111,7 @@ class Checkout:
             "PATH": f"{self.scripts}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
             "HOME": str(self.folder / "home"),
-            "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),  # which one of the commands clears
         }
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", f"{KEEP}\n{command}"],
@@ -141,6 +142,9 @@ def make_checkout(folder: Path, python: list[str], **model: int) -> Checkout:
         (folder / text).write_text(small_text())
     (folder / "beginning.txt").write_text("the")
     (folder / "corpus.jsonl").write_text(json.dumps({"body": small_text()}))
+    compiled = Path(platformdirs.user_cache_dir("gptkit", appauthor=False)) / "native"
+    if compiled.is_dir():  # so that nothing is compiled again
+        shutil.copytree(compiled, folder / "cache" / "gptkit" / "native")
     scripts = folder / "scripts"
     scripts.mkdir()
     pip = (
@@ -260,12 +264,18 @@ def test_the_page_on_texts_shows_datasets_as_they_are_read(
     Path("a.txt").write_text("one")
     Path("b").mkdir()
     Path("b/c.jsonl.gz").write_bytes(gzip.compress(json.dumps({"content": "two"}).encode()))
-    files, network = blocks((DOCS / "texts.md").read_text("utf-8"), "toml")
+    files, network, tokens, val = blocks((DOCS / "texts.md").read_text("utf-8"), "toml")
     Path("files.toml").write_text(files)
     dataset, used = resolve_dataset(load_experiment("files.toml").data.dataset, data_folders(None))
     assert read_dataset(used.type, dataset, data_folders(None)) == "one\n\ntwo"
     Path("network.toml").write_text(network)
     assert load_experiment("network.toml").data.dataset.type == "hf"
+    for block in (tokens, val):
+        Path("tokens.toml").write_text(block)
+        data = load_experiment("tokens.toml").data
+        assert data.dataset.type == "tokens"
+    assert data.val is not None
+    assert data.val.type == "tokens"
 
 
 def test_every_line_that_the_template_has_as_a_comment_can_be_used(tmp_path: Path) -> None:

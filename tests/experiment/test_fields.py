@@ -45,6 +45,7 @@ def test_a_field_knows_its_table_its_unit_its_words_and_its_plugins() -> None:
         "model.position": registry.POSITIONS,
         "data.dataset": registry.DATASETS,
         "data.fallback": registry.DATASETS,
+        "data.val": registry.DATASETS,
     }
 
 

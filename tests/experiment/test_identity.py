@@ -36,6 +36,7 @@ OTHER: dict[str, Any] = {
     "tokenizer": "byte",
     "data.dataset": "alphabet",
     "data.fallback": "markov",
+    "data.val": "markov",
     "init_from.run": "mine",
     "init_from.checkpoint": "last",
     "init_from.sha256": "0" * 64,
@@ -97,7 +98,7 @@ def test_another_value_of_any_field_is_another_hash_and_is_named(key: str) -> No
         assert value is not None, "a field of this type needs a line in OTHER"
         table = (
             {"type": value}
-            if key in ("tokenizer", "model.position", "data.dataset", "data.fallback")
+            if key in ("tokenizer", "model.position", "data.dataset", "data.fallback", "data.val")
             else value
         )
         start = before

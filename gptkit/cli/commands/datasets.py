@@ -9,7 +9,6 @@ import typer
 
 from gptkit.cli import completion
 from gptkit.cli.command import command, group
-from gptkit.errors import UsageError
 
 datasets_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
@@ -174,8 +173,6 @@ def cache_command(
     from gptkit.data import cache
 
     rows = cache.list_cache(name)
-    if name is not None and not rows:
-        raise UsageError(f"the cache has no text {name!r}. To see what it has: gptkit datasets cache")
     if clear:
         tables.show_cleared(cache.clear_cache(name), cache.cache_folder())
     else:
