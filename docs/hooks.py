@@ -9,7 +9,7 @@ table in the place of each marker. A marker that names nothing fails the build.
 - `commands`: every command with its arguments and options, from Typer.
 - `exit codes`: from gptkit.errors.
 - `mappings`: what `gptkit export` maps to what, from gptkit.interchange.
-- `layers` and `modules`: the parts of gptkit, from pyproject.toml and the docstrings.
+- `layers`, `sizes` and `modules`: the parts of gptkit, from pyproject.toml and the files.
 - `file: PATH`: a file of the checkout as a code block; `include: PATH`: a Markdown file as it is.
 """
 
@@ -35,7 +35,7 @@ from gptkit.testing import contract_for
 
 ROOT = Path(__file__).parent.parent
 MARKER = re.compile(
-    r"^<!-- (fields|plugins|checks|commands|exit codes|layers|mappings|modules|file|include)"
+    r"^<!-- (fields|plugins|checks|commands|exit codes|layers|mappings|modules|sizes|file|include)"
     r"(?:: (\S+))? -->$",
     re.MULTILINE,
 )
@@ -240,6 +240,23 @@ def layer_table() -> Iterator[str]:
     yield from table(("part", "layer", "what it does"), rows)
 
 
+def size_table() -> Iterator[str]:
+    """The Python files of each part and their lines."""
+    sizes = {part: size(modules_of(part)) for layer in layers() for part in layer}
+    rows = [(code(part), f"{lines:,}", str(files)) for part, (lines, files) in sizes.items()]
+    lines, files = size(sorted((ROOT / "gptkit").rglob("*.py")))
+    yield from table(("part", "lines", "files"), [*rows, ("all", f"{lines:,}", str(files))])
+
+
+def modules_of(part: str) -> list[Path]:
+    folder = ROOT / "gptkit" / part
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def size(modules: list[Path]) -> tuple[int, int]:
+    return sum(len(module.read_text("utf-8").splitlines()) for module in modules), len(modules)
+
+
 def summary_of(part: str) -> str:
     folder = ROOT / "gptkit" / part
     return summary(folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py"))
@@ -287,6 +304,7 @@ _WRITERS: dict[str, Any] = {
     "layers": layer_table,
     "mappings": mapping_table,
     "modules": module_table,
+    "sizes": size_table,
     "file": file,
     "include": include,
 }

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ import torch
 from torch import Tensor
 
 from gptkit.errors import UsageError
+from gptkit.experiment.load import to_toml
 from gptkit.experiment.schema import Experiment
 from gptkit.files import disk, disk_errors, make_folder, temporary_beside, to_json, write_file
-from gptkit.interchange.card import model_card
 from gptkit.interchange.gguf import write_gguf
 from gptkit.interchange.layouts import config_of, hugging_face_tensors, shape_of
 from gptkit.interchange.mappings import Layout, Mapping, Target, find_mapping
@@ -29,6 +30,7 @@ from gptkit.interchange.parts import parts_of
 from gptkit.interchange.vocabularies import gguf_vocabulary, hugging_face_json
 from gptkit.runs import Run
 from gptkit.runs.run import LoadedModel
+from gptkit.words import printable
 
 
 class Precision(StrEnum):
@@ -169,3 +171,68 @@ def _generation_config(experiment: Experiment) -> dict[str, Any]:
         if sampling.min_p > 0:
             config["min_p"] = sampling.min_p
     return config
+
+
+# The model card of a folder for transformers
+
+
+def model_card(run: Run, experiment: Experiment, loaded: LoadedModel, architecture: str) -> str:
+    """What the model is, its losses, how to reproduce it: Markdown, with the front matter that Hugging Face's
+    hub reads. What run.json lacks is left out.
+    """
+    record = run.read_record_or_empty()
+    model, checkpoint = experiment.model, loaded.checkpoint
+    progress = checkpoint.state.get("progress")
+    loss = progress.get("val_loss") if isinstance(progress, dict) else None
+    facts = [
+        ("Parameters", f"{loaded.model.parameter_count:,}"),
+        ("Context", f"{model.context_length} tokens"),
+        ("Shape", f"{model.n_layer} blocks, width {model.n_embd}, {model.n_head} heads"),
+        ("Tokenizer", f"{experiment.tokenizer.type}, {loaded.tokenizer.vocab_size:,} tokens"),
+        ("Text", _code(record.dataset.title)),
+        ("SHA-256 of the text", _code(record.dataset.sha256)),
+        ("Trained", f"{checkpoint.step:,} steps of {experiment.tokens_per_step:,} tokens"),
+        ("Validation loss", f"{loss:.4f} nats per token" if isinstance(loss, float) else None),
+        ("Seed", str(experiment.seed)),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts if value)
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- gptkit
+---
+
+# {printable(experiment.name)}
+
+A small GPT, trained with gptkit {version("gptkit")} (run `{printable(run.id)}`) and exported as a
+{architecture} of transformers. It continues text of the kind that it was trained on.
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+```python
+from transformers import pipeline
+
+write = pipeline("text-generation", model="path/to/this/folder")
+print(write({experiment.sampling.prompt!r})[0]["generated_text"])
+```
+
+The model sees {model.context_length} tokens at once: prompt and new text together should not be longer.
+
+## Reproduce
+
+With this file as `experiment.toml` and the text of the hash above, `gptkit train experiment.toml` trains the
+model again; on the same kind of machine, bit for bit.
+
+```toml
+{to_toml(experiment).strip()}
+```
+"""
+
+
+def _code(text: str | None) -> str | None:
+    return f"`{printable(text).replace('|', ' ')}`" if text else None

@@ -61,6 +61,16 @@ def test_every_command_and_option_is_on_the_page_of_commands(hooks: Any) -> None
         assert f"\n| {code} | " in page
 
 
+def test_the_sizes_of_the_parts_are_those_of_their_files(hooks: Any) -> None:
+    page = rendered(hooks, "architecture.md")
+    files = list((DOCS.parent / "gptkit").rglob("*.py"))
+    lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
+    assert f"\n| all | {lines:,} | {len(files)} |\n" in page
+    assert (
+        f"\n| `seeds` | {len((DOCS.parent / 'gptkit' / 'seeds.py').read_text().splitlines())} | 1 |\n" in page
+    )
+
+
 def test_a_marker_that_names_nothing_fails_the_build(hooks: Any) -> None:
     with pytest.raises(ValueError, match="no fields of 'modle'"):
         hooks.on_page_markdown("<!-- fields: modle -->")
