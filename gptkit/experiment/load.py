@@ -113,7 +113,7 @@ def override_sampling(settings: SamplingSettings, overrides: Overrides) -> Sampl
 
 
 def run_to_load(path: Path, overrides: Sequence[Override]) -> Override | None:
-    """Which run an experiment starts with the weights of, and where that is said; None: with random ones."""
+    """The run whose weights an experiment starts with, as the setting that names it; None: random weights."""
     for override in overrides:
         if override.key == "init_from.run":
             return override if isinstance(override.value, str) else None

@@ -21,7 +21,7 @@ from gptkit.errors import CheckpointError, ExperimentError, UsageError
 from gptkit.events import RunStatus
 from gptkit.experiment.load import experiment_from_dict, to_toml
 from gptkit.experiment.schema import Experiment
-from gptkit.files import disk
+from gptkit.files import disk, name_problem
 from gptkit.interchange.parts import (
     SILU_SCALE,
     Affine,
@@ -79,7 +79,9 @@ def import_model(path: Path, *, name: str, runs_folder: Path, tokenizer: Path | 
     Raises CheckpointError with what is wrong, UsageError for a path or name that cannot be used, DiskError.
     """
     if not path.exists():
-        raise UsageError(f"{path} is not here. Pass a folder of Hugging Face's layout, or nanoGPT's ckpt.pt.")
+        raise UsageError(f"there is no {path}. Pass a folder of Hugging Face's layout, or nanoGPT's ckpt.pt.")
+    if problem := name_problem(name):
+        raise UsageError(f"{name!r} cannot be the name of a run: it {problem}.")
     source = _read_folder(path) if path.is_dir() else _read_nanogpt(path)
     vocabulary, table = _read_tokenizer(tokenizer or path, source.kind)
     source = _fit_vocabulary(source, vocabulary.vocab_size)
@@ -429,7 +431,10 @@ def _read_nanogpt(path: Path) -> Source:
 
             return _nanogpt_source(value["model_args"], tensor)
     except (PickleError, OSError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of nanoGPT: {_first_line(error)}.") from error
+        raise CheckpointError(
+            f"{path} is not a checkpoint of nanoGPT: {_first_line(error)}.\n"
+            "Other weights are imported from a folder with config.json and safetensors files."
+        ) from error
 
 
 def _nanogpt_source(arguments: Any, tensor: Callable[..., Tensor]) -> Source:

@@ -261,6 +261,8 @@ def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override]
     set_keys = {override.key for override in overrides}
     changes = experiment_changes(run.experiment_file, record, experiment, set_keys)
     refuse_changes(run.experiment_file, changes, experiment, set_keys)
+    if set_keys:
+        _refuse_other_weights(run, experiment)
     tokenizer = run.tokenizer(experiment)
     text = recorded_text(run, experiment, record, context)
     if any(key.startswith(("data.dataset", "data.val.")) for key in set_keys):
@@ -286,6 +288,18 @@ def prepare_resumed(run: Run, context: RunContext, overrides: Sequence[Override]
     rank_batches(experiment.training, context.processes.count)
     differences = environment_differences(record, experiment, backend)
     return ResumedRun(experiment, corpus, backend, (), run, record, differences, changes)
+
+
+def _refuse_other_weights(run: Run, experiment: Experiment) -> None:
+    """Raises UsageError if the run's weights do not fit an experiment of which fields were set."""
+    others = other_settings_of_weights(run.experiment(), experiment)
+    if others:
+        differences = "; ".join(f"{key} is {there}, not {here}" for key, (there, here) in others.items())
+        raise UsageError(
+            f"--set cannot change what the run's weights depend on: {differences}.\n"
+            "Train a new run with it: gptkit train EXPERIMENT --set …",
+            field=next(iter(others)),
+        )
 
 
 # Text and tokenizer

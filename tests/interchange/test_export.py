@@ -165,6 +165,7 @@ def test_the_command_says_where_and_refuses_what_is_there(
     [
         (["alibi", "out"], 2, 'model.position = "rope"'),
         (["char", "out", "--to", "onnx"], 2, "expected hf or gguf"),
+        (["char", "out.gguf"], 2, "add --to gguf"),
         (["char", "out", "--precision", "int8"], 2, "expected fp32 or bf16"),
         (["char", "out", "--checkpoint", "3"], 5, "no checkpoint of step 3"),
         (["nothing", "out"], 2, "no run"),

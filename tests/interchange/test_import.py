@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptkit.errors import CheckpointError, GptkitError
+from gptkit.errors import CheckpointError, GptkitError, UsageError
 from gptkit.events import RunStatus
 from gptkit.interchange.export import export_run
 from gptkit.interchange.importing import import_model
@@ -264,6 +264,12 @@ def test_a_damaged_folder_is_refused_and_leaves_nothing(good_folder: Path, tmp_p
     assert message in str(caught.value), caught.value
     assert len(str(caught.value).splitlines()) <= 3
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+def test_a_name_that_no_run_can_have_is_an_error_of_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'a/b' cannot be the name of a run"):
+        import_model(tmp_path, name="a/b", runs_folder=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 class Evil:

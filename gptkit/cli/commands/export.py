@@ -62,6 +62,8 @@ def export(
         raise UsageError(f"--to {to!r}: expected {' or '.join(Target)}.")
     if precision not in list(Precision):
         raise UsageError(f"--precision {precision!r}: expected {' or '.join(Precision)}.")
+    if to == Target.HUGGING_FACE and path.suffix.lower() == ".gguf":
+        raise UsageError(f"{path} is the name of a file for llama.cpp: add --to gguf, or name a folder.")
     check_free(path)
     from gptkit.runs import find_run
 
@@ -92,6 +94,6 @@ def export(
     )
     if not found.agrees:
         raise CheckpointError(
-            f"{found.program} does not compute with {path} what gptkit computes; do not use these files.\n"
+            f"{found.program} computes something else with {path} than gptkit does; do not use these files.\n"
             "Please report this with the run's experiment.toml."
         )
