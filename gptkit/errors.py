@@ -83,7 +83,11 @@ class PluginError(GptkitError):
 
 
 class LostProcessError(PluginError):
-    """Another process of the training ended, or does not answer; its own error is the one to report."""
+    """Another process of the training does not answer, or `ended`, with an error of its own to report."""
+
+    def __init__(self, message: str = "", *, ended: bool = True) -> None:
+        self.ended = ended
+        super().__init__(message)
 
 
 class DataError(GptkitError):

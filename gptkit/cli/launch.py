@@ -106,7 +106,8 @@ def _cause(folder: Path, codes: Mapping[int, int]) -> _Failure | None:
     for path in folder.glob("rank-*.json"):
         with suppress(OSError, ValueError, TypeError):
             notes.append(_Failure(**json.loads(path.read_text())))
-    noted = {failure.rank for failure in notes}
+    # The launcher itself kills a process that hangs, after another one reported that
+    now, noted = time.time(), {failure.rank for failure in notes}
     for rank, code in codes.items():
         if rank in noted:
             continue
@@ -114,7 +115,7 @@ def _cause(folder: Path, codes: Mapping[int, int]) -> _Failure | None:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             hint = "; the system does so where memory runs out" if name == "SIGKILL" else ""
             message = f"rank {rank} was ended by {name}{hint}."
-            notes.append(_Failure(rank, message, _BY_SIGNAL - code))
+            notes.append(_Failure(rank, message, _BY_SIGNAL - code, time=now))
         else:
             notes.append(_Failure(rank, f"rank {rank} ended with exit code {code}.", code))
     return min(notes, key=lambda failure: (failure.secondary, failure.time, failure.rank), default=None)
@@ -183,7 +184,7 @@ def explain_failure(message: str, code: int) -> str:
             "rank": number or 0,
             "message": message,
             "exit_code": code,
-            "secondary": follows or isinstance(error, LostProcessError),
+            "secondary": follows or (isinstance(error, LostProcessError) and error.ended),
             "time": time.time(),
         }
         with suppress(OSError):

@@ -181,10 +181,12 @@ class Group(Processes):
             yield
         except RuntimeError as error:  # DistError, or gloo's own
             self._left = True
-            raise LostProcessError(
-                f"lost the other processes: one of them ended, or did not answer for "
-                f"{self._timeout:g} seconds (distributed.timeout)."
-            ) from error
+            if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+                raise LostProcessError(
+                    f"another process did not answer for {self._timeout:g} seconds (distributed.timeout).",
+                    ended=False,
+                ) from error
+            raise LostProcessError("another process ended.") from error
 
 
 def launched() -> bool:
@@ -218,7 +220,8 @@ def join(timeout: float) -> Iterator[Processes]:
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
             f"could not reach the other processes at "
-            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within {timeout:g} seconds."
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within {timeout:g} seconds.",
+            ended=False,
         ) from error
     yield Group(timeout)
     torch_distributed.destroy_process_group()  # after a failure the end of the process does it

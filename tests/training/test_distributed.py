@@ -89,10 +89,15 @@ def test_the_failure_that_others_follow_is_the_one_reported(tmp_path: Path) -> N
     cause = launch._cause(tmp_path, {0: 3, 2: 6})
     assert cause is not None
     assert (cause.message, cause.exit_code, cause.by_signal) == ("rank 2: disk full", 6, False)
+    (tmp_path / "rank-2.json").unlink()
     cause = launch._cause(tmp_path, {0: 3, 1: -signal.SIGKILL})
     assert cause is not None
     assert cause.message.startswith("rank 1 was ended by SIGKILL")
     assert (cause.exit_code, cause.by_signal) == (137, True)
+    note(0, "another process did not answer", 3, 1.0, secondary=False)
+    cause = launch._cause(tmp_path, {0: 3, 1: -signal.SIGKILL})  # which the launcher killed
+    assert cause is not None
+    assert (cause.message, cause.exit_code) == ("another process did not answer", 3)
 
 
 # Real processes
