@@ -1,7 +1,7 @@
 """Makes a run of published weights: a folder of Hugging Face's layout, or nanoGPT's ckpt.pt.
 
 Input: a path, which may hold anything. Output: a run with one checkpoint, to generate from, to fine-tune with
-`train --load`, to export again; or a CheckpointError that says what is wrong and where. No code of the other
+`train --load`, to export again; or a CheckpointError with what is wrong and where. No code of the other
 side runs, memory is bounded by the sizes that the files really have, and nothing is left behind after an
 error. Knows nothing of terminals.
 """

@@ -1,7 +1,7 @@
 """A run's tokenizer in the formats of other programs.
 
 Input: a built-in tokenizer. Output: a tokenizer.json of Hugging Face, or the vocabulary of a GGUF file, with
-the same ids; an error that says why where a format cannot express the tokenizer. Knows nothing of models.
+the same ids; an error with the reason where a format cannot express the tokenizer. Knows nothing of models.
 """
 
 from __future__ import annotations
