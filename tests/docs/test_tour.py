@@ -109,6 +109,7 @@ class Checkout:
             command = command.partition("| jq ")[0]
         variables = {
             "PATH": f"{self.scripts}{os.pathsep}{os.environ['PATH']}",
+            "GPTKIT_MEASURE": "1" if "--operations" in command else "0",
             "OMP_NUM_THREADS": "1",
             "HOME": str(self.folder / "home"),
             "XDG_CACHE_HOME": str(self.folder / "cache"),  # which one of the commands clears
