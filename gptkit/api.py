@@ -15,8 +15,8 @@ from gptkit.plugins import PluginOptions, registry
 from gptkit.plugins.registry import families_of
 from gptkit.runs import DEFAULT_RUNS_FOLDER, Run, find_run
 from gptkit.testing import CheckResult
+from gptkit.training.context import RunContext
 from gptkit.training.session import train_run
-from gptkit.training.setup import RunContext
 
 
 def open_run(run: str | Path, *, runs_folder: Path | str = DEFAULT_RUNS_FOLDER) -> Run:

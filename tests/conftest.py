@@ -27,7 +27,7 @@ from gptkit.data.catalog import data_folders
 from gptkit.model import fast
 from gptkit.native import usable
 from gptkit.plugins import registry
-from gptkit.training.setup import RunContext
+from gptkit.training.context import RunContext
 from tests.support import TINY, Command, Install, Result, small_text
 from tests.support.forkserver import ForkServer
 from tests.support.sums import TEXT

@@ -23,8 +23,8 @@ from gptkit.interchange.export import Precision, export_run
 from gptkit.interchange.mappings import MAPPINGS, Mapping, Target
 from gptkit.interchange.verify import missing_program, tokens_to_compare, verify_export
 from gptkit.plugins import DataFolders
+from gptkit.training.context import RunContext
 from gptkit.training.session import train_run
-from gptkit.training.setup import RunContext
 from tools.support import argument_parser, small_text
 
 _TOKENIZERS = ("char", "byte", {"type": "bpe", "vocab_size": 300})

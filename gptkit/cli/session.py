@@ -18,8 +18,8 @@ from gptkit.cli.streams import warn, write_path
 
 if TYPE_CHECKING:
     from gptkit.cli.signals import StopFlag
+    from gptkit.training.context import RunContext
     from gptkit.training.session import TrainingResult
-    from gptkit.training.setup import RunContext
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def training_context(
     """
     with _view(stop, quiet=quiet, as_json=as_json, quicker=quicker) as view:
         from gptkit.data.catalog import data_folders
-        from gptkit.training.setup import RunContext  # and torch, which takes seconds: the view is there
+        from gptkit.training.context import RunContext  # and torch, which takes seconds: the view is there
 
         yield RunContext(
             runs_folder=runs_dir,

@@ -47,22 +47,20 @@ from gptkit.runs.environment import (
 from gptkit.runs.folder import verification_prefix
 from gptkit.runs.record import plain_tables
 from gptkit.training.budget import MOST_STEPS, TrainingBudget
+from gptkit.training.context import RunContext
 from gptkit.training.cost import out_of_memory
 from gptkit.training.session import Session, TrainingResult, train_new
 from gptkit.training.setup import (
-    LoadedText,
     NewRun,
     ResumedRun,
-    RunContext,
     WeightSource,
     backend_again,
     evaluation_rule,
     prepare_resumed,
     read_progress,
-    recorded_text,
-    tokenize,
     weight_source,
 )
+from gptkit.training.text import LoadedText, recorded_text, tokenize
 from gptkit.training.trainer import StepPlan
 
 

@@ -70,6 +70,7 @@ from gptkit.runs.record import Environment
 from gptkit.tracking import Tracking
 from gptkit.training.budget import TrainingProgress
 from gptkit.training.compile import CompilationError, compile_model
+from gptkit.training.context import RunContext
 from gptkit.training.cost import out_of_memory
 from gptkit.training.distributed import tensor_hash
 from gptkit.training.loss import bits_per_byte, evaluate
@@ -77,15 +78,14 @@ from gptkit.training.schedule import surprises
 from gptkit.training.setup import (
     NewRun,
     ResumedRun,
-    RunContext,
     RunSetup,
-    dataset_title,
     evaluation_rule,
     new_record,
     prepare_new,
     prepare_resumed,
     target_step,
 )
+from gptkit.training.text import dataset_title
 from gptkit.training.trainer import Evaluation, StepPlan, StopReason, Trainer
 
 _LONG_EVALUATION = 0.5  # seconds after which its progress is reported

@@ -313,7 +313,7 @@ def test_a_bad_checkpoint_of_nanogpt_is_refused(
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["nowhere", "--name", "a"], 2), ([".", "--name", "a"], 5), ([".", "--name", "../a"], 5)],
+    [(["nowhere", "--name", "a"], 2), ([".", "--name", "a"], 5), ([".", "--name", "../a"], 2)],
 )
 def test_the_command_refuses_what_is_no_model(
     workspace: Path, gptkit_command: Command, arguments: list[str], code: int

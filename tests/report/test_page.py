@@ -23,8 +23,8 @@ from gptkit.report.page import chosen_samples, described_settings, run_page, wri
 from gptkit.report.render import script_json
 from gptkit.runs import Run, run_ids
 from gptkit.runs.metrics import MAX_POINTS
+from gptkit.training.context import RunContext
 from gptkit.training.session import train_run
-from gptkit.training.setup import RunContext
 from tests.support import Command, write_record
 
 RECORD: dict[str, Any] = {

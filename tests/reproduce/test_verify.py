@@ -20,8 +20,8 @@ from gptkit.runs import Run, find_run, lock_run
 from gptkit.runs.folder import step_folder
 from gptkit.training import session
 from gptkit.training import trainer as loop
+from gptkit.training.context import RunContext
 from gptkit.training.loss import SplitLoss
-from gptkit.training.setup import RunContext
 from tests.support import Command, Install, run_of, write_record
 from tests.support.third_party import TOKENIZER
 

@@ -22,8 +22,8 @@ from gptkit.plugins import TrackedRun, registry
 from gptkit.runs import Run
 from gptkit.tracking import choose_tracker
 from gptkit.tracking.tensorboard import TensorBoardTracker
+from gptkit.training.context import RunContext
 from gptkit.training.session import train_run
-from gptkit.training.setup import RunContext
 from tests.support import Command, Install
 from tests.support.third_party import TRACKER
 

@@ -17,9 +17,9 @@ from gptkit.experiment.load import experiment_from_dict
 from gptkit.experiment.schema import EvaluationSettings, TrainingSettings
 from gptkit.model.build import build_new_model
 from gptkit.training import session, setup
+from gptkit.training.context import RunContext
 from gptkit.training.cost import training_flops
 from gptkit.training.session import resume_run, train_run
-from gptkit.training.setup import RunContext
 from tests.support import write_record
 
 

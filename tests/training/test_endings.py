@@ -16,9 +16,9 @@ from gptkit.experiment.load import experiment_from_dict, to_toml
 from gptkit.runs import Run
 from gptkit.training import session
 from gptkit.training import trainer as loop
+from gptkit.training.context import RunContext
 from gptkit.training.loss import SplitLoss
 from gptkit.training.session import resume_run, train_run
-from gptkit.training.setup import RunContext
 from tests.support import Command, sums
 from tests.support.sums import hashes, losses
 

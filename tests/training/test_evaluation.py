@@ -12,8 +12,8 @@ import torch
 
 from gptkit.data.sampler import sliding_windows
 from gptkit.runs import Run, find_run
+from gptkit.training.context import RunContext
 from gptkit.training.evaluation import evaluate_run
-from gptkit.training.setup import RunContext
 from tests.support import Command
 
 

@@ -17,8 +17,8 @@ from gptkit.experiment.load import experiment_from_dict
 from gptkit.runs import Run
 from gptkit.runs.checkpoint import MODEL, OPTIMIZER, STATE
 from gptkit.runs.folder import step_folder
+from gptkit.training.context import RunContext
 from gptkit.training.session import resume_run, train_run
-from gptkit.training.setup import RunContext
 from tests.support.sums import TEXT, hashes, losses
 
 STEPS = 40

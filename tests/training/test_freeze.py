@@ -8,8 +8,8 @@ import pytest
 
 from gptkit.errors import ExperimentError
 from gptkit.model.build import build_new_model
+from gptkit.training.context import RunContext
 from gptkit.training.session import resume_run, train_run
-from gptkit.training.setup import RunContext
 from tests.support import sums
 
 FROZEN = ("token_embedding", "blocks.0.attention")

@@ -12,9 +12,9 @@ from gptkit.errors import DivergedError
 from gptkit.experiment.load import experiment_from_dict
 from gptkit.model import fast
 from gptkit.reproduce.verify import Verdict, verify_run
+from gptkit.training.context import RunContext
 from gptkit.training.optim import LossScale
 from gptkit.training.session import resume_run, train_run
-from gptkit.training.setup import RunContext
 from gptkit.training.trainer import Trainer
 from tests.support.sums import hashes, losses
 from tests.training.test_trainer import trainer_of

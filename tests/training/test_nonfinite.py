@@ -13,8 +13,8 @@ from gptkit.errors import DivergedError
 from gptkit.runs import Run
 from gptkit.training import nonfinite, optim
 from gptkit.training import trainer as loop
+from gptkit.training.context import RunContext
 from gptkit.training.session import Session, resume_run, train_run
-from gptkit.training.setup import RunContext
 from tests.support import sums
 
 BOTH = pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -26,9 +26,11 @@ from gptkit.reproduce.replay import replay_run, rerun_run
 from gptkit.runs import Run
 from gptkit.tokenizers.byte import ByteTokenizer
 from gptkit.training import session
+from gptkit.training.context import RunContext
 from gptkit.training.loss import SplitLoss
 from gptkit.training.session import resume_run, train_new, train_run
-from gptkit.training.setup import RunContext, prepare_new, wrong_stream
+from gptkit.training.setup import prepare_new
+from gptkit.training.text import wrong_stream
 from gptkit.training.trainer import StepPlan
 from tests.support import write_record
 from tests.support.sums import TEXT, experiment, hashes, losses
