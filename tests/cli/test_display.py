@@ -625,5 +625,8 @@ def test_only_a_long_evaluation_and_a_long_text_report_progress(
 
     assert works() == set()
     monkeypatch.setattr("gptkit.training.session._LONG_EVALUATION", 1e-9)
-    monkeypatch.setattr("gptkit.data.corpus._LONG_TEXT", len(small_text()))
+    monkeypatch.setattr("gptkit.data.source.LARGE", len(small_text()))
+    monkeypatch.setenv(
+        "XDG_CACHE_HOME", str(Path("cache").absolute())
+    )  # in which the ids of large texts are kept
     assert works() == {"evaluating", "tokenizing the text"}

@@ -22,8 +22,15 @@ def test_quiet_prints_the_folder_and_nothing_else(tiny_experiment: Path, gptkit_
     assert re.fullmatch(r"tiny\.c16\.e32\.h2\.b2-\d{8}-\d{6}", run.id)
     assert run.path.parent == Path("runs")
     assert {entry.name for entry in run.path.iterdir()} == {
-        *("experiment.toml", "run.json", "metrics.jsonl", "tokenizer.json", "checkpoints", ".lock"),
-        "report.html",
+        *(
+            "experiment.toml",
+            "run.json",
+            "metrics.jsonl",
+            "evaluations.json",
+            "tokenizer.json",
+            "checkpoints",
+        ),
+        *(".lock", "report.html"),
     }
     record = run.record()
     assert record["status"] == "finished"

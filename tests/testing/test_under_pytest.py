@@ -52,17 +52,9 @@ def under_pytest(folder: Path, classes: Sequence[type], *arguments: str) -> list
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "test_plugins.py").touch()
     recorder = Recorder(classes)
-    options = [
-        "-q",
-        "--import-mode=importlib",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-W",
-        "error",
-        *arguments,
-    ]
+    unwanted = ("cacheprovider", "xdist", "hypothesispytest")
+    without = [word for name in unwanted for word in ("-p", f"no:{name}")]
+    options = ["-q", "--import-mode=importlib", *without, "-W", "error", *arguments]
     pytest.main([*options, *arguments, "-c", str(folder / "pytest.ini"), str(folder)], plugins=[recorder])
     return list(recorder.outcomes.values())
 

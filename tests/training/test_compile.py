@@ -115,7 +115,9 @@ def test_auto_that_fails_warns_and_trains_without(
 ) -> None:
     broken_compiler(monkeypatch)
     chosen = setup.choose_backend
-    monkeypatch.setattr(setup, "choose_backend", lambda *arguments: replace(chosen(*arguments), compile=True))
+    monkeypatch.setattr(
+        setup, "choose_backend", lambda *arguments, **more: replace(chosen(*arguments, **more), compile=True)
+    )
     seen: list[events.Event] = []
     run = train_run(experiment("auto"), RunContext(context.runs_folder, context.folders, seen.append)).run
     warned = [event.message for event in seen if isinstance(event, events.Warned)]
