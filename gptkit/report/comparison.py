@@ -14,7 +14,7 @@ import numpy as np
 from gptkit.report.charts import Chart, Drawn, Series, draw
 from gptkit.report.page import MAX_SAMPLE
 from gptkit.report.render import number_text, render, text_of, toml_text
-from gptkit.runs.compare import ComparedRun, Comparison, Group, Spread
+from gptkit.runs.compare import ComparedRun, Comparison, Decision, Group, Spread, evidence
 from gptkit.runs.summary import Value
 
 AXES = (("step", "steps"), ("tokens", "tokens"), ("seconds", "time"))
@@ -34,6 +34,18 @@ class _Row:
     bits: str
 
 
+@dataclass(frozen=True)
+class _DecisionRow:
+    """The row of a verdict."""
+
+    title: str
+    outcome: str
+    about: str
+    difference: str
+    interval: str
+    p_value: str
+
+
 def comparison_page(compared: Comparison) -> bytes:
     """The page, in UTF-8."""
     groups = list(compared.groups)[:MAX_GROUPS]
@@ -49,6 +61,11 @@ def comparison_page(compared: Comparison) -> bytes:
         title=f"{len(compared.runs)} runs compared",
         notes=notes,
         rows=[_row(compared.runs, group) for group in groups],
+        unit="bits per byte" if compared.in_bits else "nats per token",
+        baseline=groups[0].title,
+        decisions=[
+            _decision(compared, decision) for decision in compared.decisions if decision.group < MAX_GROUPS
+        ],
         axes=[(label, word, _charts(compared, groups, label)) for label, word in AXES],
         differences=differences,
         samples=[
@@ -56,6 +73,21 @@ def comparison_page(compared: Comparison) -> bytes:
             for run in (compared.runs[group.members[0]] for group in groups[:MAX_SAMPLES])
             if run.last_sample and run.last_sample.text
         ],
+    )
+
+
+def _decision(compared: Comparison, decision: Decision) -> _DecisionRow:
+    verdict = decision.verdict
+    interval = (
+        "" if verdict.low is None or verdict.high is None else f"{verdict.low:+.4f} to {verdict.high:+.4f}"
+    )
+    return _DecisionRow(
+        compared.groups[decision.group].title,
+        str(verdict.outcome),
+        "; ".join(filter(None, (evidence(verdict), decision.advice))),
+        f"{verdict.difference:+.4f}",
+        interval,
+        f"{verdict.p_value:.2g}",
     )
 
 

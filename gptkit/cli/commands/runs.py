@@ -141,6 +141,9 @@ def compare_command(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Also write a page: one HTML file that opens offline."),
     ] = None,
+    decide: Annotated[
+        bool, typer.Option("--decide", help="Whether the others are better or worse than the first group.")
+    ] = False,
     json: _Json = False,
     runs_dir: _RunsDir = None,
 ) -> None:
@@ -148,15 +151,21 @@ def compare_command(
 
       gptkit runs compare shakespeare.c128.e64 latest
 
+      gptkit runs compare --where data.dataset=shakespeare --decide
+
       gptkit runs compare --where name=shakespeare --where status=finished --html comparison.html
 
     Shows the settings that differ, the losses (also in bits per byte), a chart of them, and a sample of each.
     Runs that differ only by their seed are one column, with the mean and the range of their best losses.
+
+    With --decide, each column is better or worse than the first, or the seeds cannot tell: with the
+    difference of the best val losses, a 95 % interval, and a p-value for that number of comparisons. It needs
+    several seeds of each; how many more is estimated.
     """
     from gptkit.cli.display import comparison as display
     from gptkit.cli.display.runs import print_json
     from gptkit.runs import Run, find_run
-    from gptkit.runs.compare import compare_runs
+    from gptkit.runs.compare import compare_runs, with_decisions
     from gptkit.runs.store import select_runs
 
     runs_dir = runs_dir or context.obj
@@ -173,6 +182,8 @@ def compare_command(
             "Name them, or select them with --where, as in --where data.dataset=shakespeare"
         )
     comparison = compare_runs(runs)
+    if decide:
+        comparison = with_decisions(comparison)
     if html is not None:
         from gptkit.report.comparison import comparison_page
         from gptkit.report.render import write_page

@@ -11,7 +11,7 @@ from gptkit.cli.display.curve import letter_chart
 from gptkit.cli.display.runs import cell, listed
 from gptkit.cli.display.tables import duration, show_table
 from gptkit.runs import Curve
-from gptkit.runs.compare import ComparedRun, Comparison, Group, Spread
+from gptkit.runs.compare import ComparedRun, Comparison, Decision, Group, Spread, evidence
 from gptkit.runs.store import Selected
 from gptkit.words import printable
 
@@ -28,8 +28,10 @@ def show_comparison(comparison: Comparison) -> None:
             print(f"{shown}  {printable(comparison.runs[member].id)}")
     print()
     show_table(("", *_letters(comparison)), [*_settings(comparison), *_results(comparison)])
+    for line in _decisions(comparison):
+        print(line)
     for note in comparison.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     for line in _chart(comparison):
         print(line)
     for letter, group in zip(_letters(comparison), comparison.groups, strict=True):
@@ -67,6 +69,25 @@ def _results(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     yield row("tokens/s", lambda run: run.summary.tokens_per_second, ",.0f")
     seconds = [[run.summary.seconds for run in ours if run.summary.seconds is not None] for ours in runs]
     yield "training", *(duration(sum(of) / len(of)) if of else "-" for of in seconds)
+
+
+def _decisions(comparison: Comparison) -> Iterator[str]:
+    """Two or three lines for each verdict."""
+    letters, unit = _letters(comparison), "bits per byte" if comparison.in_bits else "nats per token"
+    if comparison.decisions:
+        yield f"\nAgainst {letters[0]} ({unit}, lower is better):"
+    for decision in comparison.decisions:
+        verdict = decision.verdict
+        line = f"{letters[decision.group]}  {verdict.outcome}: {verdict.difference:+.4f}"
+        if verdict.low is not None and verdict.high is not None:
+            line += f" (95 % interval {verdict.low:+.4f} to {verdict.high:+.4f})"
+        if decision.bits_per_byte is not None and not comparison.in_bits:
+            line += f", {decision.bits_per_byte:+.4f} bits per byte"
+        yield f"{line}, p = {verdict.p_value:.2g}"
+        margin = " " * len(letters[decision.group])
+        for part in filter(None, decision.advice.split("; ")):
+            yield f"{margin}  {part}"
+        yield f"{margin}  {evidence(verdict)}"
 
 
 def _mean(
@@ -151,6 +172,23 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         ],
         "differences": [asdict(difference) for difference in comparison.differences],
         "notes": list(comparison.notes),
+        **(
+            {"verdicts": [_decision_as_json(comparison, one) for one in comparison.decisions]}
+            if comparison.decisions
+            else {}
+        ),
+    }
+
+
+def _decision_as_json(comparison: Comparison, decision: Decision) -> dict[str, Any]:
+    return {
+        "baseline": comparison.groups[0].title,
+        "group": comparison.groups[decision.group].title,
+        "unit": "bits per byte" if comparison.in_bits else "nats per token",
+        **asdict(decision.verdict),
+        "bits_per_byte": decision.bits_per_byte,
+        "seconds_per_seed": decision.seconds_per_seed,
+        "advice": decision.advice,
     }
 
 
